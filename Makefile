@@ -1,0 +1,49 @@
+# make demo: pictures and a page in outputs/demo. make test: lint, types, suite. Both build .venv first if needed.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint types suite torture constraints clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m app.demo --out outputs/demo
+
+test: lint types suite
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+suite: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) -m "not torture"
+
+# The long counts of the property tests and of the fault tables.
+torture: $(VENV)/.installed-dev
+	LDM_TORTURE=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 3600 -m torture
+
+# Pins the set that is installed now. torch names its own CUDA parts exactly, so they are left out. Review the diff.
+constraints: $(VENV)/.installed-dev
+	$(PIP) freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton|ldm)[-=_ ]' > constraints/ci.txt
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13: choose one with make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are newer than what they were installed from: a second run installs nothing.
+$(VENV)/.installed: pyproject.toml constraints/ci.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints/ci.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints/ci.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints/ci.txt --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf outputs/demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,328 @@
+"""`ldm generate`: from the command line to requests, and from results to files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from app.grids import Grid, merged
+from app.options import bad, existing, option_of, request_fields
+from app.outputs import Outputs
+from app.progress import Reporter, Stop, duration
+from app.validation import make_request
+from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Pipeline
+    from pipelines.recipe import Recipe
+    from pipelines.request import Request
+    from pipelines.steps import Result, Step
+
+DEFAULT_MODEL = "scenes"
+MAX_PROMPTS_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Order:
+    """One command line, understood: requests (prompt by prompt, cell by cell), and how to carry them out."""
+
+    requests: tuple[Request, ...]
+    model: str
+    vae: str | None
+    device: str
+    dtype: str
+    offload: str
+    outputs: Outputs
+    grid: Grid | None
+    recipe: Recipe | None
+    notes: tuple[str, ...]
+
+
+def generate(words: list[str], given: Mapping[str, Any]) -> int:
+    """Makes the pictures; the exit status."""
+    as_json, quiet = bool(given.get("json_")), bool(given.get("quiet_"))
+    every = _whole("--preview-every", given.get("preview_every_"))
+    with ExitStack() as stack:
+        reporter = stack.enter_context(Reporter(quiet or as_json))
+        order = understand(words, given)
+        for note in order.notes:
+            reporter.note(f"note: {note}")
+        pipeline = _load(order, reporter)
+        if given.get("explain_prompt_"):
+            return _explain(pipeline, order, as_json)
+        if given.get("dry_run_"):
+            return _plan(pipeline, order, as_json)
+        return _make(pipeline, order, reporter, stack.enter_context(Stop()), every, as_json)
+
+
+def understand(words: list[str], given: Mapping[str, Any]) -> Order:
+    """Everything that can be wrong in a command line is found here, before anything heavy is loaded."""
+    fields = request_fields(given)
+    recipe, notes = None, list[str]()
+    if given.get("from_"):
+        recipe, fields, told = _repeated(given, fields, bool(words))
+        notes += told
+    prompts = _prompts(words, given, fields)
+    if "seed" not in fields:
+        fields |= request_fields({"seed_": "-1"})
+    grid = Grid.read(given.get("grid_") or [])
+    cells = grid.cells() if grid else [{}]
+    base = [merged(fields, {"prompt": p}) for p in prompts]
+    requests = tuple(make_request(_opened(merged(b, cell)), option_of) for b in base for cell in cells)
+    outputs = Outputs(
+        target=given.get("out_") or "outputs",
+        format=given.get("format_"),
+        private=bool(given.get("private_")),
+        sidecar=given.get("sidecar_") is not False,
+        allow_lossy=bool(given.get("allow_lossy_")),
+    )
+    if outputs.is_pipe and given.get("json_"):
+        raise bad("--json", "--out -", "Both want stdout", "Leave one of them out")
+    if grid and (outputs.is_file or outputs.is_pipe):
+        raise bad("--grid", f"--out {outputs.target}", "A grid makes several pictures", "Give --out a folder")
+    outputs.check(list(requests))
+    return Order(
+        requests=requests,
+        model=given.get("model_") or (_model_of(recipe, given) if recipe else "") or DEFAULT_MODEL,
+        vae=given.get("vae_") or (recipe.vae.name if recipe and recipe.vae else None),
+        device=given.get("device_") or "auto",
+        dtype=given.get("dtype_") or (recipe.machine.dtype if recipe else "") or "auto",
+        offload=given.get("offload_") or "none",
+        outputs=outputs,
+        grid=grid,
+        recipe=recipe,
+        notes=tuple(notes),
+    )
+
+
+def _repeated(given: Mapping[str, Any], fields: dict[str, Any], words: bool) -> tuple[Recipe, dict[str, Any], list[str]]:
+    """The recipe of `--from`, its fields with the given ones over them, and what to say about it."""
+    from pipelines.recipe import read_recipe
+    from pipelines.repeat import request_fields as recipe_fields
+
+    path = existing(given["from_"], "--from")
+    recipe = read_recipe(path)
+    skip = {name for name in fields if name != "guidance"} | ({"prompt"} if words or given.get("prompts_") else set())
+    drawn_anew = bool({"seed", "wildcards", "count"} & set(fields))  # then the template is drawn from again
+    base = recipe_fields(recipe, _folders(path, given), skip=skip, resolved=not drawn_anew)
+    notes = [] if recipe.origin == "ldm" else list(recipe.notes)
+    return recipe, merged(base, fields), notes
+
+
+def _folders(path: Path, given: Mapping[str, Any]) -> list[Path]:
+    return [path.parent, Path(), *(Path(folder).expanduser() for folder in given.get("inputs_") or [])]
+
+
+def _model_of(recipe: Recipe, given: Mapping[str, Any]) -> str:
+    from pipelines.repeat import model_path
+
+    return model_path(recipe.model.name, _folders(Path(given["from_"]), given))
+
+
+def _prompts(words: list[str], given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+    if given.get("prompts_"):
+        if words:
+            raise bad("--prompts", " ".join(words), "The command line has a prompt too", "Give one of them")
+        path = existing(given["prompts_"], "--prompts")
+        if path.stat().st_size > MAX_PROMPTS_BYTES:
+            raise bad("--prompts", path.name, f"It is larger than {MAX_PROMPTS_BYTES} bytes", "Split the file")
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        if not (prompts := [line.strip() for line in lines if line.strip()]):
+            raise bad("--prompts", path.name, "It has no prompt", "Write one prompt per line")
+        return prompts
+    if words:
+        return [" ".join(words)]
+    if "prompt" not in fields and "prompt" not in {axis.split(":")[0][2:] for axis in given.get("grid_") or []}:
+        raise LdmError(
+            Code.USAGE,
+            "PROMPT is missing.",
+            "Nothing says what the picture should show.",
+            'Write ldm generate "a red circle", or "" for no prompt.',
+        )
+    return [str(fields.get("prompt", ""))]
+
+
+def _opened(fields: dict[str, Any]) -> dict[str, Any]:
+    """Pictures opened, masks made, files found, sampler names understood."""
+    from ldm.images import open_image
+    from pipelines.mask_rule import is_rule, mask_from_rule
+
+    keep = fields.get("keep_location") is True
+
+    def picture(value: Any, option: str) -> Any:
+        return open_image(existing(value, option), keep_location=keep) if isinstance(value, str) else value
+
+    fields = dict(fields)
+    image = fields["image"] = picture(fields.get("image"), "--image")
+
+    def mask(value: Any, option: str, of: Any) -> Any:
+        rule = isinstance(value, str) and is_rule(value)
+        if rule and of is None:
+            raise bad(option, value, "It makes a mask from the input picture, and there is none", "Add --image FILE")
+        return mask_from_rule(value, of) if rule else picture(value, option)
+
+    fields["mask"] = mask(fields.get("mask"), "--mask", image)
+    if isinstance(controls := fields.get("controls"), list):
+        fields["controls"] = [_control(use, image, picture, mask) if isinstance(use, dict) else use for use in controls]
+    if isinstance(loras := fields.get("loras"), list):
+        for use in loras:
+            if isinstance(use, dict) and isinstance(use.get("path"), str):
+                existing(use["path"], "--lora")
+    _name_solver(fields)
+    return fields
+
+
+def _control(use: dict[str, Any], image: Any, picture: Any, mask: Any) -> dict[str, Any]:
+    """A control without a picture of its own looks at the input picture."""
+    if "image" not in use and image is None:
+        raise bad("--control", use.get("model", ""), "It names no picture, and there is no --image", "Add image=FILE")
+    seen = picture(use["image"], "--control image") if "image" in use else image
+    return use | {"image": seen} | ({"mask": mask(use["mask"], "--control mask", seen)} if "mask" in use else {})
+
+
+def _name_solver(fields: dict[str, Any]) -> None:
+    from pipelines.a1111 import solver_from_name, spacing_from_name
+
+    solver, spacing = fields.get("solver", "auto"), fields.get("spacing")
+    if isinstance(solver, str) and solver != "auto":
+        fields["solver"], within = solver_from_name(solver)
+        spacing = spacing if spacing is not None else within
+    if isinstance(spacing, str):
+        fields["spacing"] = spacing_from_name(spacing, fields.get("solver", "auto"))
+
+
+def _load(order: Order, reporter: Reporter) -> Pipeline:
+    from pipelines.pipeline import Pipeline
+
+    device = order.device
+    recipe = order.recipe
+    if recipe and device == "auto" and recipe.exact:
+        device = "cpu"
+    pipeline = Pipeline.load(
+        order.model, vae=order.vae, device=device, dtype=order.dtype, offload=order.offload, prediction=order.requests[0].prediction
+    )
+    if recipe and recipe.model.fingerprint and recipe.origin == "ldm":
+        found = pipeline.model.parts.fingerprint
+        if found != recipe.model.fingerprint:
+            reporter.note(f"note: the recipe was made with {recipe.model.name} ({recipe.model.fingerprint}), this is {found}")
+    if recipe and recipe.exact and recipe.machine.threads:
+        import torch
+
+        torch.set_num_threads(recipe.machine.threads)
+    return pipeline
+
+
+def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, every: int, as_json: bool) -> int:
+    began, made, tables = time.monotonic(), list[dict[str, Any]](), dict[tuple[int, int], list[Any]]()
+    cells = order.grid.columns * order.grid.rows if order.grid else 1
+    for number, request in enumerate(order.requests):
+        for result in _results(pipeline, request, order.outputs, reporter, stop, every):
+            path = order.outputs.save(result.picture, result.recipe)
+            made.append(_told(result, path))
+            if path is not None and not as_json:
+                typer.echo(str(path))
+            seed = f"seed {result.seed}, {result.recipe.steps} steps run" + (", partial" if result.recipe.partial else "")
+            reporter.note(f"{path.name if path else 'picture'}: {seed}")
+            if order.grid and not result.recipe.partial:
+                tables.setdefault((number // cells, result.index), []).append(result.picture)
+        if stop.status is not None:
+            break
+    if order.grid:
+        made += [{"grid": str(p)} for p in _tables(order, tables, cells, as_json)]
+    if as_json:
+        typer.echo(json.dumps({"pictures": made, "seconds": round(time.monotonic() - began, 3), "stopped": stop.status is not None}))
+    elif stop.status is not None:
+        reporter.note("stopped; what was made so far is kept")
+    return stop.status or 0
+
+
+def _results(
+    pipeline: Pipeline, request: Request, outputs: Outputs, reporter: Reporter, stop: Stop, every: int
+) -> Iterator[Result]:
+    """The results of a request; after a stop the pictures under way, as far as they are."""
+    for step in pipeline.run(request):
+        reporter.step(step)
+        yield from step.done
+        if stop.status is not None:
+            yield from step.partial()
+            return
+        if every and step.stage == "sample" and step.index and step.index % every == 0 and step.index < step.count:
+            _preview(step, request, outputs, reporter)
+
+
+def _preview(step: Step, request: Request, outputs: Outputs, reporter: Reporter) -> None:
+    from ldm.images import from_rgb
+
+    for offset, array in enumerate(step.preview()):
+        path = outputs.preview(from_rgb(array, None), offset, request.seed + step.pictures[0] + offset, step.index)
+        if path is not None:
+            reporter.note(f"preview: {path}")
+
+
+def _tables(order: Order, tables: Mapping[tuple[int, int], list[Any]], cells: int, as_json: bool) -> Iterator[Path]:
+    """One table per prompt and per picture of a cell; not where the run was stopped before the last cell."""
+    from ldm.images import open_image
+    from pipelines.pipeline import pil
+
+    for pictures in tables.values():
+        if order.grid and len(pictures) == cells:
+            path = order.outputs.table(open_image(order.grid.draw([pil(picture) for picture in pictures])))
+            if not as_json:
+                typer.echo(str(path))
+            yield path
+
+
+def _told(result: Result, path: Path | None) -> dict[str, Any]:
+    recipe = result.recipe
+    return {
+        "path": None if path is None else str(path),
+        "seed": result.seed,
+        "index": result.index,
+        "width": recipe.width,
+        "height": recipe.height,
+        "steps": recipe.steps,
+        "partial": recipe.partial,
+        "pixels": recipe.pixels,
+        "notes": list(recipe.notes),
+    }
+
+
+def _explain(pipeline: Pipeline, order: Order, as_json: bool) -> int:
+    from pipelines.jobs import jobs
+
+    told = []
+    for request in order.requests:
+        for side, text in (("prompt", jobs(request)[0].prompt.text), ("negative", request.negative)):
+            if text is not None:
+                told.append({"side": side, "text": text, "explanation": str(pipeline.model.text.explain(text, request.dialect))})
+    if as_json:
+        typer.echo(json.dumps({"prompts": told}))
+    else:
+        typer.echo("\n\n".join(f"{t['side']}: {t['text']}\n{t['explanation']}" for t in told))
+    return 0
+
+
+def _plan(pipeline: Pipeline, order: Order, as_json: bool) -> int:
+    plans = [pipeline.plan(request) for request in order.requests]
+    if as_json:
+        typer.echo(json.dumps({"plans": [plan.as_dict() for plan in plans]}))
+    else:
+        typer.echo("\n\n".join(str(plan) for plan in plans))
+        if len(plans) > 1:
+            typer.echo(f"\nall {len(plans)} requests: {duration(sum(plan.seconds for plan in plans))}")
+    return 0
+
+
+def _whole(option: str, text: str | None) -> int:
+    if text is None:
+        return 0
+    if not text.isdecimal() or not 0 < int(text[:9]):
+        raise bad(option, text, "It takes a whole number from 1", f"Write {option} 5")
+    return int(text[:9])

@@ -1,0 +1,163 @@
+"""A U-Net of diffusers (with any ControlNets) as a `Network`: several conditions in one call, clean latents out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.diffusion.level import Kind, Level
+from ldm.diffusion.sample import Prediction
+from ldm.errors import Code, LdmError
+from ldm.models import attention
+from ldm.models.latent import Cond, Control
+
+
+class UNet:
+    """Stacks the conditions of a call into one batch, adds control residuals, converts the output to clean latents.
+
+    Latents and conversions are fp32; the network runs in its own type.
+    """
+
+    def __init__(self, model: nn.Module, kind: Kind) -> None:
+        self.model, self.kind = model, kind
+        attention.install(model)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """What this backend can be told, beyond text."""
+        return frozenset({"controls", "channels", "perturb", "sizes", "guidance", "label"})
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent, without mask channels: 9 means 4 + 1 + 4."""
+        channels = int(self.config.in_channels)
+        return 4 if channels == 9 else channels
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, level: Level, conds: Sequence[Cond]) -> list[Prediction]:
+        count, batch = len(conds), len(x)
+        told = join([replace(c, controls=()) for c in conds], batch)
+        stacked, level = torch.cat([x] * count), level.expand(batch).repeat(count)
+        dtype = next(self.model.parameters()).dtype
+        inputs = stacked if told.channels is None else torch.cat([stacked, told.channels.to(stacked)], dim=1)
+        call = self._arguments(told, dtype)
+        down, mid = self._residuals(stacked.to(dtype), level, conds, told, dtype)
+        output = self.model(
+            inputs.to(dtype),
+            level.t,
+            **call,
+            cross_attention_kwargs={"perturb": self._perturbed(conds, batch)}
+            if any(c.perturb for c in conds)
+            else None,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0].float()
+        variance = None
+        if output.shape[1] == 2 * x.shape[1]:  # improved DDPM: the second half is the learned variance
+            output, variance = output.chunk(2, dim=1)
+        clean = level.clean(output, stacked, self.kind)
+        variances = [None] * count if variance is None else list(variance.chunk(count))
+        return [Prediction(c, v) for c, v in zip(clean.chunk(count), variances, strict=True)]
+
+    def _arguments(self, told: Cond, dtype: torch.dtype) -> dict[str, Any]:
+        call: dict[str, Any] = {"encoder_hidden_states": None if told.text is None else told.text.to(dtype)}
+        if told.pooled is not None:
+            call["added_cond_kwargs"] = {"text_embeds": told.pooled.to(dtype), "time_ids": told.sizes}
+        if told.label is not None:
+            call["class_labels"] = told.label
+        if told.guidance is not None:
+            call["timestep_cond"] = guidance_embedding(told.guidance, int(self.config.time_cond_proj_dim)).to(dtype)
+        return call
+
+    def _perturbed(self, conds: Sequence[Cond], batch: int) -> dict[str, Tensor]:
+        device = next(self.model.parameters()).device
+        names = frozenset().union(*(c.perturb for c in conds))
+        return {n: torch.tensor([n in c.perturb for c in conds], device=device).repeat_interleave(batch) for n in names}
+
+    def _residuals(
+        self, x: Tensor, level: Level, conds: Sequence[Cond], told: Cond, dtype: torch.dtype
+    ) -> tuple[list[Tensor] | None, Tensor | None]:
+        """The summed residuals of all controls; rows whose condition lacks a control get zeros from it."""
+        batch = len(x) // len(conds)
+        down: list[Tensor] | None = None
+        mid: Tensor | None = None
+        for control in dict.fromkeys(c for cond in conds for c in cond.controls):
+            weight = control.weight_at(level)
+            if weight == 0.0:
+                continue
+            rows = torch.tensor([control in c.controls for c in conds], device=x.device).repeat_interleave(batch)
+            more, centre = _control(control, weight, x, level, told, rows, dtype)
+            down = more if down is None else [a + b for a, b in zip(down, more, strict=True)]
+            mid = centre if mid is None else mid + centre
+        return down, mid
+
+
+def _control(
+    control: Control, weight: float, x: Tensor, level: Level, told: Cond, rows: Tensor, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
+    """One ControlNet on the rows that it is meant for; zeros elsewhere, and outside its mask."""
+    repeat = int(rows.sum()) // len(control.hint) if len(control.hint) else 1
+    added = None
+    if told.pooled is not None and told.sizes is not None:
+        added = {"text_embeds": told.pooled[rows].to(dtype), "time_ids": told.sizes[rows]}
+    assert told.text is not None
+    down, mid = control.network(
+        x[rows],
+        level.t[rows],
+        encoder_hidden_states=told.text[rows].to(dtype),
+        controlnet_cond=control.hint.to(x.device, dtype).repeat(repeat, 1, 1, 1),
+        conditioning_scale=weight,
+        guess_mode=control.guess,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
+    return [_placed(d, control.mask, rows) for d in down], _placed(mid, control.mask, rows)
+
+
+def _placed(residual: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
+    if mask is not None:
+        fitted = F.interpolate(mask.to(residual), size=residual.shape[-2:], mode="area")
+        residual = residual * fitted.repeat(len(residual) // len(fitted), 1, 1, 1)
+    if bool(rows.all()):
+        return residual
+    full = residual.new_zeros(len(rows), *residual.shape[1:])
+    full[rows] = residual
+    return full
+
+
+def join(conds: Sequence[Cond], batch: int) -> Cond:
+    """Several conditions for the same x as one, stacked along the batch. All must name the same kinds of condition."""
+    stacked: dict[str, Any] = {}
+    for name in ("text", "pooled", "sizes", "label", "guidance", "channels"):
+        parts = [getattr(c, name) for c in conds]
+        if all(p is None for p in parts):
+            continue
+        if any(p is None for p in parts) or len({p.shape[1:] for p in parts}) > 1:
+            shapes = ", ".join("none" if p is None else str(tuple(p.shape)) for p in parts)
+            raise LdmError(
+                Code.BUG,
+                f"conditions cannot share a call: {name} is {shapes}",
+                "each must have the same shape",
+                "Encode with the same `chunks`.",
+            )
+        stacked[name] = torch.cat([p.expand(batch, *p.shape[1:]) if len(p) == 1 else p for p in parts])
+    return Cond(**stacked)
+
+
+def guidance_embedding(scale: Tensor, size: int) -> Tensor:
+    """The sinusoidal embedding of a guidance scale, [B,size], for guidance-distilled networks (Meng 2022; Luo 2023)."""
+    half = size // 2
+    frequencies = torch.exp(torch.arange(half, device=scale.device) * (-torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = (scale.float() - 1)[:, None] * 1000 * frequencies[None]
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(embedding, (0, size % 2))

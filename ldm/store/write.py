@@ -1,0 +1,127 @@
+"""Writes weights and models: staged beside the goal, synced, renamed; nothing is ever overwritten.
+
+A safetensors file is streamed tensor by tensor, so saving a mapped model needs no second copy of it. Its metadata holds
+`modelspec.hash_sha256` of the data, by which a later flip of a bit is found (`check_content`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.errors import Code, LdmError
+from ldm.store.header import read_header
+from ldm.store.weights import TORCH
+
+_NAMES = {dtype: name for name, dtype in TORCH.items()}
+HASH = "modelspec.hash_sha256"
+
+
+@contextmanager
+def staged(goal: Path) -> Iterator[Path]:
+    """A path beside `goal` to build a file or a folder at; renamed to `goal` when all of it is on the disk."""
+    if goal.exists() or goal.is_symlink():
+        raise LdmError(
+            Code.FILE,
+            f"{goal} exists already.",
+            "Nothing is ever overwritten.",
+            "Choose another name, or remove it first.",
+        )
+    stage = goal.with_name(f".{goal.name}.tmp-{os.getpid()}")
+    _remove(stage)
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        yield stage
+        for path in [*sorted(stage.rglob("*")), stage] if stage.is_dir() else [stage]:
+            _sync(path)
+        if goal.exists():  # somebody else was faster
+            raise FileExistsError(goal)
+        stage.rename(goal)
+        _sync(goal.parent)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise LdmError(
+            Code.FILE,
+            f"{goal} could not be written.",
+            f"The system says: {why}.",
+            "Free some space or choose another folder.",
+        ) from error
+    finally:
+        _remove(stage)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Streams tensors into a new safetensors file, widest type first so that each is aligned; refuses non-finite ones."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    digest = hashlib.sha256()
+    header: dict[str, object] = {}
+    end = 0
+    for name in order:
+        data = _bytes(name, tensors[name])
+        digest.update(data)
+        shape, begin, end = list(tensors[name].shape), end, end + len(data)
+        header[name] = {"dtype": _NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    told = {"format": "pt", **(metadata or {}), HASH: f"0x{digest.hexdigest()}"}
+    text = json.dumps({"__metadata__": told, **header}, ensure_ascii=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes(name, tensors[name]))
+
+
+def _bytes(name: str, tensor: Tensor) -> memoryview:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise LdmError(
+            Code.NUMERIC,
+            f"The tensor {name} holds numbers that are not finite.",
+            "Such weights give black pictures, so they are not saved.",
+            "Go back to the last good weights.",
+        )
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def check_content(path: str | Path) -> str | None:
+    """Compares the data of a file with the hash in its metadata: raises when they differ, None when it has none."""
+    path = Path(path)
+    header = read_header(path)
+    said = header.metadata.get(HASH, "").removeprefix("0x")
+    if not said:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(header.start)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != said:
+        raise LdmError(
+            Code.FILE,
+            f"{path} is damaged.",
+            f"Its data has the sha256 {digest.hexdigest()[:12]}..., its metadata says {said[:12]}....",
+            "Fetch or copy the file again.",
+        )
+    return said

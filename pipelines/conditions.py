@@ -1,0 +1,174 @@
+"""From words, hints and masks to `Cond`: what the network is told at each level of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.data.hints import make_hint
+from ldm.diffusion.level import Level
+from ldm.images import open_image
+from ldm.models.attention import layer_prefixes
+from ldm.models.latent import Cond, Control
+from ldm.models.prompt import Prompt, parse
+from ldm.models.text import Encoded, TextEncoder
+from ldm.models.unet import UNet
+from pipelines.canvas import Canvas
+from pipelines.jobs import Job
+from pipelines.request import ControlUse, ImageInput, Request
+
+AESTHETIC, AESTHETIC_NULL = 6.0, 2.5  # what the stock refiner is told about wanted and unwanted pictures
+
+
+@dataclass(frozen=True)
+class Told:
+    """The conditions at one level: with the prompt, and without."""
+
+    cond: Cond
+    null: Cond | None
+
+    def named(self, names: Sequence[str], perturb: frozenset[str]) -> list[Cond]:
+        """The conditions of the branches that guidance asks for."""
+        made = {"cond": self.cond, "null": self.null, "perturbed": replace(self.cond, perturb=perturb)}
+        return [c for n in names if (c := made[n]) is not None]
+
+
+Timeline = Callable[[Level], Told]
+
+
+def words(
+    text: TextEncoder, batch: Sequence[Job], request: Request, *, guided: bool, zero_null: bool
+) -> Callable[[Level], tuple[Encoded, Encoded | None]]:
+    """The encoded prompts of a batch at each level; encoded once for each stretch between two switches of the text.
+
+    `zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None.
+    """
+    prompts = [parse(j.prompt.text, request.dialect, steps=request.steps) for j in batch]
+    negatives = [
+        None if j.negative is None else parse(j.negative.text, request.dialect, steps=request.steps) for j in batch
+    ]
+    spoken = [*prompts, *(n for n in negatives if n is not None)]
+    switches = sorted({s for p in spoken for s in p.switches})
+    chunks = max(text.chunks(p, dialect=request.dialect, at=at) for p in spoken for at in (0.0, *switches))
+    made: dict[int, tuple[Encoded, Encoded | None]] = {}
+
+    def encode(prompt: Prompt | str, at: float) -> Encoded:
+        return text.encode(prompt, dialect=request.dialect, clip_skip=request.clip_skip, at=at, chunks=chunks)
+
+    def null(negative: Prompt | None, cond: Encoded, at: float) -> Encoded:
+        if negative is None and zero_null:
+            pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
+            return Encoded(torch.zeros_like(cond.text), pooled)
+        return encode("" if negative is None else negative, at)
+
+    def at_level(level: Level) -> tuple[Encoded, Encoded | None]:
+        done = float(level.progress[0])
+        stretch = sum(s <= done for s in switches)
+        if stretch not in made:
+            at = switches[stretch - 1] if stretch else 0.0
+            conds = [encode(p, at) for p in prompts]
+            nulls = [null(n, c, at) for n, c in zip(negatives, conds, strict=True)] if guided else []
+            made[stretch] = _stack(conds), _stack(nulls) if nulls else None
+        return made[stretch]
+
+    return at_level
+
+
+def _stack(encoded: Sequence[Encoded]) -> Encoded:
+    pooled = [e.pooled for e in encoded if e.pooled is not None]
+    return Encoded(torch.cat([e.text for e in encoded]), torch.cat(pooled) if pooled else None)
+
+
+def timeline(
+    spoken: Callable[[Level], tuple[Encoded, Encoded | None]],
+    network: UNet,
+    *,
+    size: tuple[int, int],
+    channels: Tensor | None,
+    controls: tuple[Control, ...],
+    guidance: float | None,
+    device: torch.device,
+) -> Timeline:
+    """Everything that the network is told, level by level. `guidance` is for networks that are told the scale."""
+    dtype = next(network.model.parameters()).dtype
+    made: dict[int, Told] = {}
+
+    def told(level: Level) -> Told:
+        cond_text, null_text = spoken(level)
+        if id(cond_text) not in made:
+            made[id(cond_text)] = Told(
+                _cond(cond_text, AESTHETIC, controls),
+                None
+                if null_text is None
+                else _cond(null_text, AESTHETIC_NULL, tuple(c for c in controls if not c.guess)),
+            )
+        return made[id(cond_text)]
+
+    def _cond(encoded: Encoded, aesthetic: float, acting: tuple[Control, ...]) -> Cond:
+        batch = len(encoded.text)
+        sizes = time_ids(network, encoded.pooled, size, aesthetic)
+        cond = Cond(
+            text=encoded.text,
+            pooled=None if sizes is None else encoded.pooled,
+            sizes=None if sizes is None else sizes.repeat(batch, 1),
+            guidance=None if guidance is None else torch.full((batch,), guidance),
+            channels=channels,
+            controls=acting,
+        )
+        return cond.to(device, dtype)
+
+    return told
+
+
+def time_ids(network: UNet, pooled: Tensor | None, size: tuple[int, int], aesthetic: float) -> Tensor | None:
+    """XL's sizes [1,6]: original, crop, target; the refiner's [1,5]: original, crop, aesthetic score. None for others."""
+    config = network.config
+    if pooled is None or getattr(config, "addition_embed_type", None) != "text_time":
+        return None
+    width, height = size
+    count = (config.projection_class_embeddings_input_dim - pooled.shape[-1]) // config.addition_time_embed_dim
+    ids = [height, width, 0, 0] + ([aesthetic] if count == 5 else [height, width])
+    return torch.tensor([ids], dtype=torch.float32)
+
+
+def controls(
+    uses: Sequence[ControlUse], networks: Sequence[nn.Module], size: tuple[int, int], canvas: Canvas | None, factor: int
+) -> tuple[Control, ...]:
+    """Hints at work size, each made by its detector from the picture that it was given; masks at latent size."""
+    made = []
+    for use, network in zip(uses, networks, strict=True):
+        hint = make_hint(use.hint, companion(use.image, size, canvas))
+        tensor = torch.from_numpy(np.ascontiguousarray(hint.transpose(2, 0, 1))).float()[None]
+        mask = None
+        if use.mask is not None:
+            grey = companion(use.mask, size, canvas).mean(axis=-1)
+            mask = F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(grey))[None, None].float(), factor)
+        made.append(Control(network, tensor, use.weight, (use.start, use.end), mask, use.guess))
+    return tuple(made)
+
+
+def companion(image: ImageInput, size: tuple[int, int], canvas: Canvas | None) -> np.ndarray:
+    """A picture that goes along with the work picture: cut like the canvas where it matches it, else brought to its size."""
+    picture = open_image(image)
+    if canvas is not None and picture.size == canvas.source.size:
+        return canvas.frame.forward(picture.rgb())
+    return fitted(picture.rgb(), size)
+
+
+def fitted(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H,W,3] in 0..1 at another size (width, height), by Lanczos on 8-bit samples as the stock processors do."""
+    if rgb.shape[1::-1] == size:
+        return rgb
+    eight = Image.fromarray(np.rint(rgb * 255).astype(np.uint8))
+    return np.asarray(eight.resize(size, Image.Resampling.LANCZOS), np.float32) / 255
+
+
+def perturbed_layers(request: Request, network: UNet) -> frozenset[str]:
+    """The attention layers that perturbed-attention guidance replaces by the identity."""
+    return layer_prefixes(request.guidance.pag_layers, network.model) if request.guidance.pag > 0 else frozenset()

@@ -1,0 +1,306 @@
+"""One batch of pictures on its way from noise to results: the stages of a run, each a use of the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator as Yielding
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.diffusion.denoise import Guidance, clamped, guided, keeping
+from ldm.diffusion.level import Level
+from ldm.diffusion.sample import Denoiser, Prediction, sample
+from ldm.diffusion.solver import Run, Solver
+from ldm.errors import Code, LdmError
+from ldm.images import Picture, from_rgb, from_tensor, to_tensor
+from ldm.models.latent import Network
+from ldm.models.tiling import pooled_mask, tiled
+from ldm.models.unet import UNet
+from pipelines import conditions
+from pipelines.adapting import Acting
+from pipelines.canvas import Canvas, prepare
+from pipelines.device import place
+from pipelines.jobs import Job, generator, start_noise
+from pipelines.recording import record
+from pipelines.request import GuidanceUse, Request, nearest_side
+from pipelines.resize import resized
+from pipelines.steps import Result, Stage, Step
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Model, Pipeline
+
+Steps = Yielding[Step, None, Tensor]  # yields steps, returns the latents
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a pass begins: x, and what is known beside it (latents to keep, where to paint, extra input channels)."""
+
+    x: Tensor
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    channels: Tensor | None = None
+
+
+class Making:
+    """The state that the stages of one batch share."""
+
+    def __init__(self, pipeline: Pipeline, request: Request, batch: Sequence[Job], total: int, acting: Acting) -> None:
+        self.pipeline, self.request, self.batch, self.total = pipeline, request, batch, total
+        self.acting = acting
+        self.model, self.device = pipeline.model, pipeline.device
+        self.generators = [generator(job.seed) for job in batch]
+        self.solver_name = pipeline.solver_name(request)
+        self.networks = pipeline.controlnets(request)
+        self.size = pipeline.size(request)
+        self.canvases = self._canvases()
+        self.evaluations = 0
+        self.spacing = ""
+
+    def steps(self) -> Iterator[Step]:
+        request = self.request
+        if self.canvases and (request.strength == 0.0 or self._nothing_to_paint()):
+            yield self._step("done", done=self._untouched())
+            return
+        refiner = self.pipeline.refiner(request)
+        run = self._run(stop=request.refiner_start if refiner else 1.0)
+        images = torch.cat([c.image for c in self.canvases]) if self.canvases else None
+        start = self._start(self.model, run, self.size, images, self._mask(self.size))
+        x = yield from self._pass(self.model, run, self.size, start, "sample")
+        if refiner is not None:
+            run = replace(run, start=request.refiner_start, stop=1.0, strength=1.0)
+            x = yield from self._pass(refiner, run, self.size, replace(start, x=x, channels=None), "refine")
+        if request.hires is not None:
+            x = yield from self._hires(x)
+        yield self._step("decode")
+        yield self._step("done", done=self._finish(x))
+
+    def _step(
+        self, stage: Stage, index: int = 0, count: int = 0, clean: Tensor | None = None, done: tuple[Result, ...] = ()
+    ) -> Step:
+        span = (self.batch[0].index, self.batch[-1].index + 1)
+        return Step(stage, index, count, span, self.total, done, (), clean, self.pipeline.preview, self._partial)
+
+    def _run(self, stop: float = 1.0) -> Run:
+        r = self.request
+        strength = 1.0 if r.image is None else r.strength
+        return Run(
+            self.solver_name,
+            r.steps,
+            self.pipeline.spacing(r),
+            strength,
+            0.0,
+            stop,
+            r.sigmas,
+            r.eta,
+            r.zero_snr,
+            self.model.parts.family,
+        )
+
+    def _canvases(self) -> list[Canvas]:
+        """What is painted on: one for all, or one for each where the fill is random."""
+        request = self.request
+        if request.image is None:
+            return []
+        count = len(self.batch) if request.fill == "noise" else 1
+        free = request.width is None and request.height is None and not request.only_masked
+        canvases = [prepare(request, None if free else self.size, generator(self.batch[i].seed)) for i in range(count)]
+        self.size = canvases[0].size
+        return canvases
+
+    def _mask(self, size: tuple[int, int]) -> Tensor | None:
+        """Where to paint, [1 or B,1,H,W], at a size of work."""
+        if not self.canvases or self.canvases[0].mask is None:
+            return None
+        mask = torch.cat([c.mask for c in self.canvases if c.mask is not None])
+        return F.interpolate(mask, size=(size[1], size[0])) if size != self.canvases[0].size else mask
+
+    def _nothing_to_paint(self) -> bool:
+        mask = self._mask(self.size)
+        return mask is not None and not bool((mask > 0).any())
+
+    def _start(
+        self,
+        model: Model,
+        run: Run,
+        size: tuple[int, int],
+        images: Tensor | None,
+        mask: Tensor | None,
+        known: Tensor | None = None,
+    ) -> Start:
+        """x of the first level. Random numbers are drawn as stock draws them: picture, noise, masked picture."""
+        vae = place(model.vae, self.device)
+        shape = (model.network.latent_channels, size[1] // vae.factor, size[0] // vae.factor)
+        nine = int(model.network.config.in_channels) == 9
+        if known is None and images is not None and (mask is None or run.strength < 1.0 or not nine):
+            known = vae.encode(images, self.generators)
+        noises = [
+            start_noise(j, shape, self.request.variation, g) for j, g in zip(self.batch, self.generators, strict=True)
+        ]
+        noise = torch.cat(noises).to(self.device)
+        solver = Solver(run, model.parts.scheduler, self.device)
+        x = solver.start(noise, known if mask is None or run.strength < 1.0 else None)
+        if nine:
+            return Start(x, channels=self._nine(model, size, images, mask))
+        if mask is None:
+            return Start(x)
+        return Start(x, known, pooled_mask(mask, vae.factor).to(self.device))
+
+    def _nine(self, model: Model, size: tuple[int, int], images: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Mask and masked picture for a 9-channel U-Net; without a mask, everything is to be painted."""
+        width, height = size
+        image = torch.zeros(1, 3, height, width) if images is None else images
+        binary = (torch.ones_like(image[:, :1]) if mask is None else mask >= 0.5).float()
+        latents = model.vae.encode(image * (binary < 0.5), self.generators)
+        small = F.interpolate(binary, size=latents.shape[-2:]).to(latents)
+        return torch.cat([small.expand(len(latents), -1, -1, -1), latents], dim=1)
+
+    def _pass(self, model: Model, run: Run, size: tuple[int, int], start: Start, stage: Stage) -> Steps:
+        """One use of the loop."""
+        solver = Solver(run, model.parts.scheduler, self.device)
+        if solver.count == 0:
+            raise LdmError(
+                Code.USAGE,
+                f"strength={run.strength:g} with steps={run.steps} runs no step",
+                "the number of steps really run is int(steps x strength)",
+                f"Use a strength of at least {1 / run.steps:.3g}, or 0 to get the picture back.",
+            )
+        denoise = self._denoiser(model, size, start)
+        self.evaluations += solver.count
+        self.spacing = self.spacing or solver.spacing
+        said: list[Tensor] = []
+
+        def watched(scaled: Tensor, level: Level) -> Prediction:
+            prediction = denoise(scaled, level)
+            said[:] = [prediction.clean]
+            return prediction
+
+        place(model.network.model, self.device)
+        x = start.x
+        for i, x in enumerate(sample(watched, solver, x, self.generators), 1):
+            if not torch.isfinite(x).all():
+                raise _non_finite(stage, i, solver.count, self.pipeline.dtype)
+            yield self._step(stage, i, solver.count, said[0])
+        self._release(model.network.model)
+        return x
+
+    def _denoiser(self, model: Model, size: tuple[int, int], start: Start) -> Denoiser:
+        """The network with everything that this request puts around it."""
+        request, network, factor = self.request, model.network, model.vae.factor
+        told_scale = getattr(network.config, "time_cond_proj_dim", None) is not None
+        guidance = guidance_of(request.guidance, network, told_scale)
+        text = place(model.text, self.device)
+        canvas = self.canvases[0] if self.canvases and size == self.canvases[0].size else None
+        timeline = conditions.timeline(
+            conditions.words(text, self.batch, request, guided=guidance.needs_null, zero_null=model.zero_null),
+            network,
+            size=size,
+            channels=start.channels,
+            controls=conditions.controls(request.controls, self.networks, size, canvas, factor),
+            guidance=request.guidance.scale if told_scale else None,
+            device=self.device,
+        )
+        perturb = conditions.perturbed_layers(request, network)
+        calls: Network = network
+        if request.tile is not None:
+            calls = tiled(network, max(request.tile.size // factor, 1), request.tile.overlap // factor, factor)
+
+        def branches(x: Tensor, level: Level, names: tuple[str, ...]) -> dict[str, Prediction]:
+            return dict(zip(names, calls(x, level, timeline(level).named(names, perturb)), strict=True))
+
+        denoise = guided(branches, guidance)
+        scheduler = model.parts.scheduler
+        if scheduler.get("clip_sample"):
+            denoise = clamped(denoise, float(scheduler.get("clip_sample_range", 1.0)))
+        if start.known is not None and start.mask is not None:
+            denoise = keeping(denoise, start.known, start.mask)
+        return denoise
+
+    def _hires(self, x: Tensor) -> Steps:
+        """The second pass: enlarge, add noise, denoise again."""
+        hires, vae = self.request.hires, place(self.model.vae, self.device)
+        assert hires is not None
+        self.size = size = (nearest_side(self.size[0] * hires.scale), nearest_side(self.size[1] * hires.scale))
+        known = None
+        if hires.upscale == "latent":
+            known = F.interpolate(
+                x, size=(size[1] // vae.factor, size[0] // vae.factor), mode="bicubic", antialias=True
+            )
+            rgb = vae.decode(known, self._tile).cpu() if int(self.model.network.config.in_channels) == 9 else None
+        else:
+            small = from_tensor(vae.decode(x, self._tile))
+            rgb = torch.cat([to_tensor(resized(r, size, hires.upscale)) for r in small])
+        run = replace(self._run(), steps=hires.steps or self.request.steps, strength=hires.strength)
+        start = self._start(self.model, run, size, rgb, self._mask(size), known)
+        return (yield from self._pass(self.model, run, size, start, "hires"))
+
+    @property
+    def _tile(self) -> int | None:
+        return None if self.request.tile is None else self.request.tile.size
+
+    def _release(self, module: nn.Module) -> None:
+        if self.pipeline.offload == "model" and self.device.type != "cpu":
+            module.to("cpu")
+
+    def _partial(self, clean: Tensor, steps: int) -> tuple[Result, ...]:
+        return self._finish(clean, partial=steps)
+
+    def _finish(self, x: Tensor, partial: int | None = None) -> tuple[Result, ...]:
+        """Decode, bring back to the canvas, and write down the recipe."""
+        vae = place(self.model.vae, self.device)
+        pictures = []
+        for row, latent in enumerate(x.chunk(len(x))):
+            rgb = from_tensor(vae.decode(latent, self._tile))[0]
+            canvas = self.canvases[min(row, len(self.canvases) - 1)] if self.canvases else None
+            if canvas is None or (canvas.mask is None and self.request.hires is not None):
+                pictures.append(from_rgb(rgb))
+            else:
+                pictures.append(canvas.finish(resized(rgb, canvas.size, "lanczos")))
+        self._release(vae.model)
+        notes = ["the half-precision decode overflowed and was repeated in fp32"] if vae.retried else []
+        return self._results(pictures, self.evaluations if partial is None else partial, notes, partial is not None)
+
+    def _untouched(self) -> tuple[Result, ...]:
+        """The source itself: strength 0, or nothing to paint."""
+        canvas = self.canvases[0]
+        notes = (*canvas.notes, "nothing was painted: the picture came back as it is")
+        return self._results([replace(canvas.source, notes=notes, exact=True)] * len(self.batch), 0, [], False)
+
+    def _results(self, pictures: Sequence[Picture], steps: int, notes: list[str], partial: bool) -> tuple[Result, ...]:
+        made = []
+        for job, picture in zip(self.batch, pictures, strict=True):
+            recipe = record(self, job, picture, steps, (*notes, *picture.notes), partial)
+            made.append(Result(picture, recipe, job.seed, job.index))
+        return tuple(made)
+
+
+def guidance_of(asked: GuidanceUse, network: UNet, told_scale: bool) -> Guidance:
+    """The request's guidance for a network; one that is told the scale needs no second call."""
+    return Guidance(
+        scale=1.0 if told_scale else asked.scale,
+        rescale=asked.rescale,
+        interval=asked.interval,
+        method=asked.method,
+        apg_eta=asked.apg_eta,
+        apg_norm=asked.apg_norm,
+        apg_momentum=asked.apg_momentum,
+        zero_steps=asked.zero_steps,
+        pag=asked.pag,
+        kind=network.kind,
+    )
+
+
+def _non_finite(stage: str, step: int, count: int, dtype: torch.dtype) -> LdmError:
+    half = dtype != torch.float32
+    return LdmError(
+        Code.NUMERIC,
+        f"non-finite latents at step {step} of {count} ({stage})",
+        "the network overflowed in half precision" if half else "the weights hold non-finite or far too large numbers",
+        "Run with dtype float32."
+        if half
+        else "Check the model and the adapters; load them again from a trusted source.",
+    )

@@ -1,0 +1,82 @@
+"""Masks without a network, told in a line: `alpha`, `colour:#00ff00:20`, `box:x,y,w,h`, `polygon:x,y x,y x,y`.
+
+The line becomes the name of the mask, so that a recipe can make the same mask again from the same picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ldm.errors import Code, LdmError
+from ldm.images import Picture, from_rgb
+
+RULES = ("alpha", "colour", "color", "box", "polygon")
+TOLERANCE = 20.0  # of 255, when the rule names none
+
+
+def is_rule(text: str) -> bool:
+    """Whether a text is a mask rule and not the name of a file."""
+    kind, colon, rest = text.partition(":")
+    return text == "alpha" or (kind in RULES[1:] and bool(colon) and bool(rest))
+
+
+def mask_from_rule(rule: str, image: Picture) -> Picture:
+    """The mask [H,W] that a rule makes of a picture: white where to paint."""
+    from ldm.data import masks
+
+    kind, _, rest = rule.partition(":")
+    size = (image.width, image.height)
+    if kind == "alpha":
+        mask = masks.from_alpha(image)
+    elif kind == "box":
+        x, y, w, h = _numbers(rule, rest.replace(" ", ""), ",", 4)
+        mask = masks.from_box(size, (x, y, w, h))
+    elif kind == "polygon":
+        points = [_numbers(rule, point, ",", 2) for point in rest.split()]
+        if len(points) < 3:
+            raise _bad(rule, f"it has {len(points)} points, and a polygon needs 3 or more")
+        mask = masks.from_polygon(size, [(x, y) for x, y in points])
+    else:
+        colour, _, tolerance = rest.partition(":")
+        (allowed,) = _numbers(rule, tolerance, ",", 1) if tolerance else (TOLERANCE,)
+        mask = masks.from_colour(image.rgb(), parse_colour(colour), allowed / 255)
+    grey = np.repeat(np.asarray(mask, np.float32)[..., None], 3, axis=2)
+    return dataclasses.replace(from_rgb(grey, None), name=rule)
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """"#00ff00" or "0,255,0" as three numbers to 255."""
+    digits = text.strip().removeprefix("#")
+    try:
+        parts = [int(digits[i : i + 2], 16) for i in (0, 2, 4)] if "," not in text else [int(v) for v in text.split(",")]
+    except ValueError:
+        parts = []
+    if len(parts) != 3 or ("," not in text and len(digits) != 6) or not all(0 <= v <= 255 for v in parts):
+        raise LdmError(
+            Code.USAGE,
+            f"{text[:40]!r} is no colour",
+            "a colour is six hexadecimal digits, or three numbers from 0 to 255",
+            "write it as #00ff00 or as 0,255,0",
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def _numbers(rule: str, text: str, gap: str, count: int) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(gap))
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(np.isfinite(values)):
+        raise _bad(rule, f"{text[:40]!r} is not {count} number{'s' if count > 1 else ''}")
+    return values
+
+
+def _bad(rule: str, why: str) -> LdmError:
+    return LdmError(
+        Code.USAGE,
+        f"the mask {rule[:80]!r} cannot be made",
+        why,
+        "write it as alpha, colour:#00ff00:20, box:x,y,w,h or polygon:x,y x,y x,y",
+    )

@@ -1,0 +1,220 @@
+"""One Pipeline for every mode: load a model once, run any number of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.diffusion.level import Kind
+from ldm.diffusion.schedule import SPACINGS, Spacing
+from ldm.errors import Code, LdmError
+from ldm.images import Picture
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.preview import Preview
+from ldm.models.text import TextEncoder, Tower
+from ldm.models.unet import UNet
+from ldm.store.parts import Parts, load_controlnet, load_parts
+from ldm.store.weights import read_json
+from pipelines.adapting import Adapting
+from pipelines.device import Offload, pick_device, pick_dtype, place
+from pipelines.jobs import batches, jobs
+from pipelines.making import Making
+from pipelines.request import Request, nearest_side
+from pipelines.steps import Result, Step
+
+# The stock default of SD 1.x (PNDM) averages raw outputs and does not fit the loop; DPM++ 2M needs fewer steps anyway.
+DEFAULT_SOLVERS = {
+    "DDPMScheduler": "ddpm",
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-a",
+    "HeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpm++ 2m",
+    "DPMSolverSinglestepScheduler": "dpm++ single",
+    "UniPCMultistepScheduler": "unipc",
+    "DEISMultistepScheduler": "deis",
+    "LCMScheduler": "lcm",
+    "FlowMatchEulerDiscreteScheduler": "flow-euler",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The networks of one checkpoint, wrapped for the loop."""
+
+    parts: Parts
+    network: UNet
+    vae: Autoencoder
+    text: TextEncoder
+    zero_null: bool  # a missing negative prompt is zeros (stock XL), not the encoded ""
+
+    @classmethod
+    def of(cls, parts: Parts) -> Model:
+        towers = [Tower(model, tokenizer) for tokenizer, model in parts.towers]
+        xl = getattr(parts.unet.config, "addition_embed_type", None) == "text_time"
+        text = TextEncoder(towers, layer="penultimate" if xl else "last", final_norm=not xl)
+        return cls(parts, UNet(parts.unet, parts.prediction), Autoencoder(parts.vae), text, zeroes_null(parts))
+
+
+def zeroes_null(parts: Parts) -> bool:
+    """Whether a missing negative prompt is zeros: as the model's index says, else as stock XL does."""
+    index = parts.source / "model_index.json"
+    told = read_json(index).get("force_zeros_for_empty_prompt") if index.is_file() else None
+    return parts.family == "xl" if told is None else bool(told)
+
+
+class Pipeline:
+    """`load` a checkpoint, `run` requests: yields steps; call it for a list of PIL images."""
+
+    def __init__(self, parts: Parts, device: str = "auto", dtype: str = "auto", offload: Offload = "none") -> None:
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.offload = offload
+        self.model = Model.of(parts)
+        self.vae_source: str | None = None
+        self._adapting = Adapting(parts, self.model.text)
+        self._controls: dict[str, nn.Module] = {}
+        self._refiners: dict[str, Model] = {}
+        self._previews: dict[int, Preview] = {}
+
+    @classmethod
+    def load(
+        cls,
+        where: str | Path,
+        *,
+        vae: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        offload: Offload = "none",
+        prediction: Kind | None = None,
+    ) -> Pipeline:
+        """A model folder, a single file, or the name of a shipped model. Nothing is downloaded."""
+        chosen = pick_dtype(dtype, pick_device(device))
+        pipeline = cls(load_parts(where, dtype=chosen, vae=vae, prediction=prediction), device, dtype, offload)
+        pipeline.vae_source = None if vae is None else str(vae)
+        return pipeline
+
+    def __call__(self, request: Request | str, **fields: Any) -> list[Image.Image]:
+        """The finished pictures of a request (or of a prompt and the fields of one) as PIL images."""
+        if isinstance(request, str):
+            request = Request(prompt=request, **fields)
+        return [pil(r.picture) for r in self.results(request)]
+
+    def results(self, request: Request) -> list[Result]:
+        """The finished pictures of a request with their recipes."""
+        return [result for step in self.run(request) for result in step.done]
+
+    def size(self, request: Request) -> tuple[int, int]:
+        """Width and height of the latent work: as asked, else what the model was trained on."""
+        side = int(self.model.network.config.sample_size) * self.model.vae.factor
+        return request.width or side, request.height or side
+
+    def solver_name(self, request: Request) -> str:
+        if request.solver != "auto":
+            return request.solver
+        if self.model.network.kind == "flow":
+            return "flow-euler"
+        return DEFAULT_SOLVERS.get(self.model.parts.scheduler.get("_class_name", ""), "dpm++ 2m")
+
+    def spacing(self, request: Request) -> Spacing | Literal["auto"]:
+        """The spacing asked for; an unknown name is an error."""
+        if request.spacing != "auto" and request.spacing not in SPACINGS:
+            raise LdmError(
+                Code.USAGE,
+                f"spacing {request.spacing!r} is unknown",
+                "it is not in the table of spacings",
+                f"Choose one of: auto, {', '.join(SPACINGS)}.",
+            )
+        return request.spacing  # type: ignore[return-value]
+
+    def run(self, request: Request) -> Iterator[Step]:
+        """The steps of a request; the pictures come with the steps that finish them. Stop iterating to cancel."""
+        self._check(request)
+        all_jobs = jobs(request)
+        for batch in batches(all_jobs, 1 if request.exact else request.batch):
+            pictures = (batch[0].index, batch[-1].index + 1)
+            acting = self._adapting.use(request, batch[0].loras)
+            yield Step("prepare", 0, 0, pictures, len(all_jobs), notes=(*self.model.parts.notes, *acting.notes))
+            yield from Making(self, request, batch, len(all_jobs), acting).steps()
+
+    def controlnets(self, request: Request) -> list[nn.Module]:
+        """The networks of the request's controls, loaded once."""
+        for use in request.controls:
+            if use.model not in self._controls:
+                self._controls[use.model] = load_controlnet(self._beside(use.model), dtype=self.dtype).eval()
+        return [place(self._controls[use.model], self.device) for use in request.controls]
+
+    def refiner(self, request: Request) -> Model | None:
+        """The refiner that the request names, loaded once."""
+        if request.refiner is None:
+            return None
+        if request.refiner not in self._refiners:
+            self._refiners[request.refiner] = Model.of(load_parts(request.refiner, dtype=self.dtype))
+        return self._refiners[request.refiner]
+
+    def preview(self, clean: Tensor) -> list[np.ndarray]:
+        """Rough pictures of latents by a linear map, fitted to the autoencoder once."""
+        key = id(self.model.vae)
+        if key not in self._previews:
+            self._previews[key] = Preview.fit(place(self.model.vae, self.device))
+        return self._previews[key](clean)
+
+    def _beside(self, name: str) -> str:
+        """A control of a shipped model is named by its last part ("edges" for `controlnet-edges` in the model folder)."""
+        for folder in (self.model.parts.source / f"controlnet-{name}", self.model.parts.source / name):
+            if "/" not in name and folder.is_dir():
+                return str(folder)
+        return name
+
+    def _check(self, request: Request) -> None:
+        parts = self.model.parts
+        if request.exact and (self.device.type != "cpu" or self.dtype != torch.float32):
+            raise LdmError(
+                Code.USAGE,
+                f"exact does not work on {self.device} in {str(self.dtype).removeprefix('torch.')}",
+                "bit-equal pictures are promised in float32 on the CPU only",
+                "Use device cpu and dtype float32, or leave exact out.",
+            )
+        step = 8 if self.model.vae.factor <= 8 else self.model.vae.factor
+        for name, side in zip(("width", "height"), self.size(request), strict=True):
+            if side % step:
+                raise LdmError(
+                    Code.USAGE,
+                    f"{name}={side} does not fit {parts.name}",
+                    f"it must be a multiple of {step}",
+                    f"Use {nearest_side(round(side / step) * step)}.",
+                )
+        scheduler = parts.scheduler
+        zero_snr = scheduler.get("rescale_betas_zero_snr", False) if request.zero_snr is None else request.zero_snr
+        if zero_snr and self.model.network.kind == "epsilon":
+            raise LdmError(
+                Code.USAGE,
+                f"zero terminal SNR does not fit {parts.name}",
+                f"it predicts epsilon ({parts.reason}), which says nothing where there is no signal",
+                "Set prediction to v_prediction if the model was trained so, or zero_snr to false.",
+            )
+        if (request.solver == "flow-euler") != (self.model.network.kind == "flow") and request.solver != "auto":
+            raise LdmError(
+                Code.USAGE,
+                f"solver {request.solver!r} does not fit {parts.name}",
+                f"the model predicts {self.model.network.kind} ({parts.reason})",
+                "Leave the solver at auto, or choose flow-euler for flow models and another for all others.",
+            )
+
+
+def pil(picture: Picture) -> Image.Image:
+    """A picture for other libraries: 8 bit, with alpha where there is one."""
+    pixels = picture.pixels if picture.pixels.dtype == np.uint8 else (picture.pixels // 257).astype(np.uint8)
+    planes = [pixels[..., c] for c in range(pixels.shape[2])]
+    if picture.alpha is not None:
+        planes = [*(planes if len(planes) == 3 else planes * 3)]
+        planes.append(picture.alpha if picture.alpha.dtype == np.uint8 else (picture.alpha // 257).astype(np.uint8))
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[len(planes)]
+    return Image.fromarray(planes[0] if mode == "L" else np.stack(planes, axis=-1), mode)

@@ -1,0 +1,62 @@
+"""The recipe of a finished picture: what was asked for, and what was really used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ldm.images import Picture
+from pipelines.adapting import Acting
+from pipelines.jobs import Job
+from pipelines.recipe import AdapterSource, ModelId, Recipe, pixel_hash, request_json, source_of, this_machine
+
+if TYPE_CHECKING:
+    from pipelines.making import Making
+
+
+def record(making: Making, job: Job, picture: Picture, steps: int, notes: tuple[str, ...], partial: bool) -> Recipe:
+    """The recipe that makes this picture alone."""
+    pipeline, request, acting = making.pipeline, making.request, making.acting
+    parts = pipeline.model.parts
+    alone = request.model_copy(
+        update={"seed": job.seed, "variation_seed": job.variation_seed or request.variation_seed}
+    )
+    template = job.prompt.template
+    return Recipe(
+        request=request_json(alone),
+        model=ModelId(name=parts.name, fingerprint=parts.fingerprint, family=parts.family),
+        vae=None if pipeline.vae_source is None else ModelId(name=pipeline.vae_source),
+        refiner=None if request.refiner is None else _refiner(making),
+        controls=tuple(ModelId(name=use.model) for use in request.controls),
+        adapters=_adapters(acting),
+        embeddings=tuple(source_of(path) for path in acting.embeddings),
+        prompt=job.prompt.text,
+        negative=None if job.negative is None else job.negative.text,
+        template=template if template != job.prompt.text else None,
+        wildcards=dict(job.prompt.files),
+        solver=making.solver_name,
+        spacing=making.spacing or request.spacing,
+        steps=steps,
+        width=picture.width,
+        height=picture.height,
+        seed=job.seed,
+        index=job.index,
+        machine=this_machine(str(pipeline.device), str(pipeline.dtype).removeprefix("torch.")),
+        exact=request.exact,
+        partial=partial,
+        pixels=pixel_hash(picture),
+        notes=notes,
+    )
+
+
+def _adapters(acting: Acting) -> tuple[AdapterSource, ...]:
+    return tuple(
+        AdapterSource(**source_of(use.path).model_dump(), weight=use.weight, text_weight=use.text_weight)
+        for use in acting.loras
+    )
+
+
+def _refiner(making: Making) -> ModelId | None:
+    refiner = making.pipeline.refiner(making.request)
+    if refiner is None:
+        return None
+    return ModelId(name=refiner.parts.name, fingerprint=refiner.parts.fingerprint, family=refiner.parts.family)
