@@ -21,27 +21,78 @@ def _parameter(option: Option) -> inspect.Parameter:
     )
 
 
-def generate() -> Callable[..., int]:
-    """The function behind `ldm generate`, with one parameter per row of the table of options."""
+def generate() -> typer.Typer:
+    """`ldm generate`, with one parameter per row of the table of options."""
 
     def command(words: list[str] | None = None, **given: Any) -> int:
         from app.generate import generate as run
 
         return run(list(words or []), given)
 
-    argument = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What the picture shows.", show_default=False)]
+    argument = Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What the picture shows.", show_default=False)
+    ]
     words = inspect.Parameter("words", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=argument)
     command.__signature__ = inspect.Signature([words, *(_parameter(option) for option in OPTIONS)])  # type: ignore[attr-defined]
     command.__annotations__ = {}
     command.__doc__ = 'Make pictures from a prompt: ldm generate "a red circle" --size 32x32 --seed 1'
-    return command
+    return _single(command)
 
 
-def verify(
+def verify() -> typer.Typer:
+    return _single(_verify)
+
+
+def doctor() -> typer.Typer:
+    return _single(_doctor)
+
+
+def config() -> typer.Typer:
+    """`ldm config check FILE` and `ldm config show FILE`."""
+    app = _app("Check and show configuration files.")
+    app.command("check")(_config_check)
+    app.command("show")(_config_show)
+    return app
+
+
+def models() -> typer.Typer:
+    """`ldm models list | show | pull | convert`."""
+    app = _app("List, show, pull and convert models.")
+    for name, function in (
+        ("list", _models_list),
+        ("show", _models_show),
+        ("pull", _models_pull),
+        ("convert", _models_convert),
+    ):
+        app.command(name)(function)
+    return app
+
+
+def adapter() -> typer.Typer:
+    """`ldm adapter inspect | convert`."""
+    app = _app("Inspect and convert LoRAs and embeddings.")
+    app.command("inspect")(_adapter_inspect)
+    app.command("convert")(_adapter_convert)
+    return app
+
+
+def _app(help: str) -> typer.Typer:
+    return typer.Typer(help=help, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _single(function: Callable[..., int]) -> typer.Typer:
+    app = _app("")
+    app.command()(function)
+    return app
+
+
+def _verify(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Pictures made here.", show_default=False)],
-    inputs: Annotated[list[str] | None, typer.Option("--inputs", metavar="DIR", help="Where input pictures may be.")] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--inputs", metavar="DIR", help="Where inputs may be.")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The model, if it moved.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt of a private picture.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt of a private picture.")
+    ] = None,
     negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="Its negative prompt.")] = None,
     as_json: Json = False,
 ) -> int:
@@ -51,8 +102,95 @@ def verify(
     return run(files, inputs or [], model=model, prompt=prompt, negative=negative, as_json=as_json)
 
 
-def doctor(as_json: Json = False) -> int:
+def _doctor(as_json: Json = False) -> int:
     """Check the installation and make a self-test picture: ldm doctor"""
     from app.doctor import run
 
     return run(json=as_json)
+
+
+def _config_check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A run file (YAML).", show_default=False)],
+    as_json: Json = False,
+) -> int:
+    """Check a configuration file: ldm config check configs/x.yaml"""
+    from app.config import check
+
+    return check(file, json=as_json)
+
+
+def _config_show(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A run file (YAML).", show_default=False)],
+    as_json: Json = False,
+) -> int:
+    """Show a configuration file with its defaults filled in: ldm config show configs/x.yaml"""
+    from app.config import show
+
+    return show(file, json=as_json)
+
+
+def _models_list(as_json: Json = False) -> int:
+    """The models that are here: ldm models list"""
+    from app.models import list_models
+
+    return list_models(as_json)
+
+
+def _models_show(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A path, a shipped name or a pulled id.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> int:
+    """Kind, family, prediction type, size and fingerprint, from headers alone: ldm models show scenes"""
+    from app.models import show
+
+    return show(model, as_json)
+
+
+def _models_pull(
+    repo: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.", show_default=False)],
+    revision: Annotated[str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Fetch a model from the hub, safetensors only; size and licence are shown first: ldm models pull owner/name"""
+    from app.models import pull
+
+    return pull(repo, revision, yes, as_json)
+
+
+def _models_convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What to convert.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or a .safetensors file.", show_default=False)],
+    trusted: Annotated[
+        bool, typer.Option("--i-trust-this-file", help="Read a pickle, in a process of its own.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Between folder and single file, or from a pickle: ldm models convert model.safetensors model/"""
+    from app.models import convert
+
+    return convert(model, out, trusted, as_json)
+
+
+def _adapter_inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A LoRA or a textual inversion.", show_default=False)],
+    as_json: Json = False,
+) -> int:
+    """What an adapter changes, how strongly, and its base: ldm adapter inspect style.safetensors"""
+    from app.adapter import inspect
+
+    return inspect(file, as_json)
+
+
+def _adapter_convert(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What to convert.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft.")] = "diffusers",
+    as_json: Json = False,
+) -> int:
+    """Write an adapter in another dialect: ldm adapter convert a.safetensors b.safetensors --to kohya"""
+    from app.adapter import convert
+
+    return convert(file, out, to, as_json)

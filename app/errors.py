@@ -14,7 +14,9 @@ import typer
 from ldm.errors import Code, LdmError
 
 INTERRUPTED, TERMINATED = 130, 143
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # what the option parser raises; typer gives it no name of its own
+UsageError: type[Exception] = typer.BadParameter.__bases__[
+    0
+]  # what the option parser raises; typer gives it no name of its own
 
 
 def show(error: LdmError, as_json: bool) -> int:
@@ -38,7 +40,7 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
         return LdmError(
             Code.RESOURCE,
             "The memory of the device is not enough.",
-            f"{first_line(error)}",
+            f"{first_line(error).rstrip('.')}.",
             "Choose a smaller --size, --batch 1, --tile, --dtype float16 or --offload; --dry-run shows what is needed.",
         )
     log = write_log(error, argv)
@@ -92,7 +94,9 @@ def _system(error: OSError) -> LdmError | None:
     name = Path(str(error.filename)).name if error.filename else "a file"
     said = error.strerror or first_line(error)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return LdmError(Code.RESOURCE, f"{name} could not be written.", f"{said}.", "Free some space, or choose another --out.")
+        return LdmError(
+            Code.RESOURCE, f"{name} could not be written.", f"{said}.", "Free some space, or choose another --out."
+        )
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return LdmError(Code.FILE, f"{name} could not be opened.", f"{said}.", "Check the path and its permissions.")
     if error.errno in {errno.ENAMETOOLONG, errno.EINVAL, errno.EROFS}:

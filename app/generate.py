@@ -20,6 +20,7 @@ from app.validation import make_request
 from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
+    from pipelines.device import Offload
     from pipelines.pipeline import Pipeline
     from pipelines.recipe import Recipe
     from pipelines.request import Request
@@ -38,7 +39,7 @@ class Order:
     vae: str | None
     device: str
     dtype: str
-    offload: str
+    offload: Offload
     outputs: Outputs
     grid: Grid | None
     recipe: Recipe | None
@@ -94,7 +95,7 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
         vae=given.get("vae_") or (recipe.vae.name if recipe and recipe.vae else None),
         device=given.get("device_") or "auto",
         dtype=given.get("dtype_") or (recipe.machine.dtype if recipe else "") or "auto",
-        offload=given.get("offload_") or "none",
+        offload=_offload(given.get("offload_") or "none"),
         outputs=outputs,
         grid=grid,
         recipe=recipe,
@@ -102,7 +103,9 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     )
 
 
-def _repeated(given: Mapping[str, Any], fields: dict[str, Any], words: bool) -> tuple[Recipe, dict[str, Any], list[str]]:
+def _repeated(
+    given: Mapping[str, Any], fields: dict[str, Any], words: bool
+) -> tuple[Recipe, dict[str, Any], list[str]]:
     """The recipe of `--from`, its fields with the given ones over them, and what to say about it."""
     from pipelines.recipe import read_recipe
     from pipelines.repeat import request_fields as recipe_fields
@@ -206,12 +209,19 @@ def _load(order: Order, reporter: Reporter) -> Pipeline:
     if recipe and device == "auto" and recipe.exact:
         device = "cpu"
     pipeline = Pipeline.load(
-        order.model, vae=order.vae, device=device, dtype=order.dtype, offload=order.offload, prediction=order.requests[0].prediction
+        order.model,
+        vae=order.vae,
+        device=device,
+        dtype=order.dtype,
+        offload=order.offload,
+        prediction=order.requests[0].prediction,
     )
     if recipe and recipe.model.fingerprint and recipe.origin == "ldm":
         found = pipeline.model.parts.fingerprint
         if found != recipe.model.fingerprint:
-            reporter.note(f"note: the recipe was made with {recipe.model.name} ({recipe.model.fingerprint}), this is {found}")
+            reporter.note(
+                f"note: the recipe was made with {recipe.model.name} ({recipe.model.fingerprint}), this is {found}"
+            )
     if recipe and recipe.exact and recipe.machine.threads:
         import torch
 
@@ -228,7 +238,9 @@ def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, ever
             made.append(_told(result, path))
             if path is not None and not as_json:
                 typer.echo(str(path))
-            seed = f"seed {result.seed}, {result.recipe.steps} steps run" + (", partial" if result.recipe.partial else "")
+            seed = f"seed {result.seed}, {result.recipe.steps} steps run" + (
+                ", partial" if result.recipe.partial else ""
+            )
             reporter.note(f"{path.name if path else 'picture'}: {seed}")
             if order.grid and not result.recipe.partial:
                 tables.setdefault((number // cells, result.index), []).append(result.picture)
@@ -237,7 +249,11 @@ def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, ever
     if order.grid:
         made += [{"grid": str(p)} for p in _tables(order, tables, cells, as_json)]
     if as_json:
-        typer.echo(json.dumps({"pictures": made, "seconds": round(time.monotonic() - began, 3), "stopped": stop.status is not None}))
+        typer.echo(
+            json.dumps(
+                {"pictures": made, "seconds": round(time.monotonic() - began, 3), "stopped": stop.status is not None}
+            )
+        )
     elif stop.status is not None:
         reporter.note("stopped; what was made so far is kept")
     return stop.status or 0
@@ -301,7 +317,9 @@ def _explain(pipeline: Pipeline, order: Order, as_json: bool) -> int:
     for request in order.requests:
         for side, text in (("prompt", jobs(request)[0].prompt.text), ("negative", request.negative)):
             if text is not None:
-                told.append({"side": side, "text": text, "explanation": str(pipeline.model.text.explain(text, request.dialect))})
+                told.append(
+                    {"side": side, "text": text, "explanation": str(pipeline.model.text.explain(text, request.dialect))}
+                )
     if as_json:
         typer.echo(json.dumps({"prompts": told}))
     else:
@@ -310,19 +328,27 @@ def _explain(pipeline: Pipeline, order: Order, as_json: bool) -> int:
 
 
 def _plan(pipeline: Pipeline, order: Order, as_json: bool) -> int:
-    plans = [pipeline.plan(request) for request in order.requests]
+    from pipelines.plan import plan
+
+    plans = [plan(pipeline, request) for request in order.requests]
     if as_json:
-        typer.echo(json.dumps({"plans": [plan.as_dict() for plan in plans]}))
+        typer.echo(json.dumps({"plans": [made.as_dict() for made in plans]}))
     else:
-        typer.echo("\n\n".join(str(plan) for plan in plans))
+        typer.echo("\n\n".join(str(made) for made in plans))
         if len(plans) > 1:
-            typer.echo(f"\nall {len(plans)} requests: {duration(sum(plan.seconds for plan in plans))}")
+            typer.echo(f"\nall {len(plans)} requests: {duration(sum(made.seconds for made in plans))}")
     return 0
+
+
+def _offload(name: str) -> Offload:
+    if name == "none" or name == "model":
+        return "model" if name == "model" else "none"
+    raise bad("--offload", name, "It is none or model", "Write --offload model")
 
 
 def _whole(option: str, text: str | None) -> int:
     if text is None:
         return 0
-    if not text.isdecimal() or not 0 < int(text[:9]):
+    if not text.isdecimal() or not int(text[:9]) > 0:
         raise bad(option, text, "It takes a whole number from 1", f"Write {option} 5")
     return int(text[:9])

@@ -44,9 +44,8 @@ class Axis:
         """The fields of the request that one value fills."""
         for option in OPTIONS:
             if option.targets and self.name.replace("_", "-") in (option.flag.split("/")[0].lstrip("-"), option.field):
-                given = [value] if option.kind == "list" else value
-                if option.kind == "switch":
-                    given = value.lower() in ("1", "true", "yes", "on")
+                on = value.lower() in ("1", "true", "yes", "on")
+                given: Any = {"list": [value], "switch": on, "value": value}[option.kind]
                 return request_fields({option.name: given})
         return request_fields({"set_": [f"{self.name}={value}"]})
 

@@ -15,7 +15,14 @@ from typing import Any, Literal
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 
-WORDS, PICTURE, INPUT, CONDITIONS, RUN, OUTPUT = "Words", "Picture", "Input picture", "Conditions", "Model and machine", "Output"
+WORDS, PICTURE, INPUT, CONDITIONS, RUN, OUTPUT = (
+    "Words",
+    "Picture",
+    "Input picture",
+    "Conditions",
+    "Model and machine",
+    "Output",
+)
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,28 @@ def size(text: str) -> dict[str, str]:
 def pad(text: str) -> list[str]:
     parts = split(text)
     if len(parts) not in (1, 4):
-        raise bad("--pad", text, "It takes one number for all sides, or four: left, top, right, bottom", "Write --pad 64 or --pad 64,0,64,0")
+        raise bad(
+            "--pad",
+            text,
+            "It takes one number for all sides, or four: left, top, right, bottom",
+            "Write --pad 64 or --pad 64,0,64,0",
+        )
     return parts * 4 if len(parts) == 1 else parts
 
 
 def colour(text: str) -> tuple[int, ...]:
     digits = text.strip().removeprefix("#")
-    if "," in text:
-        return tuple(int(p) if p.isdecimal() else -1 for p in split(text))
-    if not re.fullmatch(r"[0-9a-fA-F]{6}", digits):
-        raise bad("--fill-colour", text, "A colour is six hexadecimal digits, or three numbers", "Write #7f7f7f or 127,127,127")
-    return tuple(int(digits[i : i + 2], 16) for i in (0, 2, 4))
+    if re.fullmatch(r"[0-9a-fA-F]{6}", digits):
+        return tuple(int(digits[i : i + 2], 16) for i in (0, 2, 4))
+    parts = [int(part) if re.fullmatch("[0-9]{1,3}", part) else 256 for part in split(text)]
+    if len(parts) != 3 or max(parts) > 255:
+        raise bad(
+            "--fill-colour",
+            text,
+            "A colour is six hexadecimal digits, or three numbers from 0 to 255",
+            "Write #7f7f7f or 127,127,127",
+        )
+    return tuple(parts)
 
 
 def seed(text: str) -> Any:
@@ -99,7 +117,12 @@ def pairs(option: str, keys: Sequence[str], text: str) -> dict[str, str]:
         key = key.strip()
         if not equals or key not in keys:
             hint = did_you_mean(key, keys)
-            raise bad(option, part, f"{hint}It takes {', '.join(keys)}, each as key=value", f"Write {option} {keys[0]}=..., with these keys")
+            raise bad(
+                option,
+                part,
+                f"{hint}It takes {', '.join(keys)}, each as key=value",
+                f"Write {option} {keys[0]}=..., with these keys",
+            )
         told[key] = value.strip()
     return told
 
@@ -134,7 +157,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("--eta", "eta", "0..1", "Fresh noise in ddim.", PICTURE),
     Option("--guidance", "guidance.scale", "SCALE", "How strongly the prompt acts.", PICTURE),
     Option("--rescale", "guidance.rescale", "0..1", "Against overexposure at high guidance.", PICTURE),
-    Option("--guidance-interval", "guidance.interval", "A,B", "Part of the run in which guidance acts.", PICTURE, read=split),
+    Option(
+        "--guidance-interval",
+        "guidance.interval",
+        "A,B",
+        "Part of the run in which guidance acts.",
+        PICTURE,
+        read=split,
+    ),
     Option("--guidance-method", "guidance.method", "NAME", "cfg, apg or cfg-zero.", PICTURE),
     Option("--pag", "guidance.pag", "SCALE", "Perturbed-attention guidance.", PICTURE),
     Option("--seed", "seed", "N", "-1: any, and shown. Picture i has seed N+i.", PICTURE, read=seed),
@@ -142,24 +172,68 @@ OPTIONS: tuple[Option, ...] = (
     Option("--batch", "batch", "N", "Pictures that share a network call.", PICTURE),
     Option("--variation-seed", "variation_seed", "N", "A second seed to turn towards.", PICTURE),
     Option("--variation", "variation", "0..1", "How far.", PICTURE),
-    Option("--hires", "hires", "SPEC", "Second pass: 2, or scale=2,strength=0.5,steps=20,upscale=lanczos.", PICTURE, read=hires),
+    Option(
+        "--hires",
+        "hires",
+        "SPEC",
+        "Second pass: 2, or scale=2,strength=0.5,steps=20,upscale=lanczos.",
+        PICTURE,
+        read=hires,
+    ),
     Option("--tile", "tile", "SPEC", "Work in tiles: 512, or size=512,overlap=128.", PICTURE, read=tile),
-    Option("--zero-snr/--no-zero-snr", "zero_snr", "", "Begin at pure noise (default: as the model says).", PICTURE, "switch"),
-    Option("--prediction", "prediction", "KIND", "epsilon, v_prediction, sample or flow (default: as the model says).", PICTURE),
+    Option(
+        "--zero-snr/--no-zero-snr",
+        "zero_snr",
+        "",
+        "Begin at pure noise (default: as the model says).",
+        PICTURE,
+        "switch",
+    ),
+    Option(
+        "--prediction",
+        "prediction",
+        "KIND",
+        "epsilon, v_prediction, sample or flow (default: as the model says).",
+        PICTURE,
+    ),
     Option("--exact/--no-exact", "exact", "", "Bit-equal when repeated: CPU, fp32, one at a time.", PICTURE, "switch"),
     Option("--image", "image", "FILE", "Start from this picture.", INPUT),
     Option("--strength", "strength", "0..1", "How much of it may change.", INPUT),
-    Option("--mask", "mask", "MASK", "White: paint. A file, alpha, colour:#00ff00:20, box:x,y,w,h, polygon:x,y x,y ...", INPUT),
+    Option(
+        "--mask",
+        "mask",
+        "MASK",
+        "White: paint. A file, alpha, colour:#00ff00:20, box:x,y,w,h, polygon:x,y x,y ...",
+        INPUT,
+    ),
     Option("--fill", "fill", "NAME", "Under the mask: original, blur, noise or colour.", INPUT),
     Option("--fill-colour", "fill_colour", "#RRGGBB", "For --fill colour.", INPUT, read=colour),
-    Option("--only-masked/--whole", "only_masked", "", "Work on the masked part at full size, stitch it back.", INPUT, "switch"),
+    Option(
+        "--only-masked/--whole",
+        "only_masked",
+        "",
+        "Work on the masked part at full size, stitch it back.",
+        INPUT,
+        "switch",
+    ),
     Option("--padding", "padding", "PX", "Context around the mask, for --only-masked.", INPUT),
     Option("--mask-blur", "mask_blur", "PX", "Softens the mask inside.", INPUT),
     Option("--resize-mask/--no-resize-mask", "resize_mask", "", "Accept a mask of another size.", INPUT, "switch"),
     Option("--pad", "pad", "PX", "Outpaint: one number, or left,top,right,bottom.", INPUT, read=pad),
-    Option("--keep-location/--no-location", "keep_location", "", "Keep the place where a photo was taken.", INPUT, "switch"),
-    Option("--control", "controls", "SPEC", "model=NAME,image=FILE,hint=canny,weight=0.8,end=0.6; again for several.", CONDITIONS, "list", control),
+    Option(
+        "--keep-location/--no-location", "keep_location", "", "Keep the place where a photo was taken.", INPUT, "switch"
+    ),
+    Option(
+        "--control",
+        "controls",
+        "SPEC",
+        "model=NAME,image=FILE,hint=canny,weight=0.8,end=0.6; again for several.",
+        CONDITIONS,
+        "list",
+        control,
+    ),
     Option("--lora", "loras", "FILE:W", "An adapter and its weight; again for several.", CONDITIONS, "list", lora),
+    Option("--lora-folder", "lora_folder", "DIR", "Where <lora:name:0.8> in a prompt finds its files.", CONDITIONS),
     Option("--refiner", "refiner", "MODEL", "A second model for the end of the run.", CONDITIONS),
     Option("--refiner-start", "refiner_start", "0..1", "Where it takes over.", CONDITIONS),
     Option("--set", "", "FIELD=VALUE", "Any field of the request: guidance.apg_eta=0.5.", CONDITIONS, "list"),
@@ -190,7 +264,9 @@ def option_of(field: str) -> str:
     for option in OPTIONS:
         for target in option.targets:
             if field == target or field.startswith(f"{target}."):
-                rest = "".join(f" {part}" for part in field.removeprefix(target).split(".") if part and not part.isdecimal())
+                rest = "".join(
+                    f" {part}" for part in field.removeprefix(target).split(".") if part and not part.isdecimal()
+                )
                 return option.flag.split("/")[0] + rest
     return "PROMPT" if field == "prompt" else f"--set {field}"
 
@@ -202,7 +278,13 @@ def request_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         value = given.get(option.name)
         if not option.targets or value is None or value == []:
             continue
-        told = value if option.kind == "switch" else [option.read(v) for v in value] if option.kind == "list" else option.read(value)
+        told = (
+            value
+            if option.kind == "switch"
+            else [option.read(v) for v in value]
+            if option.kind == "list"
+            else option.read(value)
+        )
         if option.fields:
             fields |= told
         else:
@@ -219,7 +301,7 @@ def put(fields: dict[str, Any], path: str, value: Any) -> None:
     """Sets a dotted path in nested fields; a whole record may already stand there."""
     *parents, last = path.split(".")
     for parent in parents:
-        inner = fields.get(parent)
+        inner: Any = fields.get(parent)
         inner = inner.model_dump() if hasattr(inner, "model_dump") else inner
         fields[parent] = dict(inner) if isinstance(inner, dict) else {}
         fields = fields[parent]
@@ -238,5 +320,10 @@ def existing(path: str, option: str) -> Path:
     """A file that is there."""
     found = Path(path).expanduser()
     if "\0" in path or not found.is_file():
-        raise LdmError(Code.FILE, f"{option}: {Path(path).name[:80]} was not found.", "There is no file of that name.", "Check the path.")
+        raise LdmError(
+            Code.FILE,
+            f"{option}: {Path(path).name[:80]} was not found.",
+            "There is no file of that name.",
+            "Check the path.",
+        )
     return found

@@ -68,9 +68,13 @@ class Outputs:
                 "A file or a pipe holds one picture.",
                 "Give --out a folder.",
             )
-        taken = [p for p in (Path(self.target), self._sidecar(Path(self.target))) if self.is_file and os.path.lexists(p)]
+        taken = [
+            p for p in (Path(self.target), self._sidecar(Path(self.target))) if self.is_file and os.path.lexists(p)
+        ]
         if taken:
-            raise LdmError(Code.FILE, f"{taken[0].name} exists already.", "Outputs are never overwritten.", "Choose another --out.")
+            raise LdmError(
+                Code.FILE, f"{taken[0].name} exists already.", "Outputs are never overwritten.", "Choose another --out."
+            )
         painted = any(request.mask is not None or any(request.pad) for request in requests)
         if painted and self.suffix == ".jpg" and not self.allow_lossy:
             raise LdmError(
@@ -97,7 +101,7 @@ class Outputs:
         return path
 
     def preview(self, picture: Picture, offset: int, seed: int, step: int) -> Path | None:
-        """A rough picture under way, beside the name that the finished one will get; None where it would get in the way."""
+        """A rough picture under the name that the finished one will get; None where it would get in the way."""
         from ldm.images import save_image
 
         if self.is_pipe:
@@ -125,7 +129,12 @@ class Outputs:
 
     def _next(self) -> int:
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
-        return max((int(found[1]) for name in names if (found := _NUMBERED.match(name)) and "-step" not in name), default=0) + 1
+        return (
+            max(
+                (int(found[1]) for name in names if (found := _NUMBERED.match(name)) and "-step" not in name), default=0
+            )
+            + 1
+        )
 
     @staticmethod
     def _sidecar(path: Path) -> Path:

@@ -32,12 +32,19 @@ class Reporter:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}")
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[pace]}"),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -52,7 +59,9 @@ class Reporter:
             self.note(f"note: {note}")
         if self._bar is None or step.count == 0:
             return
-        self._clock = self._clock if self._clock is not None and self._clock.goes_on(step) else Clock(step.stage, step.pictures)
+        self._clock = (
+            self._clock if self._clock is not None and self._clock.goes_on(step) else Clock(step.stage, step.pictures)
+        )
         first, last = step.pictures
         name = f"picture {first + 1}" + (f"-{last}" if last > first + 1 else "") + f" of {step.total}, {step.stage}"
         told = {"description": name, "total": step.count, "completed": step.index, "pace": self._clock.pace(step)}
@@ -91,7 +100,13 @@ class Clock:
 
 def duration(seconds: float) -> str:
     whole = round(seconds)
-    return f"{whole} s" if whole < 90 else f"{whole // 60} min {whole % 60} s" if whole < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{whole} s"
+        if whole < 90
+        else f"{whole // 60} min {whole % 60} s"
+        if whole < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 class Stop:
@@ -112,7 +127,9 @@ class Stop:
             self._before.clear()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -42,11 +42,13 @@ def explain(error: ValidationError, model: type[BaseModel], option: Callable[[st
             "Correct the name.",
         )
     if not path:  # a rule over several fields: its message names them
-        return LdmError(Code.USAGE, f"{message}.{more}", "These options do not go together.", "Add or remove one of them.")
+        return LdmError(
+            Code.USAGE, f"{message}.{more}", "These options do not go together.", "Add or remove one of them."
+        )
     fix = f"Change {name}; `ldm generate --help` shows what it takes."
     if kind == "literal_error":
         allowed = [part.strip("'") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
-        message += f". {did_you_mean(str(first['input']), allowed)}".rstrip(" .")
+        message = f"{did_you_mean(str(first['input']), allowed)}{message}"
         fix = f"Choose one of {', '.join(allowed)}."
     if (nearest := message.rpartition("nearest legal size is ")[2]) != message:
         fix = f"Use {nearest}."

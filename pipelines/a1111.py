@@ -4,10 +4,10 @@
     Negative prompt: <any number of lines>
     Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512, ...
 
-The first two parts are not escaped in this format, so some prompts cannot be read back from them (a line of the prompt that
-begins with "Negative prompt:", spaces at a line's end). Rule: the writer reads what it wrote; where that differs, the exact
-texts follow as JSON strings under `Prompt text` and (unless there is none) `Negative text` in the last line, and a reader of
-ours then takes both from there.
+The first two parts are not escaped in this format, so some prompts cannot be read back from them (a line of the prompt
+that begins with "Negative prompt:", spaces at a line's end). Rule: the writer reads what it wrote; where that differs,
+the exact texts follow as JSON strings under `Prompt text` and (unless there is none) `Negative text` in the last line,
+and a reader of ours then takes both from there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def read(text: str) -> Parameters:
         if line.startswith(NEGATIVE):
             line, negative = line.removeprefix(NEGATIVE).strip(), negative or []
         (prompt if negative is None else negative).append(line)
-    return Parameters(prompt="\n".join(prompt), negative=None if negative is None else "\n".join(negative), pairs=pairs)
+    told = None if negative is None else "\n".join(negative)
+    return Parameters(prompt="\n".join(prompt), negative=told, pairs=pairs)
 
 
 def _write(prompt: str, negative: str | None, pairs: Mapping[str, str]) -> str:
@@ -134,7 +135,7 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
 
 
 def solver_from_name(name: str) -> tuple[str, str]:
-    """("DPM++ 2M Karras") -> ("dpm++ 2m", "karras"): our solver and spacing of an A1111, ComfyUI or own sampler name."""
+    """("DPM++ 2M Karras") -> ("dpm++ 2m", "karras"): our solver and spacing of an A1111, ComfyUI or own name."""
     wanted = " ".join(name.split()).lower()
     solvers, spacings = _names(SOLVERS), _names(SPACINGS)
     if wanted in solvers:
@@ -148,7 +149,7 @@ def solver_from_name(name: str) -> tuple[str, str]:
 
 
 def spacing_from_name(name: str, solver: str = "auto") -> str:
-    """Our spacing of an A1111 schedule type, a ComfyUI scheduler or one of our own names; "Automatic" depends on the solver."""
+    """Our spacing of an A1111 schedule type, a ComfyUI scheduler or ours; "Automatic" asks the solver."""
     wanted = " ".join(name.split()).lower()
     if wanted in {"automatic", "auto", ""}:
         return AUTOMATIC.get(solver, "auto") if wanted == "automatic" else "auto"

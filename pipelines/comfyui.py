@@ -19,7 +19,9 @@ def read_graph(text: str) -> Parameters | None:
         return None
     if not isinstance(graph, dict):
         return None
-    nodes = {str(key): node for key, node in graph.items() if isinstance(node, dict) and isinstance(node.get("inputs"), dict)}
+    nodes = {
+        str(key): node for key, node in graph.items() if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
+    }
     for node in nodes.values():
         if node.get("class_type") in SAMPLERS:
             return _sampler(nodes, node["inputs"])
@@ -72,7 +74,9 @@ def _find(nodes: dict[str, dict[str, Any]], link: object, name: str) -> object:
         inputs = node["inputs"]
         if name in inputs and not isinstance(inputs[name], list):
             return inputs[name]
-        link = next((inputs[key] for key in ("model", "samples", "latent_image", "pixels", "image") if key in inputs), None)
+        link = next(
+            (inputs[key] for key in ("model", "samples", "latent_image", "pixels", "image") if key in inputs), None
+        )
     return None
 
 

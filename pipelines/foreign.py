@@ -8,6 +8,28 @@ from typing import Any, Literal
 
 from ldm.errors import LdmError
 from pipelines.a1111 import Parameters, solver_from_name, spacing_from_name
+from pipelines.recipe import ModelId, Recipe, file_name
+
+
+def foreign_recipe(found: Parameters, origin: Literal["a1111", "comfyui"]) -> Recipe:
+    """A recipe from another program's parameters; what has no counterpart is named in `notes`."""
+    fields, notes = request_fields(found, origin)
+    pairs = found.pairs
+    return Recipe(
+        origin=origin,
+        request=fields,
+        model=ModelId(name=file_name(pairs.get("Model", "")), fingerprint=pairs.get("Model hash", "")),
+        prompt=found.prompt,
+        negative=found.negative,
+        solver=fields.get("solver", "auto"),
+        spacing=fields.get("spacing", "auto"),
+        steps=fields.get("steps", 0),
+        width=fields.get("width", 0),
+        height=fields.get("height", 0),
+        seed=fields.get("seed", 0),
+        foreign=dict(pairs),
+        notes=tuple(notes),
+    )
 
 
 def request_fields(found: Parameters, origin: Literal["a1111", "comfyui"]) -> tuple[dict[str, Any], list[str]]:
@@ -51,7 +73,9 @@ def _read(pairs: Mapping[str, str], key: str, notes: list[str], whole: bool = Tr
     return None
 
 
-def _number(pairs: Mapping[str, str], key: str, fields: dict[str, Any], name: str, notes: list[str], whole: bool = True) -> None:
+def _number(
+    pairs: Mapping[str, str], key: str, fields: dict[str, Any], name: str, notes: list[str], whole: bool = True
+) -> None:
     if (value := _read(pairs, key, notes, whole)) is not None:
         fields[name] = value
 

@@ -76,7 +76,7 @@ class Making:
             x = yield from self._pass(refiner, run, self.size, replace(start, x=x, channels=None), "refine")
         if request.hires is not None:
             x = yield from self._hires(x)
-        yield self._step("decode")
+        yield self._step("decode", clean=x)
         yield self._step("done", done=self._finish(x))
 
     def _step(

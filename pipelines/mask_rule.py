@@ -32,7 +32,7 @@ def mask_from_rule(rule: str, image: Picture) -> Picture:
         mask = masks.from_alpha(image)
     elif kind == "box":
         x, y, w, h = _numbers(rule, rest.replace(" ", ""), ",", 4)
-        mask = masks.from_box(size, (x, y, w, h))
+        mask = masks.from_box(size, (x, y, x + w, y + h))
     elif kind == "polygon":
         points = [_numbers(rule, point, ",", 2) for point in rest.split()]
         if len(points) < 3:
@@ -41,26 +41,9 @@ def mask_from_rule(rule: str, image: Picture) -> Picture:
     else:
         colour, _, tolerance = rest.partition(":")
         (allowed,) = _numbers(rule, tolerance, ",", 1) if tolerance else (TOLERANCE,)
-        mask = masks.from_colour(image.rgb(), parse_colour(colour), allowed / 255)
+        mask = masks.from_colour(image.rgb(), colour, allowed)
     grey = np.repeat(np.asarray(mask, np.float32)[..., None], 3, axis=2)
     return dataclasses.replace(from_rgb(grey, None), name=rule)
-
-
-def parse_colour(text: str) -> tuple[int, int, int]:
-    """"#00ff00" or "0,255,0" as three numbers to 255."""
-    digits = text.strip().removeprefix("#")
-    try:
-        parts = [int(digits[i : i + 2], 16) for i in (0, 2, 4)] if "," not in text else [int(v) for v in text.split(",")]
-    except ValueError:
-        parts = []
-    if len(parts) != 3 or ("," not in text and len(digits) != 6) or not all(0 <= v <= 255 for v in parts):
-        raise LdmError(
-            Code.USAGE,
-            f"{text[:40]!r} is no colour",
-            "a colour is six hexadecimal digits, or three numbers from 0 to 255",
-            "write it as #00ff00 or as 0,255,0",
-        )
-    return parts[0], parts[1], parts[2]
 
 
 def _numbers(rule: str, text: str, gap: str, count: int) -> tuple[float, ...]:

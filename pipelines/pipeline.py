@@ -21,7 +21,7 @@ from ldm.models.preview import Preview
 from ldm.models.text import TextEncoder, Tower
 from ldm.models.unet import UNet
 from ldm.store.parts import Parts, load_controlnet, load_parts
-from ldm.store.weights import read_json
+from ldm.store.shards import read_json
 from pipelines.adapting import Adapting
 from pipelines.device import Offload, pick_device, pick_dtype, place
 from pipelines.jobs import batches, jobs

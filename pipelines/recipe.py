@@ -1,4 +1,4 @@
-"""The recipe of a picture: versioned JSON with everything that is needed to make it again, and nothing private by accident.
+"""The recipe of a picture: versioned JSON with all that is needed to make it again, and nothing private by accident.
 
 Files are named and hashed, never given by path: whoever repeats a recipe says in which folders to look.
 """
@@ -26,6 +26,7 @@ from pipelines.request import Record, Request
 FORMAT = 1
 CHUNK, PARAMETERS = "ldm", "parameters"
 KEPT = ("prompt", "workflow")  # ComfyUI's chunks: never invented, kept when an input has them
+LEFT_OUT = frozenset({"count", "batch", "wildcards", "lora_folder"})
 MAX_JSON = 2_000_000  # characters; a recipe has a few thousand
 
 
@@ -66,7 +67,7 @@ class ModelId(Record):
 class Machine(Record):
     """Where the picture was made; bit-equality is promised on the same kind only."""
 
-    software: dict[str, str] = {}
+    software: dict[str, str] = Field(default_factory=dict)
     threads: int = 0
     processor: str = ""
     device: str = ""
@@ -79,7 +80,7 @@ class Recipe(Record):
     ldm: Literal[1] = 1
     version: str = __version__
     origin: Literal["ldm", "a1111", "comfyui"] = "ldm"  # whose metadata it was read from
-    request: dict[str, Any] = {}
+    request: dict[str, Any] = Field(default_factory=dict)
     model: ModelId = ModelId()
     vae: ModelId | None = None
     refiner: ModelId | None = None
@@ -89,7 +90,7 @@ class Recipe(Record):
     prompt: str = ""  # resolved: wildcards expanded, tags taken out
     negative: str | None = None
     template: str | None = None  # what the user wrote, where that differs
-    wildcards: dict[str, str] = {}  # name -> sha256
+    wildcards: dict[str, str] = Field(default_factory=dict)  # name -> sha256
     solver: str = "auto"
     spacing: str = "auto"
     steps: int = 0  # really run (strength < 1 runs fewer than were asked for)
@@ -103,7 +104,7 @@ class Recipe(Record):
     private: bool = False
     prompt_sha256: str = ""  # of a private recipe: of prompt, NUL, negative
     pixels: str = ""  # `pixel_hash` of the finished picture
-    foreign: dict[str, str] = {}  # parameters of another program, as they stood
+    foreign: dict[str, str] = Field(default_factory=dict)  # parameters of another program, as they stood
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -117,11 +118,12 @@ class Recipe(Record):
 
     def to_a1111(self) -> str:
         """The `parameters` text; the JSON is the source of truth, this is for other programs."""
-        negative = self.negative if self.origin != "ldm" or not self.private else None
-        return write(Parameters(self.prompt, negative, self.foreign or _pairs(self)))
+        return write(Parameters(self.prompt, self.negative, self.foreign or _pairs(self)))
 
     @classmethod
     def from_a1111(cls, text: str) -> Recipe:
+        from pipelines.foreign import foreign_recipe
+
         return foreign_recipe(read(text), "a1111")
 
     def without_prompt(self) -> Recipe:
@@ -129,7 +131,9 @@ class Recipe(Record):
         return self.model_copy(
             update={
                 "private": True,
-                "prompt_sha256": prompt_hash(self.template if self.template is not None else self.prompt, self.negative),
+                "prompt_sha256": prompt_hash(
+                    self.request.get("prompt", self.prompt), self.request.get("negative", self.negative)
+                ),
                 "prompt": "",
                 "negative": None,
                 "template": None,
@@ -144,7 +148,7 @@ class Recipe(Record):
 
 
 def chunks(recipe: Recipe, private: bool = False, kept: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What to write into the picture: `ldm`, `parameters`, and ComfyUI's chunks of an input (`kept`: its text chunks)."""
+    """What to write into the picture: `ldm`, `parameters`, and ComfyUI's chunks of an input (`kept`: its texts)."""
     if private:
         recipe = recipe.without_prompt()
     ours = {PARAMETERS: printable(recipe.to_a1111()), CHUNK: recipe.to_json()}
@@ -167,6 +171,7 @@ def read_recipe(path: Path | str) -> Recipe:
 def recipe_of(picture: Picture, name: str = "the picture") -> Recipe:
     """The recipe that an opened picture carries."""
     from pipelines.comfyui import read_graph
+    from pipelines.foreign import foreign_recipe
 
     text = picture.text
     if CHUNK in text:
@@ -178,44 +183,26 @@ def recipe_of(picture: Picture, name: str = "the picture") -> Recipe:
     raise LdmError(
         Code.FILE,
         f"{name} holds no recipe",
-        "it has neither our chunk, nor A1111 parameters, nor a ComfyUI graph with a KSampler; many sites and messengers strip them",
+        "it has neither our chunk, nor A1111 parameters, nor a ComfyUI graph with a KSampler; many sites strip them",
         "use the original file or its .json sidecar",
     )
 
 
-def foreign_recipe(found: Parameters, origin: Literal["a1111", "comfyui"]) -> Recipe:
-    """A recipe from another program's parameters; what has no counterpart is named in `notes`."""
-    from pipelines.foreign import request_fields
-
-    fields, notes = request_fields(found, origin)
-    pairs = found.pairs
-    return Recipe(
-        origin=origin,
-        request=fields,
-        model=ModelId(name=file_name(pairs.get("Model", "")), fingerprint=pairs.get("Model hash", "")),
-        prompt=found.prompt,
-        negative=found.negative,
-        solver=fields.get("solver", "auto"),
-        spacing=fields.get("spacing", "auto"),
-        steps=fields.get("steps", 0),
-        width=fields.get("width", 0),
-        height=fields.get("height", 0),
-        seed=fields.get("seed", 0),
-        foreign=dict(pairs),
-        notes=tuple(notes),
-    )
-
-
 def request_json(request: Request) -> dict[str, Any]:
-    """Every field that differs from its default, as JSON; files and pictures as name and sha256."""
-    told = {name: _plain(value) for name, value in request.fields_set().items() if name not in {"count", "batch", "wildcards"}}
+    """Every field that differs from its default, as JSON; files and pictures as name and sha256.
+
+    Left out: what does not change this picture (count, batch), and folders (their files are told one by one).
+    """
+    told = {name: _plain(value) for name, value in request.fields_set().items() if name not in LEFT_OUT}
     return told | ({"seed": request.seed} if "seed" not in told else {})
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
-        changed = {k: getattr(value, k) for k in fields if fields[k].is_required() or getattr(value, k) != fields[k].default}
+        changed = {
+            k: getattr(value, k) for k in fields if fields[k].is_required() or getattr(value, k) != fields[k].default
+        }
         told = {k: _plain(v) for k, v in changed.items()}
         if "model" in told:
             told["model"] = ModelId(name=told["model"]).name
@@ -241,7 +228,10 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise LdmError(
-            Code.FILE, f"{path.name} cannot be read", error.strerror or "the system refused", "check the path and its permissions"
+            Code.FILE,
+            f"{path.name} cannot be read",
+            error.strerror or "the system refused",
+            "check the path and its permissions",
         ) from error
 
 
@@ -266,7 +256,8 @@ def this_machine(device: str, dtype: str) -> Machine:
     import torch
 
     return Machine(
-        software={"python": platform.python_version()} | {n: version(n) for n in ("torch", "diffusers", "transformers", "numpy")},
+        software={"python": platform.python_version()}
+        | {n: version(n) for n in ("torch", "diffusers", "transformers", "numpy")},
         threads=torch.get_num_threads(),
         processor=processor_class(),
         device=device,
@@ -347,5 +338,3 @@ def _pairs(recipe: Recipe) -> dict[str, str]:
         "Version": f"ldm {recipe.version}",
     }
     return {key: str(value) for key, value in pairs.items() if value not in (None, "")}
-
-

@@ -17,7 +17,7 @@ PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 WEIGHTS = frozenset({".safetensors"})
 
 
-class MissingInput(LdmError):
+class MissingInputError(LdmError):
     """Inputs of a recipe that were not found; `inputs` names each."""
 
     def __init__(self, inputs: Sequence[str], folders: Iterable[Path]) -> None:
@@ -71,7 +71,7 @@ def request_fields(
 ) -> dict[str, Any]:
     """The fields of the request that a recipe asks for, without those in `skip`.
 
-    `resolved`: the prompt as it was used, with the adapters that acted; else as it was written, wildcards and tags included.
+    `resolved`: the prompt as it was used, with the adapters that acted; else as written, with wildcards and tags.
     """
     finder = Finder(tuple(dict.fromkeys(folders)))
     fields = {name: value for name, value in recipe.request.items() if name not in skip}
@@ -84,6 +84,8 @@ def request_fields(
                 {"path": {"name": a.name, "sha256": a.sha256}, "weight": a.weight, "text_weight": a.text_weight}
                 for a in recipe.adapters
             ]
+    if resolved and recipe.negative is not None and "negative" not in skip:
+        fields["negative"] = recipe.negative
     image = _open(fields.get("image"), "image", finder)
     if "image" in fields:
         fields["image"] = image
@@ -97,12 +99,14 @@ def request_fields(
             for i, use in enumerate(_items(fields["loras"]))
         ]
     if "embeddings" in fields:
-        found = (finder.find(_source(e), f"embedding {i + 1}", WEIGHTS) for i, e in enumerate(_items(fields["embeddings"])))
+        found = (
+            finder.find(_source(e), f"embedding {i + 1}", WEIGHTS) for i, e in enumerate(_items(fields["embeddings"]))
+        )
         fields["embeddings"] = list(found)
     if isinstance(fields.get("refiner"), str):
         fields["refiner"] = model_path(ModelId(name=fields["refiner"]).name, finder.folders)
     if finder.missing:
-        raise MissingInput(finder.missing, finder.folders)
+        raise MissingInputError(finder.missing, finder.folders)
     return fields
 
 
@@ -151,11 +155,16 @@ def _source(value: object) -> Source:
     if isinstance(value, dict) and isinstance(value.get("sha256"), str):
         return Source(name=str(value.get("name", "")), sha256=value["sha256"])
     raise LdmError(
-        Code.FILE, "the recipe is damaged", "an input is not given by name and sha256", "use the original file or its sidecar"
+        Code.FILE,
+        "the recipe is damaged",
+        "an input is not given by name and sha256",
+        "use the original file or its sidecar",
     )
 
 
 def _items(value: object) -> list[dict[str, Any]]:
     if isinstance(value, (list, tuple)) and all(isinstance(item, dict) for item in value):
         return list(value)
-    raise LdmError(Code.FILE, "the recipe is damaged", "a list of inputs is not one", "use the original file or its sidecar")
+    raise LdmError(
+        Code.FILE, "the recipe is damaged", "a list of inputs is not one", "use the original file or its sidecar"
+    )

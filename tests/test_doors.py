@@ -1,4 +1,4 @@
-"""Dangerous calls stand in their door files only: weights, pictures, YAML, child processes, the network: one door each."""
+"""Dangerous calls stand in their door files only: weights, pictures, YAML, child processes, the network; one each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "yaml.load": (),
     "yaml.full_load": (),
     "yaml.unsafe_load": (),
-    "Image.open": ("ldm/images.py",),
+    "Image.open": ("ldm/images/",),
     "eval": (),
     "exec": (),
     "compile": (),
@@ -32,7 +32,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "accelerator.accumulate": (),
 }
 IMPORTS: dict[str, tuple[str, ...]] = {
-    "yaml": ("ldm/config.py",),
+    "yaml": ("ldm/config/",),
     "safetensors": ("ldm/store/", "train/"),
     "subprocess": ("ldm/store/convert.py", "benchmarks/"),
     "huggingface_hub": ("ldm/store/",),
@@ -140,8 +140,8 @@ def test_a_dangerous_call_is_found_elsewhere(source: str) -> None:
     [
         ("pipelines/pipeline.py", "net.eval()\nzip(a, b, strict=False)\nre.compile('a')\ntorch.compile(net)"),
         ("pipelines/pipeline.py", "'torch.load( and pickle in words only'"),
-        ("ldm/config.py", "import yaml\nyaml.safe_load(text)"),
-        ("ldm/images.py", "Image.open(path)"),
+        ("ldm/config/reader.py", "import yaml\nyaml.safe_load(text)"),
+        ("ldm/images/door.py", "Image.open(path)"),
         ("ldm/store/convert.py", "import subprocess\ntorch.load(path, weights_only=True)"),
         ("ldm/store/weights.py", "from safetensors import safe_open"),
     ],

@@ -7,24 +7,27 @@ python -m train.scenes --evaluate ldm/pretrained/scenes   # writes docs/results/
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.data.scenes import caption, draw, outline, sample_scene, words
+from ldm.data.hints import make_hint
+from ldm.data.scenes import Scene, caption, draw, outline, sample_scene, words
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import denoising_loss
 from train.tokenizer import save_tokenizer
@@ -43,35 +46,31 @@ class Plan:
 
 
 AUTOENCODER = Plan(2400, 32, 3e-3)
-DENOISER = Plan(6000, 128, 2e-3)
+DENOISER = Plan(6000, 64, 2e-3)
 CONTROL = Plan(1500, 96, 2e-3)
 SCENES = 60_000
 DROP_CAPTION = 0.12
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Pictures [N,3,32,32] in 0..255, edge hints [N,32,32] of 0 and 255, both uint8, and caption tokens [N,77]."""
-
-    pictures: Tensor
-    hints: Tensor
-    tokens: Tensor
-
-    def rgb(self, index: Tensor) -> Tensor:
-        return self.pictures[index].float() / 127.5 - 1.0
+STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "control": CONTROL}
 
 
-def make_examples(count: int, seed: int, tokenizer: CLIPTokenizer) -> Examples:
-    """Draws the first `count` scenes of a seed."""
-    scenes = [sample_scene(index, seed) for index in range(count)]
-    pictures = np.stack([np.rint(draw(s).transpose(2, 0, 1) * 255).astype(np.uint8) for s in scenes])
-    hints = np.stack([(outline(s)[..., 0] * 255).astype(np.uint8) for s in scenes])
-    return Examples(torch.from_numpy(pictures), torch.from_numpy(hints), tokens([caption(s) for s in scenes], tokenizer))
+def make_pictures(scenes: list[Scene]) -> Tensor:
+    """[N,3,32,32] in 0..255, uint8."""
+    return torch.from_numpy(np.stack([np.rint(draw(s).transpose(2, 0, 1) * 255).astype(np.uint8) for s in scenes]))
 
 
-def tokens(texts: list[str], tokenizer: CLIPTokenizer) -> Tensor:
-    """[N,77] token numbers."""
-    return tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+def make_hints(scenes: list[Scene]) -> Tensor:
+    """[N,32,32] of 0 and 255, uint8: every second one is the true outline, the others what an edge finder sees."""
+    hints = [outline(s) if i % 2 else make_hint("canny", draw(s)) for i, s in enumerate(scenes)]
+    return torch.from_numpy(np.stack([(hint[..., 0] * 255).astype(np.uint8) for hint in hints]))
+
+
+def make_tokens(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
+    """[N,77] token numbers of the captions."""
+    texts = [caption(s) for s in scenes]
+    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    return ids
 
 
 def steps(plan: Plan, params: list[nn.Parameter], name: str) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
@@ -97,11 +96,11 @@ def steps(plan: Plan, params: list[nn.Parameter], name: str) -> Iterator[tuple[i
             log.info("%s step %d of %d, loss %.4f, %s", name, step + 1, plan.steps, running, spent)
 
 
-def train_autoencoder(data: Examples, plan: Plan, generator: torch.Generator) -> AutoencoderKL:
+def train_autoencoder(pictures: Tensor, plan: Plan, generator: torch.Generator) -> AutoencoderKL:
     """L1 + squared error of the picture and of its gradients + a small KL; then latents of mean 0 and variance 1."""
     vae = AutoencoderKL.from_config(_config("vae")).to(memory_format=torch.channels_last)
     for _, update in steps(plan, list(vae.parameters()), "autoencoder"):
-        x = data.rgb(torch.randint(len(data.pictures), (plan.batch,), generator=generator))
+        x = pictures[torch.randint(len(pictures), (plan.batch,), generator=generator)] / 127.5 - 1.0
         x = _recoloured(x, generator).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
@@ -110,7 +109,7 @@ def train_autoencoder(data: Examples, plan: Plan, generator: torch.Generator) ->
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
         update((y - x).abs().mean() + (y - x).square().mean() + 0.5 * edges + 2e-3 * kl)
     vae.eval()
-    fold(vae, encode(vae, data, min(4096, len(data.pictures))))
+    fold(vae, encode(vae, pictures[:4096]))
     return vae
 
 
@@ -123,10 +122,10 @@ def _recoloured(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, data: Examples, count: int) -> Tensor:
-    """The mean latents [N,4,8,8] of the first `count` pictures."""
-    parts = torch.arange(count).split(256)
-    return torch.cat([vae.encode(data.rgb(index)).latent_dist.mean for index in parts]).contiguous()
+def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """The mean latents [N,4,8,8] of pictures in 0..255."""
+    parts = [vae.encode(part / 127.5 - 1.0).latent_dist.mean for part in torch.split(pictures, 256)]
+    return torch.cat(parts).contiguous()
 
 
 @torch.no_grad()
@@ -171,22 +170,24 @@ class TextUNet(nn.Module):
         down, mid = control
         states = self.text(ids).last_hidden_state
         states = states.repeat(len(x) // len(states), 1, 1)  # several noise levels share one caption
-        return self.unet(x, t, states, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        told = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        output: Tensor = self.unet(x, t, states, **told).sample
+        return output
 
 
 def train_denoiser(
-    data: Examples, latents: Tensor, vocabulary: int, plan: Plan, generator: torch.Generator
+    latents: Tensor, tokens: Tensor, vocabulary: int, plan: Plan, generator: torch.Generator
 ) -> TextUNet:
     """v-prediction with min-SNR weights, captions dropped to the empty prompt; returns the moving average."""
     special = {"vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
     text = CLIPTextModel(CLIPTextConfig(**_config("text"), **special, pad_token_id=vocabulary - 1))
     model = TextUNet(text, UNet2DConditionModel.from_config(_config("unet")))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
     empty, noiser = _empty(vocabulary), Noiser()
     for step, update in steps(plan, list(model.parameters()), "denoiser"):
         index = torch.randint(len(latents), (plan.batch,), generator=generator)
         dropped = torch.rand(plan.batch, 1, generator=generator) < DROP_CAPTION
-        ids = torch.where(dropped, empty, data.tokens[index])
+        ids = torch.where(dropped, empty, tokens[index])
         clean = latents[index].repeat(2, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=generator)
         level = noiser.level(len(clean), generator)
@@ -194,12 +195,12 @@ def train_denoiser(
         update(denoising_loss(output, clean, noise, level, noiser.kind, weighting="min_snr").mean())
         if step >= plan.steps // 4:
             average.update_parameters(model)
-    result: TextUNet = average.module
-    return result.eval()
+    model.load_state_dict(average.module.state_dict())
+    return model.eval()
 
 
 def train_control(
-    data: Examples, latents: Tensor, model: TextUNet, plan: Plan, generator: torch.Generator
+    latents: Tensor, tokens: Tensor, hints: Tensor, model: TextUNet, plan: Plan, generator: torch.Generator
 ) -> ControlNetModel:
     """An edge ControlNet on the frozen U-Net (Zhang et al. 2023); half of the captions are empty."""
     model.requires_grad_(False)
@@ -209,8 +210,8 @@ def train_control(
     for _, update in steps(plan, list(control.parameters()), "control"):
         index = torch.randint(len(latents), (plan.batch,), generator=generator)
         dropped = torch.rand(plan.batch, 1, generator=generator) < 0.5
-        ids = torch.where(dropped, empty, data.tokens[index])
-        hint = varied(data.hints[index].float() / 255.0, generator)[:, None].expand(-1, 3, -1, -1)
+        ids = torch.where(dropped, empty, tokens[index])
+        hint = varied(hints[index] / 255.0, generator)[:, None].expand(-1, 3, -1, -1)
         clean = latents[index]
         noise = torch.randn(clean.shape, generator=generator)
         level = noiser.level(len(clean), generator)
@@ -240,48 +241,67 @@ def _copy_matching(source: nn.Module, target: nn.Module) -> None:
             parameter.copy_(known[name])
 
 
-def save(folder: Path, vae: AutoencoderKL, model: TextUNet, control: ControlNetModel) -> None:
-    """The diffusers layout, in half precision; stock `StableDiffusionPipeline.from_pretrained` loads it."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=model.text,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=model.unet,
-        scheduler=DDIMScheduler.from_config(_config("scheduler")),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for name in ("vae", "text_encoder", "unet"):
-        getattr(pipeline, name).half().save_pretrained(folder / name)
-    pipeline.scheduler.save_pretrained(folder / "scheduler")
-    control.half().save_pretrained(folder / "controlnet-edges")
-    pipeline.save_config(folder)
+def save(module: Any, folder: Path) -> None:
+    """In half precision, which halves the folder; the module itself keeps its own."""
+    copy.deepcopy(module).half().save_pretrained(folder)
 
 
-def train(out: Path, seed: int, share: float) -> None:
-    """The whole recipe; `share` shortens every stage (0.05: a quick look)."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    began, cpu = time.perf_counter(), time.process_time()
-    vocabulary = save_tokenizer(words(), out / "tokenizer")
-    data = make_examples(SCENES, seed, CLIPTokenizer.from_pretrained(out / "tokenizer"))
-    log.info("%d scenes drawn in %.0f s", SCENES, time.perf_counter() - began)
-    plans = [Plan(max(1, round(p.steps * share)), p.batch, p.lr) for p in (AUTOENCODER, DENOISER, CONTROL)]
-    vae = train_autoencoder(data, plans[0], generator)
-    latents = encode(vae, data, SCENES)
-    model = train_denoiser(data, latents, vocabulary, plans[1], generator)
-    control = train_control(data, latents, model, plans[2], generator)
-    save(out, vae, model, control)
-    spent = {
-        "seconds": round(time.perf_counter() - began),
-        "cpu_seconds": round(time.process_time() - cpu),
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-        "share": share,
+def save_index(out: Path) -> None:
+    """The scheduler and model_index.json: then stock `StableDiffusionPipeline.from_pretrained` loads the folder."""
+    DDIMScheduler.from_config(_config("scheduler")).save_pretrained(out / "scheduler")
+    parts = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
     }
-    (out / "training.json").write_text(json.dumps(spent) + "\n", "utf-8")
-    log.info("saved %s: %s", out, spent)
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **parts}
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def train(out: Path, seed: int, share: float, stages: list[str]) -> None:
+    """The whole recipe, or some of its stages on top of what the folder holds; `share` shortens each one."""
+    vocabulary = save_tokenizer(words(), out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    scenes = [sample_scene(index, seed) for index in range(SCENES)]
+    pictures = make_pictures(scenes)
+    if "autoencoder" in stages:
+        with stage(out, "autoencoder", seed, share) as (plan, generator):
+            save(train_autoencoder(pictures, plan, generator), out / "vae")
+    if {"denoiser", "control"} & set(stages):
+        vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32)
+        latents, tokens = encode(vae, pictures), make_tokens(scenes, tokenizer)
+    if "denoiser" in stages:
+        with stage(out, "denoiser", seed, share) as (plan, generator):
+            model = train_denoiser(latents, tokens, vocabulary, plan, generator)
+            save(model.text, out / "text_encoder")
+            save(model.unet, out / "unet")
+    if "control" in stages:
+        text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
+        model = TextUNet(text, UNet2DConditionModel.from_pretrained(out / "unet", dtype=torch.float32))
+        with stage(out, "control", seed, share) as (plan, generator):
+            hints = make_hints(scenes)
+            save(train_control(latents, tokens, hints, model, plan, generator), out / "controlnet-edges")
+    save_index(out)
+
+
+@contextmanager
+def stage(out: Path, name: str, seed: int, share: float) -> Iterator[tuple[Plan, torch.Generator]]:
+    """The plan and the randomness of one stage (its own, so that it does not depend on those before); notes its time."""
+    torch.manual_seed(seed)
+    plan = STAGES[name]
+    began, cpu = time.perf_counter(), time.process_time()
+    yield replace(plan, steps=max(1, round(plan.steps * share))), torch.Generator().manual_seed(seed)
+    note = out / "training.json"
+    spent = json.loads(note.read_text("utf-8")) if note.exists() else {}
+    seconds = {"seconds": round(time.perf_counter() - began), "cpu_seconds": round(time.process_time() - cpu)}
+    spent[name] = {**seconds, "threads": torch.get_num_threads(), "seed": seed, "share": share}
+    note.write_text(json.dumps(spent, indent=2) + "\n", "utf-8")
+    log.info("%s: %s", name, spent[name])
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -302,6 +322,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="with --evaluate: a PNG of many pictures to look at")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="part of the steps to run (1: the shipped model)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="the others stay as they are")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -310,7 +331,7 @@ def main() -> None:
         parser.error("give --out DIR to train, --evaluate DIR to measure, or both")
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        train(args.out, args.seed, args.share)
+        train(args.out, args.seed, args.share, args.stages)
     if args.evaluate is not None:
         from train.scenes_check import evaluate
 

@@ -22,15 +22,15 @@ STEPS, GUIDANCE, HELD_OUT = 25, 4.0, 10_007  # the seed of scenes that no traini
 
 
 def evaluate(folder: Path, report: Path, sheet: Path | None = None, count: int = 400) -> dict[str, Any]:
-    """Accuracy per attribute over `count` unseen captions, the same for shuffled captions, for control, and the PSNR."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
+    """Accuracy per attribute over `count` unseen captions, for shuffled captions and for control, and the PSNR."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     scenes = [sample_scene(index, HELD_OUT) for index in range(count)]
     began, cpu = time.perf_counter(), time.process_time()
     pictures = pictures_of(pipeline, [caption(s) for s in scenes])
     spent = {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     singles = [index for index, scene in enumerate(scenes) if len(scene.things) == 1]
-    control = ControlNetModel.from_pretrained(folder / "controlnet-edges")
+    control = ControlNetModel.from_pretrained(folder / "controlnet-edges", dtype=torch.float32)
     controlled = StableDiffusionControlNetPipeline(**pipeline.components, controlnet=control)
     controlled.set_progress_bar_config(disable=True)
     hinted = scenes[: count // 2]
@@ -80,7 +80,7 @@ def accuracy(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float
     for picture, scene in zip(pictures, scenes, strict=True):
         verdict = matches(read(picture), scene)
         verdict["all"] = all(verdict.values())
-        told.update(verdict)
+        told.update(verdict.keys())
         shown.update(name for name, right in verdict.items() if right)
     return {name: round(shown[name] / told[name], 4) for name in sorted(told)}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -32,7 +33,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     spelled: list[Word] = [(*word[:-1], word[-1] + "</w>") for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for word in spelled for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in spelled for pair in pairwise(word))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -41,7 +42,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def save_tokenizer(words: Sequence[str], folder: Path, length: int = 77) -> int:
-    """Writes vocab.json, merges.txt and tokenizer_config.json as CLIP tokenizers have them; returns the vocabulary's size."""
+    """Writes vocab.json, merges.txt and the settings as CLIP tokenizers have them; returns the vocabulary's size."""
     merges = learn_merges(words)
     symbols = byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), START, END]

@@ -24,7 +24,7 @@ _LARGEST = 48  # pixels a side that are enough to read a scene
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing found: its place and radius are fractions of the picture's side; `fit` is its overlap with the shape."""
+    """One thing found: place and radius are fractions of the picture's side; `fit` is its overlap with the shape."""
 
     shape: str | None
     colour: str
@@ -97,25 +97,25 @@ def _seen(
     pixels: Array, labels: npt.NDArray[np.int64], blob: Mask, blobs: list[Mask], ground: Array
 ) -> tuple[Seen | None, Array]:
     """One blob as a thing, and how much of each pixel it covers."""
-    size = (blob.shape[0], blob.shape[1])
+    height, width = blob.shape
     far = np.linalg.norm(pixels - ground, axis=-1)
     core = blob & (far >= np.median(far[blob]))  # rims are mixed with the ground, the farther half is the thing itself
     colour = int(np.bincount(labels[core], minlength=len(_NAMES)).argmax())
     own = pixels[core & (labels == colour)].mean(0) - ground
-    others = np.any([b for b in blobs if b is not blob], axis=0) if len(blobs) > 1 else np.zeros_like(blob)
-    share = np.clip((pixels - ground) @ own / max(float(own @ own), 1e-6), 0.0, 1.0) * (_grown(blob) & ~others)
+    reach = _grown(blob)
+    for other in blobs:
+        reach &= ~other if other is not blob else True
+    share = np.clip((pixels - ground) @ own / max(float(own @ own), 1e-6), 0.0, 1.0) * reach
     area = float(share.sum())
-    if area < _LEAST_AREA * size[0] * size[1]:
+    if area < _LEAST_AREA * blob.size:
         return None, share
-    y = float((share.sum(1) * (np.arange(size[0]) + 0.5)).sum() / area)
-    x = float((share.sum(0) * (np.arange(size[1]) + 0.5)).sum() / area)
+    y = float((share.sum(1) * (np.arange(height) + 0.5)).sum() / area)
+    x = float((share.sum(0) * (np.arange(width) + 0.5)).sum() / area)
     fit, shape, radius = max(_fits(share, x, y, area))
-    side = min(size)
     named = shape if fit >= _LEAST_FIT else None
     middle = y - moments(shape)[1] * radius if named else y
-    return Seen(
-        named, _NAMES[colour], x / size[1], middle / size[0], radius / side, area / (size[0] * size[1]), fit
-    ), share
+    place = (x / width, middle / height, radius / min(height, width))
+    return Seen(named, _NAMES[colour], *place, area / blob.size, fit), share
 
 
 def _fits(share: Array, x: float, y: float, area: float) -> list[tuple[float, str, float]]:
@@ -136,11 +136,7 @@ def _components(mask: Mask) -> list[Mask]:
     """The parts of a mask that hang together over edges, by spreading the largest index until nothing changes."""
     index = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
-        padded = np.pad(index, 1)
-        spread = np.max(
-            [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], axis=0
-        )
-        spread = np.where(mask, spread, 0)
+        spread = np.where(mask, np.max(_neighbours(index), axis=0), 0)
         if np.array_equal(spread, index):
             break
         index = spread
@@ -151,10 +147,13 @@ def _components(mask: Mask) -> list[Mask]:
 
 def _grown(mask: Mask) -> Mask:
     """The mask and its direct neighbours."""
-    padded = np.pad(mask, 1)
-    return np.asarray(
-        padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:], np.bool_
-    )
+    return np.asarray(np.any(_neighbours(mask), axis=0), np.bool_)
+
+
+def _neighbours(image: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+    """The image itself, and shifted by one pixel each way; zeros come in at the rim."""
+    p = np.pad(image, 1)
+    return [p[1:-1, 1:-1], p[:-2, 1:-1], p[2:, 1:-1], p[1:-1, :-2], p[1:-1, 2:]]
 
 
 def _inside(within: npt.NDArray[np.generic] | Box | None, size: tuple[int, ...]) -> Array:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ldm.data.scene_reader import Found, Seen, position_word, read, size_word
 from ldm.data.shapes import PALETTE, SHAPES, Array, coverage
@@ -101,27 +100,25 @@ def make_scene(
 
 
 def sample_scene(index: int, seed: int = 0) -> Scene:
-    """Scene `index` of the endless list `seed`."""
+    """Scene `index` of the endless list `seed`: seven in ten hold one thing, the others several or a mixed pair."""
     rng = np.random.default_rng((seed, index, 2))
     wording = int(rng.integers(2**31))
     told = {"shape", "colour", "count"} | {n for n in ("background", "size", "position") if rng.random() < 0.6}
     told -= {n for n in ("shape", "colour") if rng.random() < 0.04}
     shape, colour = str(rng.choice(list(SHAPES))), str(rng.choice(list(PALETTE)))
-    size, position = (
-        str(rng.choice(choice)) if name in told else None for name, choice in (("size", SIZES), ("position", POSITIONS))
-    )
     kind = rng.random()
     if kind < 0.7:
-        names, told = [(shape, colour)], told - {"count"} | {"count"}
-    else:
-        told -= {"size", "position"}
-        size = position = None
-        names = [(shape, colour)] * int(rng.integers(2, 4))
-        if kind > 0.85:
-            told |= {"shape", "colour"}
-            names = [(shape, colour), (_another(rng, shape), _other(rng, [colour]))]
+        size = str(rng.choice(SIZES)) if "size" in told else None
+        position = str(rng.choice(POSITIONS)) if "position" in told else None
+        ground = _other(rng, [colour])
+        return Scene(_place(rng, [(shape, colour)], size, position), ground, frozenset(told), wording)
+    names = [(shape, colour)] * int(rng.integers(2, 4))
+    told -= {"size", "position"}
+    if kind > 0.85:
+        names = [(shape, colour), (_another(rng, shape), _other(rng, [colour]))]
+        told |= {"shape", "colour"}
     ground = _other(rng, [c for _, c in names])
-    return Scene(_place(rng, names, size, position), ground, frozenset(told), wording)
+    return Scene(_place(rng, names), ground, frozenset(told), wording)
 
 
 def draw(scene: Scene, size: int | tuple[int, int] = 32) -> Array:
@@ -149,43 +146,33 @@ def outline(scene: Scene, size: int | tuple[int, int] = 32) -> Array:
 def caption(scene: Scene) -> str:
     """One sentence that names the told attributes, worded after `scene.wording`."""
     rng = np.random.default_rng((scene.wording, 3))
-    equal = len({(t.shape, t.colour) for t in scene.things}) == 1
-    if equal:
-        subject = _phrase(rng, scene, scene.things[0], len(scene.things))
+    first, count = scene.things[0], len(scene.things)
+    if len({(t.shape, t.colour) for t in scene.things}) == 1:
+        subject = _phrase(rng, scene, first, count)
     else:
         subject = " and ".join(_phrase(rng, scene, thing, 1) for thing in scene.things)
-    place = (
-        _pick(rng, _PLACE_WORDS[position_word(scene.things[0].x, scene.things[0].y)])
-        if "position" in scene.told
-        else ""
-    )
-    ground = _pick(rng, _COLOUR_WORDS.get(scene.background, (scene.background,))) if "background" in scene.told else ""
+    place = _pick(rng, _PLACE_WORDS[position_word(first.x, first.y)]) if "position" in scene.told else ""
+    ground = _colour(rng, scene.background) if "background" in scene.told else ""
     if ground and rng.random() < 0.15:  # tags, as many prompts are written
         return ", ".join(part for part in (subject, place, f"{ground} background") if part)
-    tail = _pick(
-        rng, (f"on a {ground} background", f"on a {ground} background", f"on {ground}", f"with a {ground} background")
-    )
-    return " ".join(part for part in (_pick(rng, _OPENINGS).strip(), subject, place, tail if ground else "") if part)
+    named = f"{_article(ground)} {ground} background" if ground else ""
+    tail = _pick(rng, (f"on {named}", f"on {named}", f"on {ground}", f"with {named}")) if ground else ""
+    return " ".join(part for part in (_pick(rng, _OPENINGS).strip(), subject, place, tail) if part)
 
 
 def words() -> list[str]:
     """Every word that a caption may hold, and a few that users type around them: the tokenizer knows each as one."""
-    texts: list[str] = [
-        *SHAPES,
-        *PALETTE,
-        *SIZES,
-        *POSITIONS,
-        "one two three 1 2 3 a an and with of thing things shape shapes",
-    ]
+    texts: list[str] = [*SHAPES, *PALETTE, *SIZES, *POSITIONS, *_OPENINGS]
+    texts += ["one two three 1 2 3 a an and with of thing things shape shapes"]
     for table in (_SHAPE_WORDS, _COLOUR_WORDS, _SIZE_WORDS, _PLACE_WORDS):
         texts += [word for options in table.values() for word in options]
     texts += [_plural(noun) for options in _SHAPE_WORDS.values() for noun in options]
-    texts += [*_OPENINGS, "on background colour color the no not next side corner photo painting simple plain"]
+    texts += ["on background colour color the no not next side corner photo painting simple plain"]
     return sorted({word for text in texts for word in text.split()})
 
 
 def matches(found: Found, scene: Scene) -> dict[str, bool]:
-    """For each attribute that the caption tells, whether the picture that was read shows it (and shows nothing else)."""
+    """For each attribute that the caption tells, whether the picture that was read shows it (and no other)."""
     seen, wanted = found.things, scene.things
     one = seen[0] if len(seen) == 1 and len(wanted) == 1 else None
     verdict = {
@@ -203,7 +190,7 @@ def matches(found: Found, scene: Scene) -> dict[str, bool]:
 
 
 def _place(
-    rng: np.random.Generator, names: list[tuple[str, str]], size: str | None, position: str | None
+    rng: np.random.Generator, names: list[tuple[str, str]], size: str | None = None, position: str | None = None
 ) -> tuple[Thing, ...]:
     """Things of these (shape, colour) that lie apart from each other and from the rim."""
     if len(names) == 1:
@@ -219,23 +206,35 @@ def _place(
 
 
 def _middle(rng: np.random.Generator, radius: float, position: str | None) -> tuple[float, float]:
+    """The middle of a single thing: near the told side and well inside its class, or anywhere."""
     low = radius + 0.02
     if position is None:
         return float(rng.uniform(low, 1 - low)), float(rng.uniform(low, 1 - low))
-    side, across = float(rng.uniform(low, max(low, 0.32)) + 0.0), float(rng.uniform(0.43, 0.57))
-    near = {"left": (side, across), "right": (1 - side, across), "top": (across, side), "bottom": (across, 1 - side)}
-    return near.get(position, (float(rng.uniform(0.45, 0.55)), float(rng.uniform(0.45, 0.55))))
+    if position == "centre":
+        return float(rng.uniform(0.45, 0.55)), float(rng.uniform(0.45, 0.55))
+    near, across = float(rng.uniform(low, max(low, 0.32))), float(rng.uniform(0.43, 0.57))
+    x, y = (near, across) if position in ("left", "top") else (1 - near, across)
+    return (x, y) if position in ("left", "right") else (y, x)
 
 
 def _phrase(rng: np.random.Generator, scene: Scene, thing: Thing, count: int) -> str:
-    noun = _pick(rng, _SHAPE_WORDS[thing.shape]) if "shape" in scene.told else _pick(rng, ("thing", "shape"))
-    colour = _pick(rng, _COLOUR_WORDS.get(thing.colour, (thing.colour,))) if "colour" in scene.told else ""
+    """The noun with what is told about it: "a small red circle", "two rings"."""
+    noun = _pick(rng, _SHAPE_WORDS[thing.shape] if "shape" in scene.told else ("thing", "shape"))
+    colour = _colour(rng, thing.colour) if "colour" in scene.told else ""
     size = _pick(rng, _SIZE_WORDS[size_word(thing.radius)]) if "size" in scene.told else ""
     rest = " ".join(part for part in (size, colour, noun if count == 1 else _plural(noun)) if part)
     if count > 1:
         return f"{_pick(rng, (('two', '2'), ('three', '3'))[count - 2])} {rest}"
-    article = "an" if rest[0] in "aeiou" else "a"
-    return f"{_pick(rng, (article + ' ', article + ' ', article + ' ', 'one ', ''))}{rest}"
+    article = _article(rest)
+    return f"{_pick(rng, (article, article, article, 'one', ''))} {rest}".strip()
+
+
+def _colour(rng: np.random.Generator, colour: str) -> str:
+    return _pick(rng, _COLOUR_WORDS.get(colour, (colour,)))
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _plural(noun: str) -> str:

@@ -27,7 +27,7 @@ PALETTE: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     }
 )
 
-# Each shape lives in the square |u|, |v| <= 1 (v points down): a thing of radius r covers the points with (u, v) * r inside.
+# Each shape lives in the square |u|, |v| <= 1, where v points down; a thing of radius r is the shape, r times as large.
 SHAPES: Mapping[str, Inside] = MappingProxyType(
     {
         "circle": lambda u, v: u**2 + v**2 <= 1.0,

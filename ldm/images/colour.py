@@ -54,9 +54,10 @@ def from_srgb(rgb: np.ndarray, icc: bytes | None, channels: int) -> np.ndarray:
         return through_tables(rgb, icc, to_srgb=False, channels=channels)
     linear = decode(rgb)
     if profile.matrix is None:
-        return np.interp(linear @ SRGB_TO_D50[1], profile.curves[0], GRID)[..., None]
+        return np.asarray(np.interp(linear @ SRGB_TO_D50[1], profile.curves[0], GRID)[..., None])
     linear = np.clip(linear @ (np.linalg.inv(profile.matrix) @ SRGB_TO_D50).T, 0, 1)
-    return np.stack([np.interp(linear[..., c], curve, GRID) for c, curve in enumerate(profile.curves)], axis=-1)
+    out = [np.interp(linear[..., c], curve, GRID) for c, curve in enumerate(profile.curves)]
+    return np.asarray(np.stack(out, axis=-1))
 
 
 def encode(linear: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ldm.errors import Code, LdmError
 from ldm.images import png as pngs
-from ldm.images.exif import Cleaned, clean, user_comment
+from ldm.images.exif import ORIENTATION, Cleaned, clean, user_comment
 from ldm.images.metadata import text_from_xmp, xmp_orientation
 from ldm.images.modes import Samples, fitting, read_mode
 from ldm.images.picture import Picture, hash_samples
@@ -126,7 +126,7 @@ def decode_png(data: bytes, what: str, keep_location: bool, max_pixels: int) -> 
     if png.depth == 16:
         found = fitting(*pngs.read_16_bit(png, what), png.icc, ())
     else:
-        image = Image.open(io.BytesIO(png.pixels_only()), formats=("PNG",))
+        image = Image.open(io.BytesIO(pngs.verified(png, what, b"PLTE", b"tRNS")), formats=("PNG",))
         image.load()
         found = read_mode(image, png.icc)
     return upright(found, tags, xmp, text, notes)
@@ -140,14 +140,15 @@ def decode_other(data: bytes, kind: str, what: str, keep_location: bool, max_pix
     check_pixels(image.width, image.height, max_pixels, what)
     notes = first_frame(image, kind)
     icc, xmp = image.info.get("icc_profile"), image.info.get("xmp", b"")
-    exif = tiff_exif(image) if kind == "TIFF" else image.info.get("exif")
+    exif = image.info.get("exif")
+    if kind == "TIFF":  # Pillow turns these upright while loading
+        exif, turn = tiff_exif(image), image.getexif().get(ORIENTATION, 1)
+        notes += () if turn == 1 else (f"turned upright (EXIF orientation {turn})",)
     if kind == "TIFF" and image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and 16 in image.tag_v2.get(258, ()):  # type: ignore[attr-defined]
         notes += ("16-bit colour TIFF was read with 8 bits (use PNG to keep 16)",)
     image.load()
     check_pixels(image.width, image.height, max_pixels, what)
     tags = clean(exif, keep_location=keep_location)
-    if kind == "TIFF":
-        tags = replace(tags, orientation=1)  # Pillow turns TIFF while loading
     text = {"parameters": comment} if (comment := user_comment(exif)) else {}
     packet = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp)
     return upright(read_mode(image, icc), tags, "" if kind == "TIFF" else packet, text | text_from_xmp(packet), notes)

@@ -116,10 +116,10 @@ def to_tensor(rgb: np.ndarray) -> Tensor:
 
 def from_tensor(x: Tensor) -> list[np.ndarray]:
     """A tensor [B,3,H,W] in [-1,1] as B arrays [H,W,3] in 0..1 (clipped); non-finite values are an error."""
-    rows = ((x.detach().float().cpu() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    rows = ((x.detach().float().cpu() + 1) / 2).permute(0, 2, 3, 1).numpy()
     for index, row in enumerate(rows):
-        check_finite(row, f"picture {index}")
-    return [np.ascontiguousarray(row) for row in rows]
+        check_finite(row, f"picture {index}")  # before clipping, which would hide infinities
+    return [np.ascontiguousarray(np.clip(row, 0, 1)) for row in rows]
 
 
 def check_finite(array: np.ndarray, what: str) -> None:

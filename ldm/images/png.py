@@ -19,6 +19,18 @@ from ldm.errors import Code, LdmError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 8 << 20  # bytes of one expanded text or profile; the largest ComfyUI graphs seen are below 2 MB
 MAX_ALL_TEXT = 16 << 20
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)  # x, y, dx, dy
+LIBPNG_SIDE = 1_000_000  # libpng's own limit
 COMFY = ("prompt", "workflow")
 STRIP_ROWS = 64  # rows that are filtered at once: keeps the writer's own memory small
 
@@ -31,16 +43,13 @@ class Png:
     height: int = 0
     depth: int = 0
     colour: int = 0  # 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGBA
+    interlace: int = 0
     text: dict[str, str] = field(default_factory=dict)
     icc: bytes | None = None
     exif: bytes | None = None
     transparency: bytes | None = None
     animated: bool = False
-    parts: list[bytes] = field(default_factory=list)  # IHDR, PLTE, tRNS, IDAT..., IEND as they are in the file
-
-    def pixels_only(self) -> bytes:
-        """The same picture as a file without anything but pixels."""
-        return SIGNATURE + b"".join(self.parts)
+    parts: list[bytes] = field(default_factory=list)  # IHDR, PLTE, tRNS, IDAT..., as they are in the file
 
 
 def chunks(data: bytes, what: str) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -65,9 +74,11 @@ def parse(data: bytes, what: str) -> Png:
     """Walk a PNG's chunks; `what` names the file in errors."""
     png, total = Png(), 0
     for name, body, whole in chunks(data, what):
-        if name == b"IHDR" and len(body) == 13:
-            png.width, png.height, png.depth, png.colour = struct.unpack(">IIBB", body[:10])
-        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+        if not png.parts and (name != b"IHDR" or len(body) != 13):
+            raise broken(what, "it does not begin with a header")
+        if not png.parts:
+            png.width, png.height, png.depth, png.colour, _, _, png.interlace = struct.unpack(">IIBBBBB", body)
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
             png.parts.append(whole)
         if name == b"tRNS":
             png.transparency = body
@@ -126,14 +137,10 @@ def read_16_bit(png: Png, what: str) -> tuple[np.ndarray, np.ndarray | None]:
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
-    kept = [part for part in png.parts if part[4:8] not in (b"tRNS", b"PLTE")]
-    buffer = torch.frombuffer(bytearray(SIGNATURE + b"".join(kept)), dtype=torch.uint8)
-    try:
-        planes = decode_image(buffer, ImageReadMode.UNCHANGED).numpy()
-    except RuntimeError as error:
-        raise broken(what, f"its pixel data is damaged ({str(error).splitlines()[0][:80]})") from error
-    if planes.dtype != np.uint16:
-        raise broken(what, f"it says 16 bits and decodes to {planes.dtype}")
+    buffer = torch.frombuffer(verified(png, what), dtype=torch.uint8)
+    planes = decode_image(buffer, ImageReadMode.UNCHANGED).numpy()
+    if planes.dtype != np.uint16 or planes.shape[1:] != (png.height, png.width):
+        raise broken(what, f"16 bits decode to {planes.dtype} {planes.shape}")
     colours = 1 if png.colour in (0, 4) else 3
     pixels = np.ascontiguousarray(planes[:colours].transpose(1, 2, 0))
     if len(planes) > colours:
@@ -142,6 +149,51 @@ def read_16_bit(png: Png, what: str) -> tuple[np.ndarray, np.ndarray | None]:
         key = np.frombuffer(png.transparency[: 2 * colours], ">u2").astype(np.uint16)
         return pixels, np.where((pixels == key).all(axis=2), 0, 65535).astype(np.uint16)
     return pixels, None
+
+
+def verified(png: Png, what: str, *ancillary: bytes) -> bytearray:
+    """The file again, with nothing but its pixels (and the chunks named), which are known to be whole.
+
+    torchvision 0.29 dies of a segmentation fault when libpng reports an error inside the pixel data, and Pillow takes
+    interlaced data that ends early for whole. A stream of the right length with legal filter bytes avoids both.
+    """
+    raw = expand(png, what)
+    at, data = 0, np.frombuffer(raw, np.uint8)
+    for rows, length in passes(png):
+        if (data[at : at + rows * length : length] > 4).any():
+            raise broken(what, "its pixel data has an illegal row filter")
+        at += rows * length
+    out = bytearray(SIGNATURE + png.parts[0])
+    for part in png.parts[1:]:
+        if part[4:8] in ancillary:
+            out += part
+    for piece in (chunk(b"IDAT", zlib.compress(raw, 0)), chunk(b"IEND", b"")):
+        out += piece
+    return out
+
+
+def expand(png: Png, what: str) -> bytes:
+    """The filtered scanlines: exactly as many bytes as the header promises."""
+    if png.depth not in DEPTHS.get(png.colour, ()) or png.interlace not in (0, 1):
+        raise broken(what, f"{png.depth} bits of colour type {png.colour} are not PNG")
+    if max(png.width, png.height) > LIBPNG_SIDE:
+        raise broken(what, f"{png.width}x{png.height} pixels are more than {LIBPNG_SIDE} on a side")
+    whole = sum(rows * length for rows, length in passes(png))
+    try:
+        raw = zlib.decompressobj().decompress(b"".join(p[8:-4] for p in png.parts if p[4:8] == b"IDAT"), whole)
+    except zlib.error as error:
+        raise broken(what, f"its pixel data cannot be expanded ({error})") from error
+    if len(raw) < whole:
+        raise broken(what, f"it holds {len(raw)} bytes of pixels, not {whole}")
+    return raw
+
+
+def passes(png: Png) -> list[tuple[int, int]]:
+    """(rows, bytes of a row with its filter byte) of each pass; one pass where the picture is not interlaced."""
+    bits = png.depth * CHANNELS[png.colour]
+    steps = ADAM7 if png.interlace else ((0, 0, 1, 1),)
+    sizes = [(-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in steps]
+    return [(rows, 1 + (bits * columns + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0]
 
 
 def write(
@@ -183,20 +235,24 @@ def text_piece(key: str, value: str) -> tuple[bytes, bytes]:
 
 
 def put(file: BinaryIO, name: bytes, body: bytes) -> None:
-    file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name))))
+    file.write(chunk(name, body))
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
 
 
 def keyword(key: str) -> bytes:
     """A legal PNG keyword: 1 to 79 Latin-1 bytes without control characters or spaces at the ends."""
-    raw = key.encode("latin-1", "replace")
-    if not 1 <= len(raw) <= 79 or key != key.strip() or any(b < 32 or 127 <= b < 161 for b in raw) or "?" in key:
+    legal = all(32 <= ord(c) < 127 or 161 <= ord(c) < 256 for c in key) and key == key.strip()
+    if not legal or not 1 <= len(key) <= 79:
         raise LdmError(
             Code.USAGE,
             f"text keyword {key!r} cannot be written to a PNG",
             "A keyword is 1 to 79 printable Latin-1 characters without spaces at its ends.",
             "Choose a shorter keyword of plain letters.",
         )
-    return raw
+    return key.encode("latin-1")
 
 
 def filter_rows(pixels: np.ndarray, alpha: np.ndarray | None) -> Iterator[bytes]:

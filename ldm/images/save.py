@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldm.errors import Code, LdmError
 from ldm.images import png as pngs
+from ldm.images.colour import to_srgb
 from ldm.images.exif import with_user_comment
 from ldm.images.metadata import COMMENT_KEY, xmp_packet
 from ldm.images.picture import KEPT_TEXT, Picture, unit
@@ -121,7 +122,7 @@ def flat_image(picture: Picture, kind: Format) -> tuple[Image.Image, bytes | Non
     else:
         pixels = eight_bits(picture.pixels)
     if kind == "WEBP" and pixels.shape[2] == 1:
-        pixels = np.rint(picture.rgb() * 255).astype(np.uint8) if icc else np.repeat(pixels, 3, axis=2)
+        pixels = np.rint(to_srgb(picture.pixels, icc) * 255).astype(np.uint8) if icc else np.repeat(pixels, 3, axis=2)
         icc = None
     if kind == "WEBP" and picture.alpha is not None:
         pixels = np.concatenate([pixels, eight_bits(picture.alpha)[..., None]], axis=2)

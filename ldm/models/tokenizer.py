@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import CLIPTokenizer
 
@@ -23,7 +22,7 @@ _WITHOUT_LIMIT = 100_000  # transformers writes an astronomic `model_max_length`
 def clip_tokenizer(pad_token: str = EOS) -> CLIPTokenizer:
     """CLIP's tokenizer (49,408 entries), built from the merge rules that open_clip ships.
 
-    `pad_token`: SD 1 and the first tower of XL pad with EOS; SD 2, the second tower of XL and open_clip with "!" (id 0).
+    `pad_token`: SD 1 and the first tower of XL pad with EOS; SD 2, XL's second tower and open_clip with "!" (id 0).
     """
     lines = gzip.decompress(_rules().read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
     merges = [(left, right) for left, right in (line.split() for line in lines)]
@@ -47,14 +46,13 @@ def _rules() -> Path:
 
 
 def _byte_letters() -> list[str]:
-    """One printable letter for each byte, in the order of CLIP's vocabulary: printable Latin-1 first, then the others."""
+    """One printable letter for each byte, in the order of CLIP's vocabulary: printable Latin-1 first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return [*(chr(b) for b in printable), *(chr(256 + i) for i in range(len(others)))]
 
 
-@dataclass(frozen=True)
-class Spot:
+class Spot(NamedTuple):
     """A token id and the part of the text it stands for, text[start:end]."""
 
     id: int
@@ -92,7 +90,7 @@ class Vocabulary:
         return self.positions - 2
 
     def spots(self, texts: Sequence[str]) -> list[list[Spot]]:
-        """Ids of each text, without BOS and EOS. What a small vocabulary does not know is BOS or EOS there: left to the caller."""
+        """Ids of each text, without BOS and EOS around them. What a small vocabulary does not know comes out as EOS."""
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [[Spot(i, a, b) for i, (a, b) in zip(e.ids, e.offsets, strict=True)] for e in encoded]
 

@@ -1,4 +1,4 @@
-"""Model folders in the diffusers layout: a folder per part, `config.json` as the constructor call, safetensors beside."""
+"""Model folders in the diffusers layout: one folder per part, with its constructor call and its weights."""
 
 from __future__ import annotations
 

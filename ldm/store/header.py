@@ -115,6 +115,9 @@ def _remedy(content: Content) -> str:
 
 def _parse(text: bytes, size: int) -> Header:
     """The JSON as a `Header`; `ValueError` says in words which rule is broken."""
+    listed = text.count(b'"data_offsets"')  # counted before parsing: a bloated header costs no time
+    if listed > MAX_TENSORS:
+        raise ValueError(f"it lists {listed} tensors, more than the {MAX_TENSORS} allowed")
     try:
         raw = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError):

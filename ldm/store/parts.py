@@ -84,7 +84,7 @@ def load_vae(
 
 
 def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> ControlNetModel:
-    """A ControlNet: a folder with config.json, or a file in the diffusers or the original layout (`control_model.*`)."""
+    """A ControlNet: a folder with config.json, or a file in the diffusers or the original layout (control_model.*)."""
     from ldm.store import folder, single
     from ldm.store.find import find_model
 

@@ -1,4 +1,4 @@
-"""Saves a model: as a diffusers folder that stock `from_pretrained` reads, or as a single file in the original layout."""
+"""Saves a model: as a diffusers folder that stock code reads, or as a single file in the original layout."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ def _as_convolution(name: str, tensor: Tensor) -> Tensor:
 
 
 def _unused(tower: Any, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the original holds and no picture depends on: the temperature of CLIP's training, and for SD 2 (whose text is
-    read before the last layer) that layer as an identity (zeros) and the projection as the unit matrix."""
+    """What the original holds and no picture depends on: the temperature of CLIP's training, and for SD 2 (whose text
+    is read before the last layer) that layer as an identity (zeros) and the projection as the unit matrix."""
     weight = state[f"{prefix}ln_final.weight"]
     made = {f"{prefix}logit_scale": torch.full((), math.log(100.0), dtype=weight.dtype, device=weight.device)}
     if f"{prefix}text_projection" in state:

@@ -1,7 +1,7 @@
 """Single-file checkpoints in their original layouts, read straight from the mapped file: no state dict is made of it.
 
-diffusers' own converters make a state dict of the whole file and drop what they do not know; here each tensor of a network
-is looked up by its original name (names.py), so that nothing is copied and everything left over is named.
+diffusers' own converters make a state dict of the whole file and drop what they do not know; here each tensor of a
+network is looked up by its original name (names.py), so that nothing is copied and everything left over is named.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _towers(weights: Weights, layout: Layout, dtype: torch.dtype, notes: list[st
     from ldm.models.tokenizer import clip_tokenizer
 
     towers = []
-    for place in towers_of(layout.family):
+    for place in _places(weights, layout.family):
         config = layout.configs[place.role]
         name = (config.get("architectures") or ["CLIPTextModel"])[0]
         model, more = build(str(name), config, f"{weights.source} ({place.role})")
@@ -199,6 +199,12 @@ def _towers(weights: Weights, layout: Layout, dtype: torch.dtype, notes: list[st
         notes += more
         towers.append((clip_tokenizer(pad_token=_padding(place)), model))
     return tuple(towers)
+
+
+def _places(weights: Weights, family: Family) -> tuple[Place, ...]:
+    """As the family has them; a small model of ours may have SD 2's open_clip tower."""
+    second = towers_of("sd2")
+    return second if family == "own" and any(n.startswith(second[0].prefix) for n in weights) else towers_of(family)
 
 
 def _padding(place: Place) -> str:

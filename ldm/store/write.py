@@ -74,7 +74,7 @@ def _sync(path: Path) -> None:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Streams tensors into a new safetensors file, widest type first so that each is aligned; refuses non-finite ones."""
+    """Streams tensors into a new safetensors file, widest type first so that each is aligned; all must be finite."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     digest = hashlib.sha256()
     header: dict[str, object] = {}
@@ -102,7 +102,7 @@ def _bytes(name: str, tensor: Tensor) -> memoryview:
             "Go back to the last good weights.",
         )
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def check_content(path: str | Path) -> str | None:

@@ -103,8 +103,9 @@ def add_peft(network: Any, targets: list[str], seed: int = 0, **fields: Any) -> 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+            if "lora_A" in name or "lora_B" in name:
+                size = 0.1 if "lora_B" in name else 0.3
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
             if "lora_magnitude_vector" in name:
                 parameter.mul_(1 + 0.2 * torch.rand(parameter.shape, generator=generator))
     return network

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
@@ -25,6 +24,7 @@ _ARCHITECTURES = {  # family -> ModelSpec architecture, kohya's version, native 
     "sd2": ("stable-diffusion-v2-768-v", "sd_v2", "768x768"),
     "xl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "1024x1024"),
 }
+_ORDER = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 _STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "format")
 
 
@@ -186,17 +186,19 @@ def _metadata(
     if fingerprint or adapter.base.fingerprint:
         metadata["ldm.base_fingerprint"] = fingerprint or str(adapter.base.fingerprint)
     metadata["ldm.version"] = __version__
-    digest = hashlib.sha256(_body(tensors)).hexdigest()
+    digest = _body_hash(tensors)
     metadata["sshs_model_hash"] = digest
     if "modelspec.sai_model_spec" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{digest}"
     return metadata
 
 
-def _body(tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a safetensors file after its header, over which kohya's hash is taken."""
-    whole: bytes = save(dict(tensors))
-    return whole[8 + int.from_bytes(whole[:8], "little") :]
+def _body_hash(tensors: Mapping[str, Tensor]) -> str:
+    """kohya's hash: sha256 of a safetensors file after its header, where tensors lie by type, then by name."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors, key=lambda key: (_ORDER.index(tensors[key].dtype), key)):
+        digest.update(tensors[key].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _unable(adapter: Adapter, dialect: str, why: str) -> LdmError:

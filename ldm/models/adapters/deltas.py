@@ -37,7 +37,9 @@ class Delta(ABC):
     def matrix(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
         """dW [out, in * kernel], scaled."""
         factors = {role: tensor.to(device, dtype) for role, tensor in self.factors.items()}
-        return self._matrix(factors) * self.scale
+        small = next(role for role in ("up", "hada_w1_b", "lokr_w1", "lokr_w1_b", "diff") if role in factors)
+        factors[small] = factors[small] * self.scale  # dW is linear in each factor, and a factor is small
+        return self._matrix(factors)
 
     def shape(self) -> tuple[int, int]:
         """[out, in * kernel], found without computing; a RuntimeError says that the factors do not fit each other."""

@@ -81,6 +81,7 @@ class _Touched:
     norms: tuple[float, ...] = ()
     size: float = 0.0
     changed: bool = False
+    finite: bool = True
 
     def restore(self) -> None:
         # the model may have moved or changed its type since; otherwise this is the very tensor it was loaded with
@@ -146,7 +147,7 @@ class AdapterStack:
                 parameter = self._networks[key[0]].get_parameter(key[1])
                 touched = self._touched[key] = _Touched(parameter, parameter.data, recipe)
             _compute(touched, terms)
-            if not bool(torch.isfinite(touched.parameter.data).all()):
+            if not touched.finite:
                 raise _not_finite(terms, key)
             touched.recipe = recipe
             recomputed += 1
@@ -225,12 +226,15 @@ def _compute(touched: _Touched, terms: list[_Term]) -> None:
         exact = source.to(torch.promote_types(source.dtype, torch.float32))
         total, norms = exact.clone(), []
         for term in terms:
-            change = term.change(exact) * term.weight
-            norms.append(float(change.norm()))
-            total += change
+            change = term.change(exact)
+            norms.append(abs(term.weight) * float(change.norm()))
+            total.add_(change, alpha=term.weight)
         merged = total.to(parameter.dtype)
         touched.norms, touched.size = tuple(norms), float(exact.norm())
-        touched.changed = not torch.equal(merged, source)
+        # a change longer than eps |W| moves at least one value of W by more than its rounding
+        clear = len(norms) == 1 and norms[0] > torch.finfo(merged.dtype).eps * touched.size
+        touched.changed = clear or not torch.equal(merged, source)
+        touched.finite = math.isfinite(float(merged.sum(dtype=exact.dtype)))  # one NaN or infinity spoils the sum
         parameter.data = merged
 
 

@@ -43,7 +43,7 @@ def inspect(adapter: Adapter) -> Summary:
     parameters = 0
     for part in adapter.parts:
         where = part.component or "any"
-        targets[f"{where}: {re.sub(r'[.]?[0-9]+$', '', part.path).rsplit('.', 1)[-1]}"] += 1
+        targets[f"{where}: {re.sub(r'[.][0-9]+$', '', part.path).rsplit('.', 1)[-1]}"] += 1
         if part.delta is not None:
             squares[_block(where, part.path)] += part.delta.norm() ** 2
             ranks[str(part.delta.rank or "full")] += 1

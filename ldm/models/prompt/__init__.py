@@ -1,6 +1,6 @@
 """Prompts: cleaning, wildcards, weights, schedules and chunks. Needs a tokenizer at most, never weights."""
 
-from ldm.models.prompt.chunks import MAX_CHUNKS, Layout, Token, lay_out
+from ldm.models.prompt.chunks import BACKTRACK, MAX_CHUNKS, Layout, Token, lay_out
 from ldm.models.prompt.clean import MAX_BYTES, check_size, clean
 from ldm.models.prompt.explain import Explanation, explain
 from ldm.models.prompt.parse import DIALECTS, Prompt, parse
@@ -8,6 +8,7 @@ from ldm.models.prompt.resolve import Lora, Resolved, resolve
 from ldm.models.prompt.weights import MAX_WEIGHT, Dialect, Piece, Section
 
 __all__ = [
+    "BACKTRACK",
     "DIALECTS",
     "MAX_BYTES",
     "MAX_CHUNKS",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple
 
 from ldm.models.prompt.weights import Dialect, Section
 from ldm.models.tokenizer import Vocabulary
@@ -15,8 +17,7 @@ BACKTRACK = 20  # a1111: a full chunk ends after its last comma, if that is amon
 WORD_LIMIT = 8  # comfy: a word of fewer tokens is not cut
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One position of a chunk: a token of the text, or row `row` of the learned vectors called `name`."""
 
     id: int
@@ -65,8 +66,8 @@ def _tokens(
     sections: Sequence[Section], vocabulary: Vocabulary, dialect: Dialect, learned: Mapping[str, int]
 ) -> tuple[list[list[Token]], list[str]]:
     """The tokens of each section, and the parts of the text for which there is none."""
-    names = {name.lower(): name for name in learned}
-    pattern = _trigger(learned, dialect)
+    names = sorted(learned, key=len, reverse=True)
+    pattern = _trigger(names, dialect)
     parts = [  # section, piece, place in the piece, text, learned name
         (s, piece, start, text, name)
         for s, piece, whole in _numbered(sections)
@@ -105,25 +106,24 @@ def _numbered(sections: Sequence[Section]) -> Iterator[tuple[int, int, str]]:
             piece += 1
 
 
-def _trigger(learned: Mapping[str, int], dialect: Dialect) -> re.Pattern[str] | None:
-    """Any learned token as a word of its own, in upper or lower case; comfy users write `embedding:` before it."""
-    if not learned:
+def _trigger(names: Sequence[str], dialect: Dialect) -> re.Pattern[str] | None:
+    """One group for each name, as a word of its own in upper or lower case; in comfy also after `embedding:`."""
+    if not names:
         return None
     prefix = r"(?:\bembedding:)?" if dialect == "comfy" else ""
-    edged = (
-        rf"{r'(?<!\w)' if n[0].isalnum() else ''}{prefix}{re.escape(n)}{r'(?!\w)' if n[-1].isalnum() else ''}"
-        for n in sorted(learned, key=len, reverse=True)
-    )
-    return re.compile("|".join(f"({n})" for n in edged), re.IGNORECASE)
+    groups = []
+    for name in names:
+        before, after = (r"(?<!\w)" if name[0].isalnum() else ""), (r"(?!\w)" if name[-1].isalnum() else "")
+        groups.append(f"({before}{prefix}{re.escape(name)}{after})")
+    return re.compile("|".join(groups), re.IGNORECASE)
 
 
-def _split(text: str, pattern: re.Pattern[str] | None, names: Mapping[str, str]) -> Iterator[tuple[int, str, str | None]]:
+def _split(text: str, pattern: re.Pattern[str] | None, names: Sequence[str]) -> Iterator[tuple[int, str, str | None]]:
     """(start, text, name): plain text with name None, and learned tokens."""
     place = 0
     for match in pattern.finditer(text) if pattern else ():
         yield place, text[place : match.start()], None
-        word = match.group().lower()
-        yield match.start(), match.group(), names[word if word in names else word.removeprefix("embedding:")]
+        yield match.start(), match.group(), names[(match.lastindex or 0) - 1]
         place = match.end()
     yield place, text[place:], None
 
@@ -135,11 +135,11 @@ def _pack(tokens: Sequence[Token], vocabulary: Vocabulary, dialect: Dialect) -> 
     """
     room = vocabulary.room
     chunks: list[list[Token]] = [[]]
-    for _, group in groupby(tokens, key=lambda token: token.unit):
+    for _, group in groupby(tokens, key=attrgetter("unit")):
         unit = list(group)
         together = len(unit) <= room and (unit[0].name is not None or len(unit) < WORD_LIMIT)
         for part in [unit] if together else [[token] for token in unit]:
-            if len(chunks[-1]) + len(part) > room:
+            while len(chunks[-1]) + len(part) > room:
                 chunks.append(_moved(chunks[-1], part[0], vocabulary) if dialect == "a1111" else [])
             chunks[-1] += part
     return [c for c in chunks if c]
@@ -159,7 +159,7 @@ def _moved(full: list[Token], following: Token, vocabulary: Vocabulary) -> list[
 def _words(tokens: Sequence[Token], texts: Sequence[str]) -> tuple[str, ...]:
     """The words of the text that these tokens, the end of it, stand for."""
     words: list[str] = []
-    for piece, group in groupby(tokens, key=lambda token: token.piece):
+    for piece, group in groupby(tokens, key=attrgetter("piece")):
         start, text = min(token.start for token in group), texts[piece]
         while start and not text[start - 1].isspace():
             start -= 1

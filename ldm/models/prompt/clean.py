@@ -17,12 +17,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPECIAL = re.compile(r"<(\|?)(\w+)(\|?)>")
 _SPECIAL_WORD = re.compile(r"(start|end)_?of_?text", re.IGNORECASE)
 _IOTA_BELOW = "\u0345"  # left alone by NFC; open_clip's case-blind pattern skips it, the other tokenizer does not
-_CAPITAL_SIGMA = re.compile(r"\S*Σ\S*")
+_WORD = re.compile(r"\S+")
 _ROUNDS = 8  # ftfy and html.unescape are repeated until nothing changes; more rounds were never needed in tests
 
 
 def clean(text: str) -> str:
-    """Text without lone surrogates, C0 controls, mojibake and character references, in NFC; special tokens spelled apart.
+    """NFC without lone surrogates, C0 controls, mojibake and character references; special tokens spelled apart.
 
     A fixed point of what CLIP's own tokenizer does first (ftfy, twice `html.unescape`), so that the tokenizers of
     transformers and of open_clip give equal ids. Case and line ends stay, because the prompt grammar needs them.
@@ -55,7 +55,8 @@ def _one_round(text: str) -> str:
         text = "".join(c for c in text if category(c) != "Cn" or "\U0001f000" <= c <= "\U0001fbff")
     # The two tokenizers disagree about these two letters: one lowers a final sigma to the end-of-word form, the other
     # does not; one takes the long s after an apostrophe for an s.
-    text = _CAPITAL_SIGMA.sub(lambda m: m.group().lower(), text)
+    if "Σ" in text:
+        text = _WORD.sub(lambda m: m.group().lower() if "Σ" in m.group() else m.group(), text)
     return text.replace("'ſ", "' ſ").strip()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import TypeGuard, get_args
 
 from ldm.errors import Code, LdmError
 from ldm.models.prompt.clean import check_size, clean
@@ -37,9 +37,13 @@ class Prompt:
         return GRAMMARS[self.dialect](self.at(fraction))
 
 
+def _is_dialect(name: str) -> TypeGuard[Dialect]:
+    return name in GRAMMARS
+
+
 def parse(text: str, dialect: str = "a1111", *, steps: int | None = None) -> Prompt:
     """Clean the text and read its schedule. `steps` of the run: needed for `[a:b:10]` and `[a|b]`, which count them."""
-    if dialect not in GRAMMARS:
+    if not _is_dialect(dialect):
         raise LdmError(
             Code.USAGE,
             f"dialect {dialect!r} is not known",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ldm.errors import Code, LdmError
 from ldm.models.prompt.brackets import matched, split_top
@@ -87,7 +88,7 @@ def _node(text: str, start: int, pairs: dict[int, int], steps: int | None) -> Ch
     kinds = {c for c, _ in marks}
     cuts = [start, *(i for _, i in marks), end]
     if kinds == {"|"}:
-        options = tuple(_tree(text, a + 1, b, pairs, steps) for a, b in zip(cuts, cuts[1:], strict=False))
+        options = tuple(_tree(text, a + 1, b, pairs, steps) for a, b in pairwise(cuts))
         return Turns(options, _known(steps, text[start : end + 1]))
     number = _NUMBER.fullmatch(text, cuts[-2] + 1, end)
     if kinds != {":"} or len(marks) > 2 or number is None:

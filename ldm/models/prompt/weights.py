@@ -1,4 +1,4 @@
-"""How much each part of a prompt weighs: the grammars of three dialects. What a weight does is in `ldm.models.text_weights`."""
+"""How much each part of a prompt weighs, in three dialects. What a weight does is in `ldm.models.text_weights`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Section = tuple[Piece, ...]  # what stands between two BREAKs
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _A1111 = re.compile(rf"\\[()\[\]\\]|\\|\(|\[|:\s*({_NUMBER})\s*\)|\)|\]|[^\\()\[\]:]+|:")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 def a1111(text: str) -> tuple[Section, ...]:
@@ -115,7 +115,8 @@ def compel(text: str) -> tuple[Section, ...]:
         )
     found: list[tuple[str | None, float]] = []
     _compel(text, 1.0, found, MAX_NESTING)
-    return _sections([(None if t is None else _unescaped(t, '()",.+-='), w) for t, w in found])
+    sections = _sections(found)
+    return tuple(tuple(Piece(_unescaped(p.text, '()",.+-='), p.weight) for p in section) for section in sections)
 
 
 def _compel(text: str, weight: float, found: list[tuple[str | None, float]], depth: int) -> None:
@@ -146,18 +147,18 @@ def _sign_weight(signs: str) -> float:
 
 
 def _sections(parts: list[tuple[str | None, float]]) -> tuple[Section, ...]:
-    """Cut at the BREAKs (None); neighbours of equal weight become one; white space alone belongs to what is before it."""
-    sections: list[list[tuple[str, float]]] = [[]]
+    """Cut at the BREAKs (None); neighbours of equal weight become one; white space belongs to what is before it."""
+    sections: list[list[tuple[list[str], float]]] = [[]]
     for text, weight in parts:
         if text is None:
             sections.append([])
         elif text and (sections[-1] or not text.isspace()):
             last = sections[-1]
             if last and (last[-1][1] == weight or text.isspace()):
-                last[-1] = (last[-1][0] + text, last[-1][1])
+                last[-1][0].append(text)
             else:
-                last.append((text, weight))
-    return tuple(tuple(Piece(t, _limited(w)) for t, w in section) for section in sections)
+                last.append(([text], weight))
+    return tuple(tuple(Piece("".join(texts), _limited(w)) for texts, w in section) for section in sections)
 
 
 def _limited(weight: float) -> float:

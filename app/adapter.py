@@ -1,0 +1,91 @@
+"""`ldm adapter inspect | convert`: LoRAs and their relatives, and textual inversions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+
+from app.errors import printable
+from app.options import existing
+from app.validation import did_you_mean
+from ldm.errors import Code, LdmError
+
+
+def inspect(file: str, as_json: bool) -> int:
+    """What an adapter changes, how strongly, and what it was made for."""
+    told = _embedding(Path(file)) if _is_embedding(existing(file, "FILE")) else _summary(Path(file))
+    if as_json:
+        typer.echo(json.dumps(told))
+        return 0
+    width = max(map(len, told))
+    rows = ((key, _cell(value)) for key, value in told.items() if value not in (None, "", {}, [], ()))
+    typer.echo("\n".join(f"{key:<{width}}  {value}" for key, value in rows))
+    return 0
+
+
+def convert(file: str, out: str, to: str, as_json: bool) -> int:
+    """The same adapter under the names of another program."""
+    from ldm.models.adapters import Dialect, parse_adapter
+    from ldm.models.adapters import convert as renamed
+    from ldm.store.weights import load_weights
+    from ldm.store.write import staged, write_weights
+
+    dialects: tuple[Dialect, ...] = get_args(Dialect)
+    dialect = next((d for d in dialects if d == to), None)
+    if dialect is None:
+        raise LdmError(
+            Code.USAGE,
+            f"--to: {to[:40]!r} is not known.",
+            f"{did_you_mean(to, dialects)}The dialects are {', '.join(dialects)}.",
+            "Choose one of them.",
+        )
+    source, goal = existing(file, "FILE"), Path(out).expanduser()
+    weights = load_weights(source)
+    tensors, metadata = renamed(parse_adapter(weights, weights.metadata, source.name), dialect)
+    with staged(goal) as stage:
+        write_weights(stage, tensors, metadata)
+    typer.echo(
+        json.dumps({"path": str(goal), "tensors": len(tensors)}) if as_json else f"{goal}: {len(tensors)} tensors"
+    )
+    return 0
+
+
+def _is_embedding(path: Path) -> bool:
+    from ldm.store.describe import describe
+
+    return describe(path).kind == "textual inversion"
+
+
+def _embedding(path: Path) -> dict[str, Any]:
+    from ldm.models.adapters import parse_embedding
+    from ldm.store.weights import load_weights
+
+    weights = load_weights(path)
+    embedding = parse_embedding(weights, weights.metadata, path.stem)
+    shapes = {
+        name: f"{vectors.shape[0]} vectors of width {vectors.shape[1]}" for name, vectors in embedding.vectors.items()
+    }
+    return {"name": path.name, "kind": "textual inversion", "token": embedding.token, "vectors": shapes}
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    from ldm.models.adapters import inspect as summarize
+    from ldm.models.adapters import parse_adapter
+    from ldm.store.weights import load_weights
+
+    weights = load_weights(path)
+    return asdict(summarize(parse_adapter(weights, weights.metadata, path.name)))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        shown = ", ".join(f"{key}: {v:.3g}" if isinstance(v, float) else f"{key}: {v}" for key, v in value.items())
+    elif isinstance(value, (list, tuple)):
+        shown = ", ".join(map(str, value))
+    else:
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return printable(shown)

@@ -1,0 +1,123 @@
+"""`ldm models list | show | pull | convert`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ldm.errors import Code, LdmError
+
+
+def list_models(as_json: bool) -> int:
+    """The shipped models, and those that were pulled."""
+    from ldm.store.find import fetched_ids, shipped
+
+    told = {"shipped": shipped(), "pulled": fetched_ids()}
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        typer.echo(
+            "\n".join(f"{name:<40} {origin}" for origin, names in told.items() for name in names) or "no model is here"
+        )
+    return 0
+
+
+def show(model: str, as_json: bool) -> int:
+    """What a file or folder is, from its headers."""
+    from ldm.store.describe import describe
+    from ldm.store.find import find_model
+
+    told = describe(find_model(model)).as_dict()
+    if as_json:
+        typer.echo(json.dumps(told, default=str))
+        return 0
+    reason, metadata = told.pop("reason"), told.pop("metadata")
+    rows = {key: _cell(key, value) for key, value in told.items() if value not in (None, "", {}, False)}
+    if reason:
+        key = "prediction" if "prediction" in rows else "kind"
+        rows[key] = f"{rows[key]} ({reason})"
+    rows |= {name: _short(str(value)) for name, value in sorted(metadata.items())}
+    _table(rows)
+    return 0
+
+
+def pull(repo: str, revision: str | None, yes: bool, as_json: bool) -> int:
+    """Fetches a model after showing its size and licence; without a terminal nothing is asked, so `--yes` is needed."""
+    from ldm.store import pull as store
+
+    wanted = store.plan(repo, revision=revision or "main")
+    typer.echo(
+        f"{repo} {wanted.commit[:12]}: {_bytes(wanted.size)} in {len(wanted.files)} files, licence {wanted.licence}",
+        err=True,
+    )
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise LdmError(
+                Code.USAGE,
+                f"{repo} was not fetched.",
+                "Nobody can be asked whether to go on.",
+                "Add --yes to accept size and licence.",
+            )
+        if not typer.confirm("Fetch it?", err=True):
+            return 0
+    folder = store.pull(wanted)
+    told = {"id": repo, "commit": wanted.commit, "bytes": wanted.size, "licence": wanted.licence, "path": str(folder)}
+    typer.echo(json.dumps(told) if as_json else f"use it as --model {repo}")
+    return 0
+
+
+def convert(model: str, out: str, trusted: bool, as_json: bool) -> int:
+    """A pickle to safetensors; else a model between folder and single file, as the name of OUT says."""
+    from ldm.store.sniff import PICKLES, content_of
+
+    source, goal = Path(model).expanduser(), Path(out).expanduser()
+    if source.is_file() and content_of(source) in PICKLES:
+        from ldm.store.convert import convert as from_pickle
+
+        if goal.suffix != ".safetensors":
+            raise LdmError(
+                Code.USAGE,
+                f"{goal.name} cannot be made of {source.name} in one step.",
+                "A pickle becomes a .safetensors file first.",
+                f"Name OUT {goal.name}.safetensors; convert that file to a folder afterwards.",
+            )
+        from_pickle(source, goal, trusted=trusted)
+    else:
+        from ldm.store.parts import load_parts
+        from ldm.store.save import save_folder, save_single
+
+        (save_single if goal.suffix == ".safetensors" else save_folder)(load_parts(model), goal)
+    typer.echo(json.dumps({"path": str(goal)}) if as_json else str(goal))
+    return 0
+
+
+def _table(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    typer.echo("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "size":
+        return _bytes(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {count}" for name, count in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _short(str(value))
+
+
+def _short(text: str) -> str:
+    from app.errors import printable
+
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

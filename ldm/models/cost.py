@@ -1,0 +1,70 @@
+"""What a network call costs, found by running it on the meta device: no weights are read and nothing is computed."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`flops` counts a multiplication and an addition as two; `peak` is the most bytes of activations alive at once."""
+
+    flops: int
+    peak: int
+
+
+class _Peak(TorchDispatchMode):
+    """Adds up the storages that operations make, and takes them off when they die, as an eager run would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+        def gone() -> None:
+            self._alive.discard(key)
+            self.now -= size
+
+        weakref.finalize(storage, gone)
+
+
+def cost(network: nn.Module, call: Callable[[nn.Module], object]) -> Cost:
+    """The cost of `call(network)`, given a twin of the network on the meta device, in the network's type."""
+    with torch.device("meta"):
+        config = copy.deepcopy(dict(network.config))  # type: ignore[arg-type]
+        twin = type(network).from_config(config).to(next(network.parameters()).dtype)  # type: ignore[attr-defined]
+        counter, peak = FlopCounterMode(display=False), _Peak()
+        with torch.no_grad(), counter, peak:
+            call(twin)
+    return Cost(int(counter.get_total_flops()), peak.most)
+
+
+def weight_bytes(*modules: nn.Module) -> int:
+    """The memory that the weights of some modules take, each once."""
+    seen = {p.data_ptr() if p.device.type != "meta" else id(p): p.numel() * p.element_size() for m in modules for p in m.parameters()}
+    return sum(seen.values())

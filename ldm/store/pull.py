@@ -1,0 +1,183 @@
+"""Fetches a model from the hub, only when asked to: safetensors and small texts, size and licence first, then verified.
+
+Nothing else in this project downloads. The place is huggingface_hub's cache, so that other programs share it, and its
+settings (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) are honoured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from ldm.errors import Code, LdmError
+from ldm.store.find import HUB_ID
+from ldm.store.header import printable, read_header
+
+_TEXTS = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "tokenizer.json",
+          "special_tokens_map.json", "vocab.json", "merges.txt")  # fmt: skip
+T = TypeVar("T")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "onnx", "openvino")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository: its name there, its bytes, and the hash that it must have."""
+
+    name: str
+    size: int
+    sha256: str | None  # of large files
+    blob: str | None  # git's sha1 of small ones
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `pull` would fetch."""
+
+    repo: str
+    revision: str
+    commit: str
+    licence: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def plan(repo: str, *, revision: str = "main", variant: str | None = None, endpoint: str | None = None) -> Plan:
+    """Asks the hub what there is; fetches nothing. `variant` picks weights such as "fp16"."""
+    if not HUB_ID.fullmatch(repo) or ".." in repo:
+        raise LdmError(
+            Code.USAGE,
+            f"'{printable(repo)}' is not a hub id.",
+            "An id is AUTHOR/NAME, of letters, digits, dots, dashes and underscores.",
+            "Copy the id from the page of the model.",
+        )
+    from huggingface_hub import HfApi
+
+    info = _asked(repo, lambda: HfApi(endpoint=endpoint).model_info(repo, revision=revision, files_metadata=True))
+    files = [_remote(sibling) for sibling in info.siblings or []]
+    chosen = _choose(repo, files, variant)
+    card = info.card_data
+    licence = str((card and (card.get("license_name") or card.get("license"))) or "not stated")
+    return Plan(repo, revision, str(info.sha), licence, tuple(chosen))
+
+
+def _remote(sibling: Any) -> RemoteFile:
+    large = sibling.lfs
+    return RemoteFile(sibling.rfilename, int(sibling.size or 0), large.sha256 if large else None, sibling.blob_id)
+
+
+def _choose(repo: str, files: list[RemoteFile], variant: str | None) -> list[RemoteFile]:
+    """Safetensors and the texts beside them; of a model folder its parts, not root checkpoints of the same weights."""
+    safe = [f for f in files if _plain(f.name) and not f.name.startswith(_UNUSED)]
+    folder = any(f.name == "model_index.json" for f in safe)
+    weights = [
+        f
+        for f in safe
+        if f.name.endswith((".safetensors", ".safetensors.index.json")) or ".safetensors.index." in f.name
+    ]
+    if folder:
+        weights = [f for f in weights if "/" in f.name]
+    weights = _of_variant(weights, variant)
+    if not any(f.name.endswith(".safetensors") for f in weights):
+        pickles = [f.name for f in files if f.name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
+        raise LdmError(
+            Code.REFUSED if pickles else Code.FILE,
+            f"{repo} offers no safetensors weights" + (f" of the variant {variant}." if variant else "."),
+            f"It has only pickles ({pickles[0]}), which can run code."
+            if pickles
+            else "No file of it ends in .safetensors.",
+            "Choose another variant or another repository of the same model.",
+        )
+    return [*(f for f in safe if PurePosixPath(f.name).name in _TEXTS), *weights]
+
+
+def _plain(name: str) -> bool:
+    """A name that stays below the folder of the model."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and name.isprintable() and ".." not in parts and parts[0] != "/" and not set(name) & set("\\:%")
+
+
+def _of_variant(weights: list[RemoteFile], variant: str | None) -> list[RemoteFile]:
+    """Per folder the files of the wanted variant, or else the plain ones, or else all."""
+    chosen = []
+    for folder in sorted({str(PurePosixPath(f.name).parent) for f in weights}):
+        here = [f for f in weights if str(PurePosixPath(f.name).parent) == folder]
+        same = [f for f in here if _variant(f.name) == (variant or "")]
+        plain = [f for f in here if _variant(f.name) == ""]
+        chosen += same or plain or here
+    return chosen
+
+
+def _variant(name: str) -> str:
+    """`model.fp16.safetensors` -> fp16; `model-00001-of-00002.safetensors` and `model.safetensors` -> none."""
+    middle = PurePosixPath(name).name.replace(".safetensors.index", "").replace(".json", "").replace(".safetensors", "")
+    _, dot, variant = middle.partition(".")
+    return variant.split("-")[0] if dot and not variant[:1].isdigit() else ""
+
+
+def pull(wanted: Plan, *, endpoint: str | None = None) -> Path:
+    """Fetches what a plan lists, continuing where an earlier try stopped, checks each file, and returns the folder."""
+    from huggingface_hub import snapshot_download
+
+    names = [file.name for file in wanted.files]
+    call = lambda: snapshot_download(wanted.repo, revision=wanted.revision, allow_patterns=names, endpoint=endpoint)  # noqa: E731
+    folder = Path(_asked(wanted.repo, call))
+    for file in wanted.files:
+        verify(folder, file)
+    return folder
+
+
+def verify(folder: Path, file: RemoteFile) -> None:
+    """Size, hash and, of weights, the header; a file that fails is removed, so that the next pull fetches it again."""
+    path = folder / file.name
+    data_hash = _sha256(path) if file.sha256 else _git_sha1(path)
+    expected = file.sha256 or file.blob
+    if path.stat().st_size == file.size and (expected is None or data_hash == expected):
+        if file.name.endswith(".safetensors"):
+            read_header(path)
+        return
+    size = path.stat().st_size
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    raise LdmError(
+        Code.FILE,
+        f"{file.name} arrived damaged and was removed.",
+        f"It has {size} bytes and hash {data_hash[:12]}..., the hub states {file.size} and {str(expected)[:12]}....",
+        "Run the same `ldm models pull` again.",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_sha1(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _asked(repo: str, question: Callable[[], T]) -> T:
+    """The hub's many errors as one of ours."""
+    try:
+        return question()
+    except Exception as error:  # huggingface_hub and its HTTP client raise a dozen unrelated types
+        name = type(error).__name__
+        whys = {
+            "RepositoryNotFoundError": "the hub knows no such public model, or it needs a token",
+            "GatedRepoError": "its author asks for consent first: accept it on the model's page, and set HF_TOKEN",
+            "RevisionNotFoundError": "the model has no such revision",
+            "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set",
+        }
+        why = whys.get(name, f"the hub could not be asked ({name}: {printable(str(error), 120)})")
+        raise LdmError(
+            Code.FILE,
+            f"{repo} was not fetched.",
+            f"Cause: {why}.",
+            "Check the id, the connection and HF_ENDPOINT, then run the command again: it continues where it stopped.",
+        ) from error

@@ -1,0 +1,193 @@
+"""Repeats the recipe in a picture and compares: equal, the greatest difference, or what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ldm.errors import Code, LdmError
+from ldm.images import Picture, open_image
+from ldm.images.picture import unit
+from pipelines.recipe import Recipe, pixel_hash, processor_class, recipe_of
+from pipelines.repeat import MissingInputError, model_path, request_fields, with_prompt
+from pipelines.request import Record, Request
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Pipeline
+
+CLOSE = 2.0  # of 255: what fp32 on another machine or in another batch may differ by
+
+Outcome = Literal["equal", "close", "different", "missing"]
+
+
+class Verdict(Record):
+    """What a repetition showed. `difference` is the greatest of all samples, in 1/255."""
+
+    file: str
+    outcome: Outcome
+    difference: float | None = None
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the picture is what its recipe says, as closely as was promised."""
+        return self.outcome in ("equal", "close")
+
+    def __str__(self) -> str:
+        said = {
+            "equal": "equal: the recipe makes this picture, bit for bit",
+            "close": f"close: the greatest difference is {self.difference} of 255, within what is promised here",
+            "different": f"different: the greatest difference is {self.difference} of 255",
+            "missing": f"not repeated: {'; '.join(self.missing)}",
+        }[self.outcome]
+        return "\n  ".join((f"{self.file}: {said}", *self.notes))
+
+
+def verify(
+    path: Path | str,
+    inputs: Sequence[Path] = (),
+    *,
+    model: str | None = None,
+    prompt: str | None = None,
+    negative: str | None = None,
+) -> Verdict:
+    """Inputs are sought beside the picture, in the current folder and in `inputs`; private recipes need the prompt."""
+    path = Path(path)
+    picture = open_image(path, keep_location=True)
+    recipe = recipe_of(picture, path.name)
+    if recipe.origin != "ldm" or not recipe.pixels:
+        raise LdmError(
+            Code.DIFFERENT,
+            f"{path.name} cannot be proved.",
+            "Its metadata is another program's, which does not tell enough to repeat a picture exactly.",
+            f"Make a picture like it with `ldm generate --from {path.name}`.",
+        )
+    folders = [path.parent, Path(), *inputs]
+    try:
+        if recipe.private and prompt is not None:
+            recipe = with_prompt(recipe, prompt, negative)
+        request = Request.model_validate(request_fields(recipe, folders))
+        pipeline = _pipeline(recipe, model or model_path(recipe.model.name, folders), folders)
+    except MissingInputError as error:
+        return Verdict(file=path.name, outcome="missing", missing=error.inputs)
+    with _threads(recipe):
+        again = _repeat(pipeline, request, recipe)
+    return judge(path.name, recipe, picture, again, caveats(recipe, str(pipeline.device)))
+
+
+def judge(name: str, recipe: Recipe, picture: Picture, again: Picture, caveats: Sequence[str]) -> Verdict:
+    """Compares what was made, what is in the file, and what was made again."""
+    notes, difference = list(caveats), greatest_difference(picture, again)
+    if pixel_hash(again) == recipe.pixels:
+        if pixel_hash(picture) == recipe.pixels:
+            return Verdict(file=name, outcome="equal", difference=0.0, notes=tuple(notes))
+        if lossy(name):
+            notes.append(f"the file is compressed with loss: its samples differ by up to {difference} of 255")
+            return Verdict(file=name, outcome="equal", difference=difference, notes=tuple(notes))
+        notes.append("the recipe still gives the picture it was written for, but the samples in the file were changed")
+        return Verdict(file=name, outcome="different", difference=difference, notes=tuple(notes))
+    may_differ = bool(caveats) or not recipe.exact
+    near = may_differ and difference is not None and difference <= CLOSE
+    return Verdict(file=name, outcome="close" if near else "different", difference=difference, notes=tuple(notes))
+
+
+def caveats(recipe: Recipe, device: str) -> list[str]:
+    """Why bit-equality is not promised here."""
+    from importlib.metadata import version
+
+    found, machine = [], recipe.machine
+    if machine.processor and machine.processor != processor_class():
+        found.append(
+            f"made on {machine.processor}, repeated on {processor_class()}: bit-equality is promised on one kind only"
+        )
+    if machine.device and machine.device.partition(":")[0] != device.partition(":")[0]:
+        found.append(f"made on {machine.device}, repeated on {device}")
+    torch_then, torch_now = machine.software.get("torch", ""), version("torch")
+    if torch_then and torch_then != torch_now:
+        found.append(f"made with torch {torch_then}, repeated with {torch_now}")
+    return found
+
+
+def greatest_difference(a: Picture, b: Picture) -> float | None:
+    """Over all samples, in 1/255; None when the sizes differ."""
+    if a.size != b.size:
+        return None
+    same_space = a.pixels.shape == b.pixels.shape and a.icc == b.icc
+    pixels = np.abs(unit(a.pixels) - unit(b.pixels)) if same_space else np.abs(a.rgb() - b.rgb())
+    worst = float(pixels.max())
+    if a.alpha is not None and b.alpha is not None:
+        worst = max(worst, float(np.abs(unit(a.alpha) - unit(b.alpha)).max()))
+    return round(worst * 255, 3)
+
+
+def lossy(name: str) -> bool:
+    return Path(name).suffix.lower() in (".jpg", ".jpeg", ".webp")
+
+
+def _pipeline(recipe: Recipe, where: str, folders: Sequence[Path]) -> Pipeline:
+    """The model of the recipe; another one under its name counts as missing."""
+    from ldm.store.describe import describe
+    from ldm.store.find import find_model
+    from pipelines.pipeline import Pipeline
+
+    try:
+        found = describe(find_model(where)).fingerprint
+    except LdmError as error:
+        raise MissingInputError(
+            [f"the model {recipe.model.name} ({recipe.model.fingerprint}) is missing"], folders
+        ) from error
+    if recipe.model.fingerprint and found != recipe.model.fingerprint:
+        label = f"the model {recipe.model.name} ({recipe.model.fingerprint}) is missing: what has that name is {found}"
+        raise MissingInputError([label], folders)
+    machine = recipe.machine
+    return Pipeline.load(
+        where,
+        vae=None if recipe.vae is None else model_path(recipe.vae.name, folders),
+        device=_device(machine.device),
+        dtype=machine.dtype or "auto",
+        prediction=recipe.request.get("prediction"),
+    )
+
+
+def _device(wanted: str) -> str:
+    """The device of the recipe if it is here, else the CPU."""
+    from pipelines.device import pick_device
+
+    try:
+        pick_device(wanted or "cpu")
+    except LdmError:
+        return "cpu"
+    return wanted or "cpu"
+
+
+def _repeat(pipeline: Pipeline, request: Request, recipe: Recipe) -> Picture:
+    """The picture once more; a partial one is stopped where it was stopped."""
+    for step in pipeline.run(request):
+        if recipe.partial and step.index == recipe.steps and (partial := step.partial()):
+            return partial[0].picture
+        if step.done:
+            return step.done[0].picture
+    raise LdmError(
+        Code.DIFFERENT,
+        f"The recipe stops after {recipe.steps} steps.",
+        "The run has fewer.",
+        "Check whether the recipe was edited.",
+    )
+
+
+@contextmanager
+def _threads(recipe: Recipe) -> Iterator[None]:
+    """As many threads as the recipe names: the order of sums depends on it."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(recipe.machine.threads or before)
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,158 @@
+"""The command table: quick help, exit statuses, errors in words or JSON, and never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import errors
+from app.cli import COMMANDS, run
+from app.options import OPTIONS
+from ldm.errors import Code, LdmError
+from ldm.version import __version__
+from tests.app.conftest import Ldm
+
+HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "pipelines")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["models", "show", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(argv: list[str]) -> None:
+    code = f"import sys; from app.cli import run; s = run({argv!r}); print([m for m in {HEAVY!r} if m in sys.modules], s)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_help_takes_less_than_four_tenths_of_a_second() -> None:
+    """Processor time, start of Python included: a machine that is busy with other things changes nothing."""
+    command = [sys.executable, "-c", "from app.cli import main; main()", "--help"]
+
+    def seconds() -> float:
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, capture_output=True, check=True)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+
+    assert min(seconds() for _ in range(5)) <= 0.4
+
+
+def test_the_version_is_told(ldm: Ldm) -> None:
+    assert ldm("--version").out.strip() == f"ldm {__version__}"
+
+
+def test_no_command_is_a_request_for_help(ldm: Ldm) -> None:
+    done = ldm()
+    assert done.status == 0
+    assert all(entry.name in done.out for entry in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["genrate"], "Did you mean generate?"),
+        (["generate", "x", "--sead", "1"], "--seed"),
+        (["generate", "x", "--steps"], "--steps"),
+        (["models", "shw"], "show"),
+        (["models"], "Missing command"),
+        (["verify"], "FILE"),
+        (["generate"], "PROMPT is missing"),
+    ],
+)
+def test_misspelt_command_lines_are_answered(ldm: Ldm, argv: list[str], said: str) -> None:
+    done = ldm(*argv)
+    assert done.status == Code.USAGE
+    assert said in done.err
+    assert "fix: " in done.err
+    assert done.out == ""
+
+
+def test_errors_are_json_on_request(ldm: Ldm) -> None:
+    done = ldm("generate", "x", "--steps", "0", "--json")
+    assert done.status == Code.USAGE
+    assert done.json["error"]["code"] == "usage"
+    assert done.json["error"]["what"].startswith("--steps: '0'")
+    assert done.err == ""
+
+
+def test_a_bug_is_logged_and_not_shown(ldm: Ldm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*args: object) -> int:
+        raise ZeroDivisionError("one by nothing")
+
+    monkeypatch.setattr("app.generate.understand", broken)
+    for number in (1, 2):
+        done = ldm("generate", "x")
+        assert done.status == Code.BUG
+        assert f"outputs/ldm-error-000{number}.log" in done.err
+        assert "Traceback" not in done.err + done.out
+    log = (tmp_path / "outputs" / "ldm-error-0001.log").read_text()
+    assert "Traceback" in log and "one by nothing" in log and '"generate"' in log
+
+
+def test_a_bug_in_a_folder_without_rights_is_still_told(ldm: Ldm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("in the way")
+    monkeypatch.setattr("app.generate.understand", lambda *args: 1 // 0)
+    done = ldm("generate", "x")
+    assert done.status == Code.BUG
+    assert "Report it with the command" in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), Code.RESOURCE),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.png"), Code.FILE),
+        (PermissionError(errno.EACCES, "Permission denied", "a.png"), Code.FILE),
+        (MemoryError(), Code.RESOURCE),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(error: Exception, code: Code) -> None:
+    found = errors.as_ldm_error(error, [])
+    assert found.code == code
+    assert all(part.endswith(".") for part in (found.what, found.why, found.fix))
+
+
+def test_text_that_drives_a_terminal_is_harmless() -> None:
+    assert errors.printable("a\x1b[2Jb\u202ec\ud800\nd") == "a\ufffd[2Jb\ufffdc\ufffd\nd"
+
+
+def test_keyboard_interrupts_end_quietly(ldm: Ldm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.generate.understand", interrupted)
+    assert ldm("generate", "x").status == errors.INTERRUPTED
+
+
+def test_every_exit_status_is_documented(root: Path) -> None:
+    text = (root / "docs" / "cli.md").read_text()
+    for code in Code:
+        assert f"| {int(code)} | `{code.name.lower()}` |" in text
+    assert f"| {errors.INTERRUPTED} |" in text and f"| {errors.TERMINATED} |" in text
+
+
+def test_every_option_and_command_is_documented(root: Path) -> None:
+    text = (root / "docs" / "cli.md").read_text()
+    assert [o.flag for o in OPTIONS if f"`{o.flag.split('/')[0]}" not in text] == []
+    assert [e.name for e in COMMANDS if f"ldm {e.name}" not in text] == []
+
+
+def test_an_error_has_a_code_and_three_sentences() -> None:
+    error = LdmError(Code.FILE, "a.png is not there.", "It was moved.", "Check the path.")
+    assert errors.show(error, as_json=False) == 5
+
+
+def test_completion_knows_commands_and_options() -> None:
+    environment = {"_LDM_COMPLETE": "complete_bash", "COMP_WORDS": "ldm generate --gui", "COMP_CWORD": "2", "PATH": ""}
+    code = "from app.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "--guidance" in done.stdout.split()
+
+
+def test_running_twice_in_one_process_leaves_nothing_behind(ldm: Ldm) -> None:
+    assert run(["--version"]) == run(["--version"]) == 0
+    assert json.loads(ldm("generate", "--json").out)["error"]["exit"] == 2
