@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from ldm.errors import Code, LdmError
 if TYPE_CHECKING:
     from pipelines.device import Offload
     from pipelines.pipeline import Pipeline
-    from pipelines.recipe import Recipe
+    from pipelines.recipe import ModelId, Recipe
     from pipelines.request import Request
     from pipelines.steps import Result, Step
 
@@ -68,8 +69,11 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     fields = request_fields(given)
     recipe, notes = None, list[str]()
     if given.get("from_"):
-        recipe, fields, told = _repeated(given, fields, bool(words))
-        notes += told
+        if Path(given["from_"]).suffix.lower() in (".yaml", ".yml"):
+            fields = merged(_request_file(given["from_"]), fields)
+        else:
+            recipe, fields, told = _repeated(given, fields, bool(words))
+            notes += told
     prompts = _prompts(words, given, fields)
     if "seed" not in fields:
         fields |= request_fields({"seed_": "-1"})
@@ -91,9 +95,9 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     outputs.check(list(requests))
     return Order(
         requests=requests,
-        model=given.get("model_") or (_model_of(recipe, given) if recipe else "") or DEFAULT_MODEL,
-        vae=given.get("vae_") or (recipe.vae.name if recipe and recipe.vae else None),
-        device=given.get("device_") or "auto",
+        model=given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL,
+        vae=given.get("vae_") or (_model_of(recipe.vae, given) if recipe and recipe.vae else None),
+        device=given.get("device_") or (recipe.machine.device if recipe else "") or "auto",
         dtype=given.get("dtype_") or (recipe.machine.dtype if recipe else "") or "auto",
         offload=_offload(given.get("offload_") or "none"),
         outputs=outputs,
@@ -119,14 +123,29 @@ def _repeated(
     return recipe, merged(base, fields), notes
 
 
+def _request_file(file: str) -> dict[str, Any]:
+    """The fields that a request written as YAML sets (`ldm config show`)."""
+    from app.config import read
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        return str(value) if isinstance(value, Path) else value
+
+    told: dict[str, Any] = plain(read(file).model_dump(exclude_defaults=True))
+    return told
+
+
 def _folders(path: Path, given: Mapping[str, Any]) -> list[Path]:
     return [path.parent, Path(), *(Path(folder).expanduser() for folder in given.get("inputs_") or [])]
 
 
-def _model_of(recipe: Recipe, given: Mapping[str, Any]) -> str:
+def _model_of(model: ModelId, given: Mapping[str, Any]) -> str:
     from pipelines.repeat import model_path
 
-    return model_path(recipe.model.name, _folders(Path(given["from_"]), given))
+    return model_path(model.name, _folders(Path(given["from_"]), given))
 
 
 def _prompts(words: list[str], given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
@@ -202,31 +221,35 @@ def _name_solver(fields: dict[str, Any]) -> None:
 
 
 def _load(order: Order, reporter: Reporter) -> Pipeline:
+    """The model; for a repetition on the device, with the threads, and if possible with the weights of the recipe."""
     from pipelines.pipeline import Pipeline
+    from pipelines.verify import same_device
 
-    device = order.device
-    recipe = order.recipe
-    if recipe and device == "auto" and recipe.exact:
-        device = "cpu"
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it warns about what we do on purpose
+    recipe, device = order.recipe, order.device
+    if recipe and device == recipe.machine.device:
+        device = same_device(device)
+    prediction = order.requests[0].prediction
     pipeline = Pipeline.load(
-        order.model,
-        vae=order.vae,
-        device=device,
-        dtype=order.dtype,
-        offload=order.offload,
-        prediction=order.requests[0].prediction,
+        order.model, vae=order.vae, device=device, dtype=order.dtype, offload=order.offload, prediction=prediction
     )
-    if recipe and recipe.model.fingerprint and recipe.origin == "ldm":
-        found = pipeline.model.parts.fingerprint
-        if found != recipe.model.fingerprint:
-            reporter.note(
-                f"note: the recipe was made with {recipe.model.name} ({recipe.model.fingerprint}), this is {found}"
-            )
-    if recipe and recipe.exact and recipe.machine.threads:
-        import torch
+    if recipe and recipe.origin == "ldm":
+        then, now = recipe.model.fingerprint, pipeline.model.parts.fingerprint
+        if then != now:
+            reporter.note(f"note: the recipe was made with {recipe.model.name} ({then}), this model is {now}")
+        if recipe.exact and recipe.machine.threads:
+            import torch
 
-        torch.set_num_threads(recipe.machine.threads)
+            torch.set_num_threads(recipe.machine.threads)
     return pipeline
+
+
+def _recipe(result: Result, order: Order) -> Recipe:
+    """The recipe to write. An exact repetition keeps that of the original, template included: the same file again."""
+    old, new = order.recipe, result.recipe
+    if old and old.origin == "ldm" and not old.private and (old.pixels, old.machine) == (new.pixels, new.machine):
+        return old
+    return new
 
 
 def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, every: int, as_json: bool) -> int:
@@ -234,7 +257,7 @@ def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, ever
     cells = order.grid.columns * order.grid.rows if order.grid else 1
     for number, request in enumerate(order.requests):
         for result in _results(pipeline, request, order.outputs, reporter, stop, every):
-            path = order.outputs.save(result.picture, result.recipe)
+            path = order.outputs.save(result.picture, _recipe(result, order))
             made.append(_told(result, path))
             if path is not None and not as_json:
                 typer.echo(str(path))

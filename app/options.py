@@ -242,7 +242,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("--device", "", "NAME", "cpu, cuda or mps.", RUN),
     Option("--dtype", "", "NAME", "float32, float16 or bfloat16.", RUN),
     Option("--offload", "", "NAME", "Keep parts off the device until they are needed: none or model.", RUN),
-    Option("--from", "", "FILE", "Repeat the recipe of a picture; other options override it.", RUN),
+    Option(
+        "--from", "", "FILE", "Repeat a picture, a recipe (.json) or a request (.yaml); other options override it.", RUN
+    ),
     Option("--inputs", "", "DIR", "Where the inputs of that recipe may be; again for several.", RUN, "list"),
     Option("--prompts", "", "FILE", "One prompt per line.", RUN),
     Option("--grid", "", "AXIS", "x=guidance:3,5,7 and y=steps:10,20: a labelled table of pictures.", RUN, "list"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from ldm.errors import Code, LdmError
 from ldm.models.adapters import Adapter, AdapterStack, parse_adapter, parse_embedding
 from ldm.models.text import TextEncoder
 from ldm.store.parts import Parts
+from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
 from pipelines.request import LoraUse, Request
 
@@ -45,15 +48,16 @@ class Adapting:
         )
         if (loras, request.embeddings) == (self._acting.loras, self._acting.embeddings):
             return self._acting
-        report = self._stack.use([(self._adapter(u.path), u.weight, u.text_weight) for u in loras])
+        self._acting = Acting()  # if anything below fails, the base stands
+        any_base = any(u.any_base for u in loras)
+        report = self._stack.use([(self._adapter(u.path), u.weight, u.text_weight) for u in loras], any_base=any_base)
         words = self._words(request.embeddings)
         self._acting = Acting(loras, request.embeddings, tuple(str(a) for a in report.applied) + words)
         return self._acting
 
     def _adapter(self, path: Path) -> Adapter:
         if path not in self._read:
-            weights = load_weights(path)
-            self._read[path] = parse_adapter(weights, weights.metadata, path.name)
+            self._read[path] = read_adapter(path)
         return self._read[path]
 
     def _words(self, files: Sequence[Path]) -> tuple[str, ...]:
@@ -67,6 +71,16 @@ class Adapting:
         return tuple(notes)
 
 
+def read_adapter(path: Path) -> Adapter:
+    """An adapter from a file, or from a folder as peft writes it (its alpha is in `adapter_config.json` alone)."""
+    if not path.is_dir():
+        weights = load_weights(path)
+        return parse_adapter(weights, weights.metadata, path.name)
+    weights = load_weights(path / "adapter_model.safetensors")
+    config = json.dumps(read_json(path / "adapter_config.json"))
+    return parse_adapter(weights, weights.metadata | {"lora_adapter_metadata": config}, path.name)
+
+
 def find_tagged(name: str, folder: Path | None) -> Path:
     """The file of a `<lora:name:weight>` tag: in the given folder, else in `$LDM_HOME/loras`, else in `loras/` here."""
     home = os.environ.get("LDM_HOME")
@@ -77,8 +91,6 @@ def find_tagged(name: str, folder: Path | None) -> Path:
         if name in files:
             return files[name]
         known += files
-    import difflib
-
     near = difflib.get_close_matches(name, known, 1)
     raise LdmError(
         Code.FILE,

@@ -56,10 +56,15 @@ def plan(pipeline: Pipeline, request: Request) -> Plan:
     model, size = pipeline.model, pipeline.size(request)
     name = pipeline.solver_name(request)
     strength = 1.0 if request.image is None else request.strength
-    run = Run(name, request.steps, pipeline.spacing(request), strength, sigmas=request.sigmas, zero_snr=request.zero_snr)
+    run = Run(
+        name, request.steps, pipeline.spacing(request), strength, sigmas=request.sigmas, zero_snr=request.zero_snr
+    )
     solver = Solver(run, model.parts.scheduler)
     batch = min(request.count, 1 if request.exact else request.batch)
-    inside = sum(request.guidance.interval[0] <= i / max(solver.count, 1) < request.guidance.interval[1] for i in range(solver.count))
+    inside = sum(
+        request.guidance.interval[0] <= i / max(solver.count, 1) < request.guidance.interval[1]
+        for i in range(solver.count)
+    )
     branches = 1 + (request.guidance.scale > 1) + (request.guidance.pag > 0)
     passes = [(size, inside, branches), (size, solver.count - inside, 1)]
     if request.hires is not None:
@@ -100,7 +105,10 @@ def _call_cost(pipeline: Pipeline, size: tuple[int, int], rows: int, controls: l
         more: dict[str, Any] = {}
         if getattr(config, "addition_embed_type", None) == "text_time":
             pooled = torch.zeros(rows, _pooled(pipeline), dtype=dtype)
-            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids(network, pooled, size, 6.0).repeat(rows, 1)}  # type: ignore[union-attr]
+            more["added_cond_kwargs"] = {
+                "text_embeds": pooled,
+                "time_ids": time_ids(network, pooled, size, 6.0).repeat(rows, 1),
+            }  # type: ignore[union-attr]
         x = torch.zeros(rows, config.in_channels, *height_width, dtype=dtype)
         text = torch.zeros(rows, 77, config.cross_attention_dim, dtype=dtype)
         return twin(x, torch.zeros(rows, dtype=torch.long), encoder_hidden_states=text, **more)
@@ -117,7 +125,9 @@ def _pooled(pipeline: Pipeline) -> int:
 def _decode_cost(pipeline: Pipeline, size: tuple[int, int]) -> Cost:
     vae = pipeline.model.vae
     dtype = next(vae.model.parameters()).dtype
-    return cost(vae.model, lambda twin: twin.decode(torch.zeros(1, vae.channels, *_latent(pipeline, size), dtype=dtype)))  # type: ignore[operator]
+    return cost(
+        vae.model, lambda twin: twin.decode(torch.zeros(1, vae.channels, *_latent(pipeline, size), dtype=dtype))
+    )  # type: ignore[operator]
 
 
 def _seconds(pipeline: Pipeline, price: Cost, size: tuple[int, int], rows: int) -> tuple[float, bool]:

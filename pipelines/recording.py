@@ -18,7 +18,10 @@ def record(making: Making, job: Job, picture: Picture, steps: int, notes: tuple[
     pipeline, request, acting = making.pipeline, making.request, making.acting
     parts = pipeline.model.parts
     alone = request.model_copy(
-        update={"seed": job.seed, "variation_seed": job.variation_seed or request.variation_seed}
+        update={
+            "seed": job.seed,
+            "variation_seed": request.variation_seed if job.variation_seed is None else job.variation_seed,
+        }
     )
     template = job.prompt.template
     return Recipe(

@@ -31,6 +31,7 @@ class LoraUse(Record):
     path: Path
     weight: Finite = 1.0
     text_weight: Finite | None = None
+    any_base: bool = False  # put it on a model that is not the base it was made for (a fine-tune of that base, say)
 
 
 class ControlUse(Record):

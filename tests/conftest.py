@@ -67,12 +67,6 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def torture() -> int:
-    """By how much `make torture` multiplies the counts of property tests and fault tables."""
-    return 20 if os.environ.get("LDM_TORTURE") == "1" else 1
-
-
 # Modules: a new one for every test, which may change it.
 
 

@@ -104,7 +104,7 @@ def from_bytes(data: bytes, what: str, name: str | None, keep_location: bool, ma
     kind = check_head(data[:HEAD_BYTES], what, max_pixels)
     try:
         if kind == "PNG":
-            found = decode_png(data, what, keep_location, max_pixels)
+            found = decode_png(data, what, keep_location)
         else:
             found = decode_other(data, kind, what, keep_location, max_pixels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -115,10 +115,9 @@ def from_bytes(data: bytes, what: str, name: str | None, keep_location: bool, ma
     return replace(found, name=name, sha256=hashlib.sha256(data).hexdigest())
 
 
-def decode_png(data: bytes, what: str, keep_location: bool, max_pixels: int) -> Picture:
-    """PNG by our own chunk walk; 16 bits by torchvision, the rest by Pillow."""
+def decode_png(data: bytes, what: str, keep_location: bool) -> Picture:
+    """PNG by our own chunk walk; 16 bits by torchvision, the rest by Pillow. `check_head` has seen its size."""
     png = pngs.parse(data, what)
-    check_pixels(png.width, png.height, max_pixels, what)
     text = {k: v for k, v in png.text.items() if not k.startswith("Raw profile type") and k != "XML:com.adobe.xmp"}
     xmp = png.text.get("XML:com.adobe.xmp", "")
     tags = clean(png.exif or pngs.legacy_exif(png.text), keep_location=keep_location)

@@ -168,9 +168,7 @@ def publish(temp: Path, path: Path) -> None:
     """Give the finished file its name. A link fails where the name is taken; a rename would overwrite."""
     try:
         os.link(temp, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links: reserve the name, then rename over the reservation
+    except OSError:  # taken, or a file system without links: reserve the name (fails if taken), then rename over it
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         temp.replace(path)
     with contextlib.suppress(OSError):  # some systems cannot sync a folder; the file itself is on disk

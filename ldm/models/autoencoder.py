@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ldm.errors import Code, LdmError
 from ldm.models.tiling import tiles, window
@@ -75,11 +75,11 @@ class Autoencoder:
 
     def _decode_fp32(self, latents: Tensor, tile: int | None) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        self.model.float()
+        nn.Module.float(self.model)  # past diffusers' own `to`, which logs advice about loading
         try:
             return self._decode(latents.to(self._device, torch.float32), tile)
         finally:
-            self.model.to(dtype)
+            nn.Module.to(self.model, dtype)
 
 
 def _draw(encoded: Any, row: int, generator: Generator) -> Tensor:

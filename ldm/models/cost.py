@@ -57,7 +57,8 @@ def cost(network: nn.Module, call: Callable[[nn.Module], object]) -> Cost:
     """The cost of `call(network)`, given a twin of the network on the meta device, in the network's type."""
     with torch.device("meta"):
         config = copy.deepcopy(dict(network.config))  # type: ignore[arg-type]
-        twin = type(network).from_config(config).to(next(network.parameters()).dtype)  # type: ignore[attr-defined]
+        twin = type(network).from_config(config)  # type: ignore[attr-defined]
+        nn.Module.to(twin, next(network.parameters()).dtype)  # past diffusers' own `to`, which logs advice
         counter, peak = FlopCounterMode(display=False), _Peak()
         with torch.no_grad(), counter, peak:
             call(twin)
@@ -66,5 +67,9 @@ def cost(network: nn.Module, call: Callable[[nn.Module], object]) -> Cost:
 
 def weight_bytes(*modules: nn.Module) -> int:
     """The memory that the weights of some modules take, each once."""
-    seen = {p.data_ptr() if p.device.type != "meta" else id(p): p.numel() * p.element_size() for m in modules for p in m.parameters()}
+    seen = {
+        p.data_ptr() if p.device.type != "meta" else id(p): p.numel() * p.element_size()
+        for m in modules
+        for p in m.parameters()
+    }
     return sum(seen.values())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_NO_MEAN = 1e-3  # a1111: means below this part of the root mean square are rounding, and are not divided by
+_NO_MEAN = 1e-4  # a1111: means below this part of the root mean square are rounding, and are not divided by
 _LEAST = 1e-5  # compel: a weight below this counts as this, because tan() has no end at 0
 
 

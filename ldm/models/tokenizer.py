@@ -7,11 +7,12 @@ import gzip
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from transformers import CLIPTokenizer
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:  # two seconds, which reading a prompt need not cost
+    from transformers import CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _MERGES = 49152 - 256 - 2  # merge rules in use; the file holds more
@@ -24,6 +25,8 @@ def clip_tokenizer(pad_token: str = EOS) -> CLIPTokenizer:
 
     `pad_token`: SD 1 and the first tower of XL pad with EOS; SD 2, XL's second tower and open_clip with "!" (id 0).
     """
+    from transformers import CLIPTokenizer
+
     lines = gzip.decompress(_rules().read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
     merges = [(left, right) for left, right in (line.split() for line in lines)]
     letters = _byte_letters()

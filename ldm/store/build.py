@@ -44,16 +44,21 @@ _WIDEST = 200_000
 Plan = Mapping[str, Piece]
 
 
-def build(name: str, config: Mapping[str, Any], where: str) -> tuple[Any, list[str]]:
-    """An empty network (meta device) of a known class, and notes about config keys that it does not know."""
+def known_class(name: str, where: str) -> Any:
+    """A class of the closed table; any other name is refused."""
     if name not in NETWORKS:
         raise LdmError(
             Code.REFUSED,
-            f"{where} asks for the class '{printable(str(name))}'.",
+            f"{where} asks for the class '{printable(name)}'.",
             f"Only these are loaded, so that a config cannot run code: {', '.join(NETWORKS)}.",
             "Use a model of the Stable Diffusion family.",
         )
-    kind = NETWORKS[name]
+    return NETWORKS[name]
+
+
+def build(name: str, config: Mapping[str, Any], where: str) -> tuple[Any, list[str]]:
+    """An empty network (meta device) of a known class, and notes about config keys that it does not know."""
+    kind = known_class(name, where)
     fields, notes = _known(config, CLIPTextConfig if name.startswith("CLIP") else kind, where)
     try:
         with torch.device("meta"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 from ldm.errors import Code, LdmError
+from ldm.store.header import printable
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -19,8 +21,9 @@ def shipped() -> list[str]:
 def find_model(where: str) -> Path:
     """The folder or file of a model; an error lists what there is."""
     path = Path(where).expanduser()
-    if "\0" not in where and path.exists():
-        return path
+    with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
+        if path.exists():
+            return path
     if where in shipped():
         return _PRETRAINED / where
     if HUB_ID.fullmatch(where) and (found := fetched(where)) is not None:
@@ -30,28 +33,35 @@ def find_model(where: str) -> Path:
     fix = f"Run `ldm models pull {where}`" if HUB_ID.fullmatch(where) else "Check the path"
     raise LdmError(
         Code.FILE,
-        f"The model '{where}' was not found.",
+        f"The model '{printable(where)}' was not found.",
         f"It is no path here, no shipped model ({names}) and no fetched hub id ({pulled}).",
         f"{fix}, or use one of those names.",
     )
 
 
 def fetched(repo: str) -> Path | None:
-    """The snapshot of a hub id in the local cache, or None; never touches the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """The snapshot of a hub id in the local cache, `main` before other revisions; None if it was never fetched.
 
-    try:
-        return Path(snapshot_download(repo, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    Read from the cache's own layout: the library's offline call refuses a snapshot that leaves files out on purpose.
+    """
+    base = _cache() / f"models--{repo.replace('/', '--')}"
+    refs = sorted((p for p in (base / "refs").glob("*") if p.is_file()), key=lambda p: (p.name != "main", p.name))
+    for ref in refs:
+        commit = ref.read_text(encoding="ascii", errors="replace").strip()
+        if re.fullmatch(r"[0-9a-f]{40}", commit) and (base / "snapshots" / commit).is_dir():
+            return base / "snapshots" / commit
+    return None
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def fetched_ids() -> list[str]:
     """The hub ids in the local cache."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
+    cache = _cache()
     if not cache.is_dir():
         return []
     return sorted(

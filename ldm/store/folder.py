@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from ldm.diffusion.level import Kind
 from ldm.errors import Code, LdmError
-from ldm.store.build import build, check, fill
+from ldm.store.build import build, check, fill, known_class
 from ldm.store.detect import facts_of_config, facts_of_shapes, family_of, prediction_of_scheduler
 from ldm.store.fingerprint import unet_fingerprint
 from ldm.store.header import printable
@@ -61,10 +61,10 @@ def load_component(folder: Path, role: str, dtype: torch.dtype, name: str | None
     config = read_config(folder)
     architectures = config.get("architectures")
     own = architectures[0] if isinstance(architectures, list) and architectures else None
-    name = name or config.get("_class_name") or own or DEFAULT_CLASS[role]
-    if name == "CLIPModel":  # the text half is what is asked for
-        name = DEFAULT_CLASS[role]
     where = str(folder / "config.json")
+    if (said := config.get("_class_name")) is not None:
+        known_class(str(said), where)
+    name = name or said or own or DEFAULT_CLASS[role]
     network, notes = build(str(name), config, where)
     weights = component_weights(folder, role, dtype)
     plan = plan_for(network.state_dict(), weights, role)

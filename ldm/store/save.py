@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from ldm.store.write import staged, write_weights
 _VOCABULARY = 49408
 _ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "xl": "stable-diffusion-xl-v1-base",
                  "xl-refiner": "stable-diffusion-xl-v1-refiner", "own": "ldm"}  # fmt: skip
-_PIPELINE = {"xl": "StableDiffusionXLPipeline", "xl-refiner": "StableDiffusionXLImg2ImgPipeline"}
 
 
 def save_folder(parts: Parts, path: str | Path) -> Path:
@@ -28,7 +28,7 @@ def save_folder(parts: Parts, path: str | Path) -> Path:
     goal = Path(path)
     with staged(goal) as stage:
         stage.mkdir()
-        index: dict[str, Any] = {"_class_name": _PIPELINE.get(parts.family, "StableDiffusionPipeline")}
+        index: dict[str, Any] = {"_class_name": _pipeline(parts), "_diffusers_version": diffusers.__version__}
         for role, network in (("unet", parts.unet), ("vae", parts.vae)):
             _part(stage / role, network.state_dict(), _config(network), "diffusion_pytorch_model")
             index[role] = ["diffusers", type(network).__name__]
@@ -46,6 +46,16 @@ def save_folder(parts: Parts, path: str | Path) -> Path:
         _write(stage / "scheduler" / "scheduler_config.json", scheduler)
         _write(stage / "model_index.json", {**index, **_empties(parts)})
     return goal
+
+
+def _pipeline(parts: Parts) -> str:
+    """The stock pipeline that can run the whole model."""
+    inpaints = parts.unet.config.in_channels == 9
+    names = {
+        "xl": "StableDiffusionXL",
+        "xl-refiner": "StableDiffusionXLImg2Img",
+    }
+    return f"{names.get(parts.family, 'StableDiffusion')}{'Inpaint' if inpaints else ''}Pipeline"
 
 
 def _suffixes(parts: Parts) -> list[str]:

@@ -45,10 +45,10 @@ def _sharded(index: Path) -> dict[Path, Header]:
 def _shard(index: Path, name: str) -> Path:
     """The path of a shard: a plain name beside the index, and no link that leads out of the folder.
 
-    A folder of the hub's cache links into its own blob store (`snapshots/REV/x -> blobs/HASH`): that is inside too.
+    A folder of the hub's cache links into its own blobs (`snapshots/REV/unet/x -> blobs/HASH`): that is inside too.
     """
     folder = index.parent.resolve()
-    inside = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    inside = [folder, *(parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots")]
     plain = (
         name == Path(name).name
         and name.endswith(".safetensors")

@@ -23,7 +23,9 @@ HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "pipelines")
 
 @pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["models", "show", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(argv: list[str]) -> None:
-    code = f"import sys; from app.cli import run; s = run({argv!r}); print([m for m in {HEAVY!r} if m in sys.modules], s)"
+    code = (
+        f"import sys; from app.cli import run; s = run({argv!r}); print([m for m in {HEAVY!r} if m in sys.modules], s)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
 
@@ -93,7 +95,9 @@ def test_a_bug_is_logged_and_not_shown(ldm: Ldm, monkeypatch: pytest.MonkeyPatch
     assert "Traceback" in log and "one by nothing" in log and '"generate"' in log
 
 
-def test_a_bug_in_a_folder_without_rights_is_still_told(ldm: Ldm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_bug_in_a_folder_without_rights_is_still_told(
+    ldm: Ldm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "outputs").write_text("in the way")
     monkeypatch.setattr("app.generate.understand", lambda *args: 1 // 0)
     done = ldm("generate", "x")

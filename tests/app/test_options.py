@@ -18,11 +18,17 @@ def test_every_field_of_a_request_is_reached_by_an_option_or_by_set() -> None:
     """PROMPT is an argument; all others are rows of the table, or fields of a record that `--set` reaches."""
     targets = {target.split(".")[0] for option in OPTIONS for target in option.targets}
     assert set(Request.model_fields) - targets == {"prompt"}
-    values: dict[str, Any] = {"apg_eta": 0.5, "apg_norm": 2.0, "apg_momentum": -0.5, "zero_steps": 1, "pag_layers": ["mid"]}
+    values: dict[str, Any] = {
+        "apg_eta": 0.5,
+        "apg_norm": 2.0,
+        "apg_momentum": -0.5,
+        "zero_steps": 1,
+        "pag_layers": ["mid"],
+    }
     named = {option.field.partition(".")[2] for option in OPTIONS if option.field.startswith("guidance.")}
     assert set(GuidanceUse.model_fields) - named == set(values)
     for name, value in values.items():
-        text = f'guidance.{name}={value if name != "pag_layers" else chr(34).join(("[", "mid", "]"))}'
+        text = f"guidance.{name}={value if name != 'pag_layers' else chr(34).join(('[', 'mid', ']'))}"
         request = make_request({"prompt": "x"} | request_fields({"set_": [text]}), option_of)
         assert getattr(request.guidance, name) == (tuple(value) if name == "pag_layers" else value)
 

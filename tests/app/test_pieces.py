@@ -45,7 +45,7 @@ def test_a_file_is_taken_by_its_name_once(tmp_path: Path) -> None:
 
 def test_a_sidecar_in_the_way_is_noticed_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("mine")
-    with pytest.raises(LdmError, match="a.json exists"):
+    with pytest.raises(LdmError, match=r"a\.json exists"):
         Outputs(str(tmp_path / "a.png")).check([Request()])
 
 

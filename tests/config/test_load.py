@@ -196,6 +196,17 @@ PLAIN = st.recursive(
 @given(st.dictionaries(st.text(min_size=1), PLAIN, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_plain_data_round_trips(data: dict[str, object]) -> None:
+    round_trip(data)
+
+
+@pytest.mark.torture
+@given(st.dictionaries(st.text(min_size=1), PLAIN, max_size=6))
+@settings(max_examples=10_000, deadline=None)
+def test_plain_data_round_trips_often(data: dict[str, object]) -> None:
+    round_trip(data)
+
+
+def round_trip(data: dict[str, object]) -> None:
     text = write(data)
     if "${" in text or "<<" in text:
         return  # refused by design; see the hostile values
@@ -205,9 +216,21 @@ def test_plain_data_round_trips(data: dict[str, object]) -> None:
 @given(st.text(max_size=60) | st.binary(max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_a_record_or_one_error(text: str | bytes) -> None:
-    class Loose(Strict):
-        a: int = 0
+    a_record_or_one_error(text)
 
+
+@pytest.mark.torture
+@given(st.text("&*!|>-:[]{}#%@`?,'\"\\ \n\tab01.${}<~", max_size=40))
+@settings(max_examples=10_000, deadline=None)
+def test_any_yaml_is_a_record_or_one_error(text: str) -> None:
+    a_record_or_one_error(text)
+
+
+class Loose(Strict):
+    a: int = 0
+
+
+def a_record_or_one_error(text: str | bytes) -> None:
     try:
         loads(text, Loose)
     except LdmError as error:

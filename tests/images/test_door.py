@@ -388,6 +388,15 @@ def test_cut_files_are_errors(kind, part):
         refused(cut, Code.FILE)
 
 
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_a_download_that_was_filled_up_with_zeros_is_an_error(part):
+    data = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    kept = data[: int(len(data) * part)]
+    filled = kept + bytes(len(data) - len(kept) + 4000)
+    Image.open(io.BytesIO(filled)).load()  # Pillow takes it for whole
+    refused(filled, Code.FILE, "cut off")
+
+
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.data())
 def test_damaged_files_open_or_are_refused(data):

@@ -40,6 +40,7 @@ def test_position_and_thumbnail_leave_no_bytes(order):
     found = read_by_pillow(done.exif)
     assert 0x8825 not in found and not found.get_ifd(0x8825)
     assert THUMBNAIL not in done.exif and b"old picture" not in done.exif and position not in done.exif
+    assert not any(done.exif[-38:-8])  # the second directory, in front of the last value
     assert found.get_ifd(0x8769)[0x927C] == b"MAKER-NOTE-" * 4
     assert found.get_ifd(0x8769)[0x829A] == 1 / 250
     assert done.exif.find(b"MAKER-NOTE-") == source.find(b"MAKER-NOTE-")  # offsets inside maker notes stay right

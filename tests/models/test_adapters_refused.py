@@ -109,6 +109,16 @@ def test_ten_files_are_applied_in_full_or_refused(name: str, tmp_path: Path) -> 
         assert all(torch.equal(a, b) for a, b in zip(base, bits(*networks), strict=True))
 
 
+@pytest.mark.parametrize("name", ["partial", "no effect"])
+def test_after_an_error_no_earlier_adapter_is_left_either(name: str, tmp_path: Path) -> None:
+    stack = make_stack("sd1")
+    base = bits(unet_of(stack))
+    stack.use([(parse_adapter(_kohya()), 1.0, None)])
+    with pytest.raises(LdmError):
+        stack.use([(parse_adapter(TEN[name][0](tmp_path)), 1.0, None)])
+    assert all(torch.equal(a, b) for a, b in zip(base, bits(unet_of(stack)), strict=True))
+
+
 def test_a_partial_load_names_the_keys_and_the_nearest_layers() -> None:
     tensors = _partial()
     with pytest.raises(LdmError) as caught:

@@ -163,14 +163,9 @@ def test_an_exclamation_mark_is_a_word_although_the_tower_pads_with_it() -> None
 
 
 def test_half_precision_stays_half() -> None:
-    words = components.tokenizer()
+    towers = [Tower(components.text_tower().to(t), components.tokenizer()) for t in (torch.float32, torch.bfloat16)]
     for dialect in ("a1111", "comfy"):
-        exact, half = (
-            TextEncoder([Tower(components.text_tower().to(dtype), words)])
-            .encode("a (red:1.3) cat", dialect=dialect)
-            .text
-            for dtype in (torch.float32, torch.bfloat16)
-        )
+        exact, half = (TextEncoder([tower]).encode("a (red:1.3) cat", dialect=dialect).text for tower in towers)
         assert half.dtype == torch.bfloat16
         assert far(half.float(), exact) < 0.1
 

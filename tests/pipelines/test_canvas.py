@@ -151,6 +151,16 @@ def test_nothing_changes_from_file_to_file(tmp_path, dtype, channels, alpha, mod
     assert not alpha or np.array_equal(again.alpha[pad[1] : pad[1] + 31, pad[0] : pad[0] + 33], upright.alpha)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_kept_samples_are_copied_and_never_computed(monkeypatch, dtype):
+    """Arithmetic that went wrong everywhere must still leave the outside alone."""
+    source, mask = Picture(noise(24, 24, 3, dtype=dtype)), box_mask(24, 24, (3, 5, 17, 11))
+    canvas = prepare(Request(image=source, mask=mask_of(mask)), None, generator())
+    monkeypatch.setattr("pipelines.canvas.samples", lambda array, kind: np.full(array.shape, 7, kind))
+    result = canvas.finish(painting(canvas))
+    assert np.array_equal(result.pixels[mask == 0], source.pixels[mask == 0]) and (result.pixels[mask > 0] == 7).all()
+
+
 def test_a_photo_from_jpeg_is_equal_to_its_decoded_samples(tmp_path):
     file = io.BytesIO()
     Image.fromarray(noise(40, 48, 3)).save(file, "JPEG", quality=80)

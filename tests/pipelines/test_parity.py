@@ -55,7 +55,13 @@ def hole() -> Image.Image:
 
 def ours(where: Path, solver: str, **fields: Any) -> torch.Tensor:
     pipeline = Pipeline.load(where, device="cpu")
-    fields = {"prompt": PROMPT, "negative": NEGATIVE, "steps": STEPS, "seed": SEED, "guidance": GuidanceUse(scale=5.0)} | fields
+    fields = {
+        "prompt": PROMPT,
+        "negative": NEGATIVE,
+        "steps": STEPS,
+        "seed": SEED,
+        "guidance": GuidanceUse(scale=5.0),
+    } | fields
     request = Request(solver=solver, spacing="leading" if solver != "dpm++ 2m" else "linspace", **fields)
     return next(s.clean for s in pipeline.run(request) if s.stage == "decode" and s.clean is not None)
 
@@ -92,7 +98,15 @@ def test_image_to_image(folder: Path, solver: str) -> None:
 @each_solver
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 def test_nine_channel_inpaint(folder: Path, solver: str, strength: float) -> None:
-    want = theirs(components.sd1_inpaint(), solver, image=picture(2), mask_image=hole(), strength=strength, height=SIDE, width=SIDE)
+    want = theirs(
+        components.sd1_inpaint(),
+        solver,
+        image=picture(2),
+        mask_image=hole(),
+        strength=strength,
+        height=SIDE,
+        width=SIDE,
+    )
     close(ours(folder / "inpaint", solver, image=picture(2), mask=hole(), strength=strength), want)
 
 
@@ -112,12 +126,15 @@ def test_control(folder: Path, solver: str, guess: bool) -> None:
 def test_two_controls(folder: Path, solver: str) -> None:
     nets = [components.controlnet(seed=5), components.controlnet(seed=6)]
     nets[1].save_pretrained(folder / "second")
-    pipe = StableDiffusionControlNetPipeline(**components.sd1().components, controlnet=nets, requires_safety_checker=False)
+    pipe = StableDiffusionControlNetPipeline(
+        **components.sd1().components, controlnet=nets, requires_safety_checker=False
+    )
     want = theirs(
         pipe, solver, image=[picture(3), picture(4)], controlnet_conditioning_scale=[0.5, 0.9], height=SIDE, width=SIDE
     )
     uses = tuple(
-        ControlUse(model=str(folder / n), image=picture(i), weight=w) for n, i, w in (("control", 3, 0.5), ("second", 4, 0.9))
+        ControlUse(model=str(folder / n), image=picture(i), weight=w)
+        for n, i, w in (("control", 3, 0.5), ("second", 4, 0.9))
     )
     close(ours(folder / "sd1", solver, controls=uses), want)
 

@@ -32,8 +32,31 @@ from pipelines.recipe import (
 from pipelines.repeat import MissingInputError, request_fields, with_prompt
 from pipelines.request import ControlUse, GuidanceUse, HiresUse, LoraUse, Request
 
-SHARDS = ["Negative prompt: ", "Steps: 3, ", "\n", ", ", '"', "\\", "a", ": ", " ", "\r", "é", "Prompt text: x, ", "\x85"]
-SHARDS += ["Sampler: e, CFG scale: 2, Seed: 1", "<lora:x:0.5>", "👩‍🎨", "(b:1.3)", "[c:d:0.5]", "\t", "{", "Negative text: y"]
+SHARDS = [
+    "Negative prompt: ",
+    "Steps: 3, ",
+    "\n",
+    ", ",
+    '"',
+    "\\",
+    "a",
+    ": ",
+    " ",
+    "\r",
+    "é",
+    "Prompt text: x, ",
+    "\x85",
+]
+SHARDS += [
+    "Sampler: e, CFG scale: 2, Seed: 1",
+    "<lora:x:0.5>",
+    "👩‍🎨",
+    "(b:1.3)",
+    "[c:d:0.5]",
+    "\t",
+    "{",
+    "Negative text: y",
+]
 words = st.text(max_size=40) | st.lists(st.sampled_from(SHARDS), max_size=10).map("".join)
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 
@@ -42,9 +65,17 @@ hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 def recipes(draw: st.DrawFn) -> Recipe:
     solver, spacing = draw(st.sampled_from(sorted(a1111.SOLVERS))), draw(st.sampled_from(sorted(a1111.SPACINGS)))
     scale = draw(st.floats(0, 100, allow_nan=False).map(lambda v: round(v, 2)))
-    request: dict[str, Any] = {"prompt": draw(words), "seed": draw(st.integers(0, 2**63 - 1)), "guidance": {"scale": scale}}
+    request: dict[str, Any] = {
+        "prompt": draw(words),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "guidance": {"scale": scale},
+    }
     if draw(st.booleans()):
-        request |= {"clip_skip": draw(st.integers(1, 12)), "variation": 0.25, "variation_seed": draw(st.integers(0, 2**32))}
+        request |= {
+            "clip_skip": draw(st.integers(1, 12)),
+            "variation": 0.25,
+            "variation_seed": draw(st.integers(0, 2**32)),
+        }
     adapters = draw(st.lists(st.builds(AdapterSource, name=words, sha256=hashes, weight=st.floats(-2, 2)), max_size=3))
     return Recipe(
         request=request,
@@ -59,7 +90,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         width=draw(st.integers(1, 2048)) * 8,
         height=draw(st.integers(1, 2048)) * 8,
         seed=request["seed"],
-        machine=Machine(software={"torch": "2.15.0"}, threads=2, processor="x86_64 AVX2", device="cpu", dtype="float32"),
+        machine=Machine(
+            software={"torch": "2.15.0"}, threads=2, processor="x86_64 AVX2", device="cpu", dtype="float32"
+        ),
         notes=tuple(draw(st.lists(words, max_size=2))),
     )
 
@@ -83,7 +116,11 @@ def test_500_recipes_round_trip_byte_for_byte(recipe: Recipe) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(words, st.none() | words, st.dictionaries(st.from_regex(r"[A-Z][a-z]{1,8}( [a-z]{1,5})?", fullmatch=True), words, min_size=3))
+@given(
+    words,
+    st.none() | words,
+    st.dictionaries(st.from_regex(r"[A-Z][a-z]{1,8}( [a-z]{1,5})?", fullmatch=True), words, min_size=3),
+)
 def test_text_reads_back_whatever_it_holds(prompt: str, negative: str | None, pairs: dict[str, str]) -> None:
     parameters = Parameters(prompt, negative, pairs)
     assert a1111.read(a1111.write(parameters)) == parameters
@@ -91,7 +128,13 @@ def test_text_reads_back_whatever_it_holds(prompt: str, negative: str | None, pa
 
 @pytest.mark.parametrize(
     "prompt",
-    ["two\nlines", 'a, "quoted", word', "Steps: 3", "a\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 4", "Negative prompt: no"],
+    [
+        "two\nlines",
+        'a, "quoted", word',
+        "Steps: 3",
+        "a\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 4",
+        "Negative prompt: no",
+    ],
 )
 def test_adversarial_prompts_stay_prompts(prompt: str) -> None:
     pairs = {"Steps": "20", "Sampler": "Euler a", "Seed": "1"}
@@ -114,7 +157,9 @@ def test_a_plain_text_has_the_form_that_other_programs_expect() -> None:
     )
     prompt, negative, last = recipe.to_a1111().split("\n")
     assert (prompt, negative) == ("a cat", "Negative prompt: blurry, low")
-    assert last.startswith("Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 42, Size: 512x768, ")
+    assert last.startswith(
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 42, Size: 512x768, "
+    )
     assert "Model hash: 0123456789, Model: dream, RNG: CPU, Version: ldm " in last
 
 
@@ -122,8 +167,8 @@ def test_texts_of_a1111_are_read() -> None:
     text = (
         "a cat, <lora:soft:0.8>\nsecond line\nNegative prompt: blurry\nmore\n"
         "Steps: 30, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 7, Size: 640x448, Model hash: abcdef, Model: v1, "
-        'Clip skip: 2, Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: Latent, Lora hashes: "soft: 12, b: 3", '
-        "Version: v1.6.0"
+        "Clip skip: 2, Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: Latent, "
+        'Lora hashes: "soft: 12, b: 3", Version: v1.6.0'
     )
     recipe = Recipe.from_a1111(text)
     assert recipe.prompt == "a cat, <lora:soft:0.8>\nsecond line"
@@ -225,7 +270,9 @@ def test_a_comfyui_graph_gives_the_fields_of_its_sampler(tmp_path: Path) -> None
     assert (recipe.width, recipe.height, recipe.request["guidance"]["scale"]) == (640, 384, 4.5)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"1": 3}', '{"1": {"class_type": "SaveImage", "inputs": {}}}', "[" * 99999])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"1": 3}', '{"1": {"class_type": "SaveImage", "inputs": {}}}', "[" * 99999]
+)
 def test_other_graphs_are_none(text: str) -> None:
     assert read_graph(text) is None
 
@@ -299,7 +346,9 @@ def test_masks_made_by_rule_are_made_again(tmp_path: Path) -> None:
     assert pixel_hash(again) == pixel_hash(mask)
 
 
-@pytest.mark.parametrize("rule", ["box:1,2", "box:a,b,c,d", "box:nan,0,1,1", "polygon:1,1 2,2", "colour:#12", "colour:#000000:x"])
+@pytest.mark.parametrize(
+    "rule", ["box:1,2", "box:a,b,c,d", "box:nan,0,1,1", "polygon:1,1 2,2", "colour:#12", "colour:#000000:x"]
+)
 def test_wrong_mask_rules_say_how_to_write_them(rule: str) -> None:
     assert is_rule(rule)
     with pytest.raises(LdmError) as caught:

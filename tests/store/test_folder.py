@@ -99,7 +99,8 @@ def _full(_: int) -> None:
 
 def test_weights_are_mapped_and_not_copied(tiny_sd1: Path) -> None:
     unet = load_parts(tiny_sd1).unet
-    assert len({p.untyped_storage().data_ptr() for p in unet.parameters()}) == 1  # views of one map of the file
+    places = [p.data_ptr() for p in unet.parameters()]
+    assert max(places) - min(places) < (tiny_sd1 / UNET).stat().st_size  # all lie in one map of the file
     before = (tiny_sd1 / UNET).read_bytes()
     with torch.no_grad():
         unet.conv_in.weight.zero_()  # a private map: an adapter merged into it leaves the file alone

@@ -104,26 +104,11 @@ class AdapterStack:
     def use(self, items: Sequence[Item], *, any_base: bool = False) -> Report:
         """Make the weights those of the base with exactly these adapters; only layers whose recipe changed are merged.
 
-        Raises LdmError before anything is touched, if an adapter does not fit in full; if a change turns out to be
-        nothing or not finite, the base is restored first.
+        After an error the weights are the base's: nobody ever computes with half a stack.
         """
-        plan: dict[tuple[str, str], list[_Term]] = {}
-        layers: list[int] = []
-        for index, (adapter, weight, text_weight) in enumerate(items):
-            unet_weight, tower_weight = _weights(adapter.name, weight, text_weight)
-            refuse_other_base(adapter.name, adapter.base, self.family, self.fingerprint, any_base)
-            bound = self._bind(adapter)
-            layers.append(len(bound))
-            for component, layer, part in bound:
-                strength = unet_weight if component == UNET else tower_weight
-                for field, is_bias in (("weight", False), ("bias", True)):
-                    if strength != 0 and (part.bias if is_bias else part.delta) is not None:
-                        plan.setdefault((component, f"{layer}.{field}"), []).append(
-                            _Term(index, adapter.name, part, strength, is_bias)
-                        )
         try:
-            recomputed = self._merge(plan)
-            return self._report(items, layers, plan, recomputed)
+            plan, layers = self._plan(items, any_base)
+            return self._report(items, layers, plan, self._merge(plan))
         except BaseException:
             self.clear()
             raise
@@ -133,6 +118,23 @@ class AdapterStack:
         for touched in self._touched.values():
             touched.restore()
         self._touched.clear()
+
+    def _plan(self, items: Sequence[Item], any_base: bool) -> tuple[dict[tuple[str, str], list[_Term]], list[int]]:
+        """The terms of every parameter that changes, and the layers of each adapter counted; a misfit is an error."""
+        plan: dict[tuple[str, str], list[_Term]] = {}
+        layers: list[int] = []
+        for index, (adapter, weight, text_weight) in enumerate(items):
+            unet_weight, tower_weight = _weights(adapter.name, weight, text_weight)
+            refuse_other_base(adapter.name, adapter.base, self.family, self.fingerprint, any_base)
+            bound = self._bind(adapter)
+            layers.append(len(bound))
+            for component, layer, part in bound:
+                strength = unet_weight if component == UNET else tower_weight
+                for field, held in (("weight", part.delta), ("bias", part.bias)):
+                    if strength != 0 and held is not None:
+                        term = _Term(index, adapter.name, part, strength, field == "bias")
+                        plan.setdefault((component, f"{layer}.{field}"), []).append(term)
+        return plan, layers
 
     def _merge(self, plan: dict[tuple[str, str], list[_Term]]) -> int:
         for key in self._touched.keys() - plan.keys():

@@ -95,6 +95,7 @@ def _comfy(text: str, weight: float, found: list[Piece], depth: int) -> None:
     found.append(Piece(_unescaped(text[plain:], "()"), _limited(weight)))
 
 
+_COMPEL_PLAIN = re.compile(r"[^()+\-\\]*\s")  # whole words without syntax; tried after white space only, to stay linear
 _COMPEL_WORD = re.compile(r"""(?:\\.|[+-](?![\s()",.+\-=]|$)|[^\s()",.+\-=\\])+""")
 _COMPEL_SIGNS = re.compile(r"""(\++|-+)(?=[\s()",.=]|$)""")
 _COMPEL_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
@@ -132,6 +133,9 @@ def _compel(text: str, weight: float, found: list[tuple[str | None, float]], dep
             _compel(text[i + 1 : pairs[i]], weight * factor, found, depth - 1)
             found.append((" ", weight))
             i = operator.end() if operator else end
+        elif (i == 0 or text[i - 1].isspace()) and (plain := _COMPEL_PLAIN.match(text, i)):
+            found.append((plain.group(), weight))
+            i = plain.end()
         elif word := _COMPEL_WORD.match(text, i):
             signs = _COMPEL_SIGNS.match(text, word.end())
             found.append((word.group(), weight * (_sign_weight(signs.group()) if signs else 1.0)))

@@ -1,0 +1,145 @@
+"""Random command lines: whatever is typed, an exit status and words come back, never a traceback or a bug report."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from app.cli import COMMANDS
+from app.options import OPTIONS
+from ldm.errors import Code
+from tests.app.conftest import Ldm
+
+ODD = [
+    "",
+    " ",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "8",
+    "16x16",
+    "1e999",
+    "nan",
+    "-inf",
+    "99999999999999999999",
+    "٣",
+    "a,b",
+    "1,2,3,4",
+    "x=1",
+]
+ODD += [
+    "=",
+    ":",
+    "a:b",
+    "../../etc",
+    "\x1b[2J",
+    "é👩‍🎨",
+    "\ud800",
+    "a\x00b",
+    "none",
+    "true",
+    "null",
+    "{",
+    "[[",
+    "%s",
+    "-",
+    "--",
+    "x" * 5000,
+]
+ODD += [
+    "model=x,image=y",
+    "alpha",
+    "box:0,0,8,8",
+    "box:nan,1,2,3",
+    "colour:#zzzzzz",
+    "polygon:",
+    "ddim",
+    "karras",
+    "lanczos",
+]
+ODD += [
+    "photo.png",
+    "notes.txt",
+    "folder",
+    "x=guidance:1,2",
+    "y=steps:0",
+    "x=mask:",
+    "z",
+    "a1111",
+    "png",
+    "cpu",
+    "float32",
+    "model",
+]
+SETS = [
+    "steps=0",
+    "seed=1.5",
+    "guidance=3",
+    "guidance.scale=2",
+    "image.x=1",
+    "loras=[]",
+    "controls=[1]",
+    "pad=[1]",
+    "sigmas=0",
+    "a.b.c=1",
+]
+SETS += [
+    "mask=5",
+    "image=5",
+    "loras=[{}]",
+    'loras=[{"path": 3}]',
+    "embeddings=[1]",
+    "hires=1",
+    "tile={}",
+    "steps={",
+    "solver=3",
+    "prompt=5",
+]
+LINES = 200
+
+
+def line(rng: random.Random) -> list[str]:
+    """A command line, likely to get far: mostly right names, mostly wrong values."""
+    if rng.random() < 0.25:
+        command = [rng.choice([e.name for e in COMMANDS] + ["x", "--json"])]
+        return command + [
+            rng.choice([*ODD, "list", "show", "inspect", "convert", "check"]) for _ in range(rng.randrange(4))
+        ]
+    argv = ["generate", *rng.sample(["a", "cat", "(b:1.2)", "{c|d}", "\ud800", "__e__"], rng.randrange(3))]
+    for option in rng.sample(OPTIONS, rng.randrange(1, 7)):
+        argv.append(rng.choice(option.flag.split("/")))
+        if option.kind != "switch":
+            argv.append(rng.choice(SETS if option.flag == "--set" else ODD))
+    return [*argv, "--json"] if rng.random() < 0.2 else argv
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_command_lines_end_in_words(ldm: Ldm, tiny_sd1: Path, tmp_path: Path, seed: int) -> None:
+    type_lines(ldm, tiny_sd1, tmp_path, seed, LINES // 4)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(4, 24))
+def test_many_random_command_lines_end_in_words(ldm: Ldm, tiny_sd1: Path, tmp_path: Path, seed: int) -> None:
+    type_lines(ldm, tiny_sd1, tmp_path, seed, LINES)
+
+
+def type_lines(ldm: Ldm, model: Path, folder: Path, seed: int, count: int) -> None:
+    rng = random.Random(seed)
+    (folder / "notes.txt").write_text("a cat\nb")
+    (folder / "folder").mkdir()
+    assert ldm("generate", "a", "--model", model, "--steps", 1, "--out", "photo.png").status == 0
+    (folder / "model").symlink_to(model)
+    for _ in range(count):
+        argv = line(rng)
+        if argv[0] == "generate":
+            argv += ["--steps", "1", "--model", "model"] if rng.random() < 0.5 else ["--model", "nowhere"]
+        done = ldm(*argv)
+        shown = done.out + done.err
+        assert 0 <= done.status <= 9 and done.status != Code.BUG, (argv, shown)
+        assert "Traceback" not in shown, argv
+        assert done.status == 0 or "fix" in shown or "verdict" in shown, (argv, shown)
+        assert "\x1b[2J" not in shown, argv
