@@ -25,7 +25,7 @@ suite: $(VENV)/.installed-dev
 
 # The long counts of the property tests and of the fault tables.
 torture: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --timeout 3600 -m torture
+	LDM_TORTURE=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 3600 -m torture
 
 # Pins the set that is installed now. torch names its own CUDA parts exactly, so they are left out. Review the diff.
 constraints: $(VENV)/.installed-dev

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm.data import masks
 from ldm.data.scenes import draw, make_scene, outline
-from ldm.images import from_rgb, save_image
+from ldm.images import from_rgb, open_image, save_image
 from pipelines.pipeline import Pipeline
 from pipelines.recipe import chunks
 from pipelines.request import ControlUse, GuidanceUse, HiresUse, Request
@@ -36,11 +36,13 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#ececf1;--soft:#a2a2ad;--page:#16161a;--line:#2c2c34}}
 body{margin:0 auto;max-width:1000px;padding:3rem 1.2rem 5rem;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,sans-serif}
-h1{font-size:2rem;margin:0 0 .4rem}h2{font-size:1.15rem;margin:2.6rem 0 .2rem}p{color:var(--soft);margin:.2rem 0 1rem;max-width:44rem}
+h1{font-size:2rem;margin:0 0 .4rem}h2{font-size:1.15rem;margin:2.6rem 0 .2rem}
+p{color:var(--soft);margin:.2rem 0 1rem;max-width:44rem}
 .row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:160px}
 img{width:160px;height:160px;object-fit:contain;image-rendering:pixelated;border:1px solid var(--line);border-radius:8px}
 figcaption{font-size:.82rem;color:var(--soft);line-height:1.35;padding-top:.35rem;overflow-wrap:anywhere}
-code{font-size:.85em}footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-size:.85rem}
+code{font-size:.85em}
+footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-size:.85rem}
 """
 
 
@@ -184,21 +186,18 @@ def page(sections: Sequence[Section], seconds: float) -> str:
             parts.append(f"<figure><img src='{name}' alt='{shown}'><figcaption>{shown}</figcaption></figure>")
         parts.append("</div>")
     parts.append(
-        "<footer>Try: <code>ldm generate 'a red circle'</code> and <code>ldm verify</code> on what it made.</footer></html>"
+        "<footer>Try <code>ldm generate 'a red circle'</code>, and <code>ldm verify</code> on the result.</footer></html>"
     )
     return "\n".join(parts)
 
 
 def contact_sheet(folder: Path, section: Section, columns: int = 4) -> Path:
     """The pictures of a section in one PNG, enlarged."""
-    tiles = [
-        Image.open(folder / name).convert("RGB").resize((32 * SCALE,) * 2, Image.Resampling.NEAREST)
-        for name, _ in section.pictures
-    ]
-    rows = -(-len(tiles) // columns)
     side, gap = 32 * SCALE, 8
+    rows = -(-len(section.pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap), "white")
-    for i, tile in enumerate(tiles):
+    for i, (name, _) in enumerate(section.pictures):
+        tile = Image.fromarray(open_image(folder / name).pixels).resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(tile, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
     path = folder / "sheet.png"
     sheet.save(path)

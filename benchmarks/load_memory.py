@@ -83,13 +83,12 @@ def measure(path: Path, dtype: str) -> None:
     """Prints: bytes of the weights, peak while loading and after reading them (x the weights), seconds."""
     import torch
 
+    import ldm.store.single  # noqa: F401  (a lazy import of load_parts)
     from ldm.models.tokenizer import clip_tokenizer
     from ldm.store.parts import load_parts
-    from ldm.store.single import load_single
 
     torch.set_num_threads(1)
     clip_tokenizer()  # its tables, and the lazy imports, belong to the imports
-    assert load_single
     before = resident("VmRSS")
     start = time.monotonic()
     parts = load_parts(path, dtype=getattr(torch, dtype))

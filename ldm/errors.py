@@ -34,4 +34,5 @@ class LdmError(Exception):
         return f"{self.what}\n  why: {self.why}\n  fix: {self.fix}"
 
     def as_dict(self) -> dict[str, str | int]:
-        return {"code": self.code.name.lower(), "exit": int(self.code), "what": self.what, "why": self.why, "fix": self.fix}
+        code: dict[str, str | int] = {"code": self.code.name.lower(), "exit": int(self.code)}
+        return {**code, "what": self.what, "why": self.why, "fix": self.fix}

@@ -41,7 +41,7 @@ class Adapting:
         self._acting: Acting = Acting()
 
     def use(self, request: Request, tags: Sequence[Tag]) -> Acting:
-        """Exactly the adapters of the request and of the tags in its prompt; nothing is left from an earlier request."""
+        """Exactly the adapters of the request and of the tags in its prompt; none is left from an earlier request."""
         loras = (
             *request.loras,
             *(LoraUse(path=find_tagged(n, request.lora_folder), weight=w, text_weight=t) for n, w, t in tags),

@@ -42,42 +42,45 @@ class Told:
 Timeline = Callable[[Level], Told]
 
 
-def words(
-    text: TextEncoder, batch: Sequence[Job], request: Request, *, guided: bool, zero_null: bool
-) -> Callable[[Level], tuple[Encoded, Encoded | None]]:
-    """The encoded prompts of a batch at each level; encoded once for each stretch between two switches of the text.
+class Words:
+    """The encoded prompts of a batch at each level; encoded once for each stretch between two switches of the text."""
 
-    `zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None.
-    """
-    prompts = [parse(j.prompt.text, request.dialect, steps=request.steps) for j in batch]
-    negatives = [
-        None if j.negative is None else parse(j.negative.text, request.dialect, steps=request.steps) for j in batch
-    ]
-    spoken = [*prompts, *(n for n in negatives if n is not None)]
-    switches = sorted({s for p in spoken for s in p.switches})
-    chunks = max(text.chunks(p, dialect=request.dialect, at=at) for p in spoken for at in (0.0, *switches))
-    made: dict[int, tuple[Encoded, Encoded | None]] = {}
+    def __init__(
+        self, text: TextEncoder, batch: Sequence[Job], request: Request, *, guided: bool, zero_null: bool
+    ) -> None:
+        """`zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None."""
+        self._text, self._request, self._guided, self._zero_null = text, request, guided, zero_null
+        self._prompts = [parse(j.prompt.text, request.dialect, steps=request.steps) for j in batch]
+        self._negatives = [
+            None if j.negative is None else parse(j.negative.text, request.dialect, steps=request.steps) for j in batch
+        ]
+        spoken = [*self._prompts, *(n for n in self._negatives if n is not None)]
+        self._switches = sorted({s for p in spoken for s in p.switches})
+        self._chunks = max(text.chunks(p, dialect=request.dialect) for p in spoken)
+        self._made: dict[int, tuple[Encoded, Encoded | None]] = {}
+        self.dropped: dict[str, None] = {}  # words beyond the chunk limit, in order
 
-    def encode(prompt: Prompt | str, at: float) -> Encoded:
-        return text.encode(prompt, dialect=request.dialect, clip_skip=request.clip_skip, at=at, chunks=chunks)
+    def __call__(self, level: Level) -> tuple[Encoded, Encoded | None]:
+        done = float(level.progress[0]) + 1e-6  # the progress of step 7 of 10 is a little less than 0.7
+        stretch = sum(s <= done for s in self._switches)
+        if stretch not in self._made:
+            at = self._switches[stretch - 1] if stretch else 0.0
+            conds = [self._encode(p, at, self._request.clip_skip) for p in self._prompts]
+            nulls = [self._null(n, c, at) for n, c in zip(self._negatives, conds, strict=True)] if self._guided else []
+            self._made[stretch] = _stack(conds), _stack(nulls) if nulls else None
+        return self._made[stretch]
 
-    def null(negative: Prompt | None, cond: Encoded, at: float) -> Encoded:
-        if negative is None and zero_null:
+    def _encode(self, prompt: Prompt | str, at: float, clip_skip: int) -> Encoded:
+        chunks, dialect = self._chunks, self._request.dialect
+        encoded = self._text.encode(prompt, dialect=dialect, clip_skip=clip_skip, at=at, chunks=chunks)
+        self.dropped |= dict.fromkeys(encoded.dropped)
+        return encoded
+
+    def _null(self, negative: Prompt | None, cond: Encoded, at: float) -> Encoded:
+        if negative is None and self._zero_null:
             pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
             return Encoded(torch.zeros_like(cond.text), pooled)
-        return encode("" if negative is None else negative, at)
-
-    def at_level(level: Level) -> tuple[Encoded, Encoded | None]:
-        done = float(level.progress[0])
-        stretch = sum(s <= done for s in switches)
-        if stretch not in made:
-            at = switches[stretch - 1] if stretch else 0.0
-            conds = [encode(p, at) for p in prompts]
-            nulls = [null(n, c, at) for n, c in zip(negatives, conds, strict=True)] if guided else []
-            made[stretch] = _stack(conds), _stack(nulls) if nulls else None
-        return made[stretch]
-
-    return at_level
+        return self._encode("" if negative is None else negative, at, 0)  # stock skips layers of the prompt only
 
 
 def _stack(encoded: Sequence[Encoded]) -> Encoded:
@@ -86,7 +89,7 @@ def _stack(encoded: Sequence[Encoded]) -> Encoded:
 
 
 def timeline(
-    spoken: Callable[[Level], tuple[Encoded, Encoded | None]],
+    spoken: Words,
     network: UNet,
     *,
     size: tuple[int, int],
@@ -127,7 +130,7 @@ def timeline(
 
 
 def time_ids(network: UNet, pooled: Tensor | None, size: tuple[int, int], aesthetic: float) -> Tensor | None:
-    """XL's sizes [1,6]: original, crop, target; the refiner's [1,5]: original, crop, aesthetic score. None for others."""
+    """XL's sizes [1,6]: original, crop, target; the refiner's [1,5]: original, crop, aesthetic score; else None."""
     config = network.config
     if pooled is None or getattr(config, "addition_embed_type", None) != "text_time":
         return None
@@ -154,7 +157,7 @@ def controls(
 
 
 def companion(image: ImageInput, size: tuple[int, int], canvas: Canvas | None) -> np.ndarray:
-    """A picture that goes along with the work picture: cut like the canvas where it matches it, else brought to its size."""
+    """A picture beside the work picture: cut like the canvas where it matches it, else brought to its size."""
     picture = open_image(image)
     if canvas is not None and picture.size == canvas.source.size:
         return canvas.frame.forward(picture.rgb())

@@ -30,7 +30,7 @@ class Job:
 
 
 def jobs(request: Request) -> list[Job]:
-    """Picture i has seed + i; with a variation the seed stays and the variation seed counts (as users of A1111 expect)."""
+    """Picture i has seed + i; with a variation the seed stays and the variation seed counts up, as in A1111."""
     made = []
     for i in range(request.count):
         varied = request.variation_seed is not None and request.variation > 0

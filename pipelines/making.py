@@ -60,6 +60,7 @@ class Making:
         self.canvases = self._canvases()
         self.evaluations = 0
         self.spacing = ""
+        self.words: list[conditions.Words] = []
 
     def steps(self) -> Iterator[Step]:
         request = self.request
@@ -181,7 +182,7 @@ class Making:
 
         place(model.network.model, self.device)
         x = start.x
-        for i, x in enumerate(sample(watched, solver, x, self.generators), 1):
+        for i, x in enumerate(sample(watched, solver, x, self.generators), 1):  # noqa: B020  the last x is the result
             if not torch.isfinite(x).all():
                 raise _non_finite(stage, i, solver.count, self.pipeline.dtype)
             yield self._step(stage, i, solver.count, said[0])
@@ -194,9 +195,11 @@ class Making:
         told_scale = getattr(network.config, "time_cond_proj_dim", None) is not None
         guidance = guidance_of(request.guidance, network, told_scale)
         text = place(model.text, self.device)
+        words = conditions.Words(text, self.batch, request, guided=guidance.needs_null, zero_null=model.zero_null)
+        self.words.append(words)
         canvas = self.canvases[0] if self.canvases and size == self.canvases[0].size else None
         timeline = conditions.timeline(
-            conditions.words(text, self.batch, request, guided=guidance.needs_null, zero_null=model.zero_null),
+            words,
             network,
             size=size,
             channels=start.channels,
@@ -270,10 +273,14 @@ class Making:
         notes = (*canvas.notes, "nothing was painted: the picture came back as it is")
         return self._results([replace(canvas.source, notes=notes, exact=True)] * len(self.batch), 0, [], False)
 
+    def _dropped(self) -> tuple[str, ...]:
+        dropped = [word for words in self.words for word in words.dropped]
+        return (f"beyond the longest prompt, not used: {' '.join(dropped)}",) if dropped else ()
+
     def _results(self, pictures: Sequence[Picture], steps: int, notes: list[str], partial: bool) -> tuple[Result, ...]:
         made = []
         for job, picture in zip(self.batch, pictures, strict=True):
-            recipe = record(self, job, picture, steps, (*notes, *picture.notes), partial)
+            recipe = record(self, job, picture, steps, (*notes, *self._dropped(), *picture.notes), partial)
             made.append(Result(picture, recipe, job.seed, job.index))
         return tuple(made)
 

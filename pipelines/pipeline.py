@@ -167,7 +167,7 @@ class Pipeline:
         return self._previews[key](clean)
 
     def _beside(self, name: str) -> str:
-        """A control of a shipped model is named by its last part ("edges" for `controlnet-edges` in the model folder)."""
+        """A control that lies in the model folder by its short name: "edges" for `controlnet-edges`."""
         for folder in (self.model.parts.source / f"controlnet-{name}", self.model.parts.source / name):
             if "/" not in name and folder.is_dir():
                 return str(folder)

@@ -47,7 +47,7 @@ class Plan:
         return (
             f"{self.pictures} picture(s) of {self.width}x{self.height}, {self.steps} steps of {self.solver} "
             f"({self.spacing}), {self.calls} network calls a batch of {self.batch}; "
-            f"about {self.seconds:.3g} s ({how}), {self.weights_mb:.0f} MB of weights and {self.working_mb:.0f} MB of work"
+            f"about {self.seconds:.3g} s ({how}), {self.weights_mb:.0f} MB of weights, {self.working_mb:.0f} MB of work"
         )
 
 
@@ -105,10 +105,9 @@ def _call_cost(pipeline: Pipeline, size: tuple[int, int], rows: int, controls: l
         more: dict[str, Any] = {}
         if getattr(config, "addition_embed_type", None) == "text_time":
             pooled = torch.zeros(rows, _pooled(pipeline), dtype=dtype)
-            more["added_cond_kwargs"] = {
-                "text_embeds": pooled,
-                "time_ids": time_ids(network, pooled, size, 6.0).repeat(rows, 1),
-            }  # type: ignore[union-attr]
+            ids = time_ids(network, pooled, size, 6.0)
+            assert ids is not None
+            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.repeat(rows, 1)}
         x = torch.zeros(rows, config.in_channels, *height_width, dtype=dtype)
         text = torch.zeros(rows, 77, config.cross_attention_dim, dtype=dtype)
         return twin(x, torch.zeros(rows, dtype=torch.long), encoder_hidden_states=text, **more)
@@ -125,9 +124,11 @@ def _pooled(pipeline: Pipeline) -> int:
 def _decode_cost(pipeline: Pipeline, size: tuple[int, int]) -> Cost:
     vae = pipeline.model.vae
     dtype = next(vae.model.parameters()).dtype
-    return cost(
-        vae.model, lambda twin: twin.decode(torch.zeros(1, vae.channels, *_latent(pipeline, size), dtype=dtype))
-    )  # type: ignore[operator]
+
+    def decode(twin: Any) -> object:
+        return twin.decode(torch.zeros(1, vae.channels, *_latent(pipeline, size), dtype=dtype))
+
+    return cost(vae.model, decode)
 
 
 def _seconds(pipeline: Pipeline, price: Cost, size: tuple[int, int], rows: int) -> tuple[float, bool]:

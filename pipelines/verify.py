@@ -46,7 +46,8 @@ class Verdict(Record):
             "different": f"different: the greatest difference is {self.difference} of 255",
             "missing": f"not repeated: {'; '.join(self.missing)}",
         }[self.outcome]
-        return "\n  ".join((f"{self.file}: {said}", *self.notes))
+        fix = ("fix: put it beside the picture, or name its folder with --inputs, the model with --model",)
+        return "\n  ".join((f"{self.file}: {said}", *self.notes, *(fix if self.outcome == "missing" else ())))
 
 
 def verify(

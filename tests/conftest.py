@@ -44,6 +44,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     os.environ["LDM_TEST_NETWORK"] = "loopback" if item.get_closest_marker("loopback") else "none"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With LDM_TORTURE=1, whoever asks for the greater counts is a torture test too."""
+    for item in items:
+        if os.environ.get("LDM_TORTURE") == "1" and "torture" in getattr(item, "fixturenames", ()):
+            item.add_marker("torture")
+
+
 @pytest.fixture(autouse=True)
 def no_network() -> Iterator[Path]:
     """A refused connect, send or name lookup fails the test, also when its error was swallowed or a child made it."""
@@ -65,6 +72,12 @@ def one_thread() -> Iterator[None]:
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def torture() -> int:
+    """By how much `make torture` multiplies the counts of a test that asks for this; 1 in the ordinary suite."""
+    return 20 if os.environ.get("LDM_TORTURE") == "1" else 1
 
 
 # Modules: a new one for every test, which may change it.

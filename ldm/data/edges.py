@@ -21,7 +21,7 @@ def canny(rgb: Array, sigma: float = 0.8, low: float = 0.1, high: float = 0.25) 
     height = np.round(height, 3).astype(np.float32)
     ridge = thin(height, dx, dy)
     edge = joined(ridge & (height >= low), ridge & (height >= high))
-    return edge | (bridges(edge) & (height >= high))
+    return edge | (bridges(edge) & (height >= low))
 
 
 def steps(rgb: Array, sigma: float) -> tuple[Array, Array, Array]:

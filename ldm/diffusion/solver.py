@@ -2,7 +2,7 @@
 
 The scheduler is rebuilt to expect v with clipping off, and is handed the v that belongs to the predicted clean latent:
 v = (alpha x - clean) / sigma. This is exact, so a modifier of predictions works with every solver alike. Multistep
-solvers keep a history of what they are handed; those that average raw outputs (PNDM, KDPM2) do not fit and are not listed.
+solvers keep a history of what they are handed; those that average raw outputs (PNDM, KDPM2) are left out.
 """
 
 from __future__ import annotations

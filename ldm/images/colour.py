@@ -83,6 +83,20 @@ def space(icc: bytes) -> str | None:
     return icc[16:20].decode("latin-1").strip()
 
 
+def usable(icc: bytes, channels: int) -> bool:
+    """Whether samples of so many channels can go through the profile to sRGB and back."""
+    if space(icc) != {1: "GRAY", 3: "RGB"}[channels]:
+        return False
+    if read_profile(icc) is not None:
+        return True
+    try:
+        for to in (True, False):
+            through_tables(np.zeros((1, 1, channels if to else 3)), icc, to_srgb=to, channels=channels)
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        return False
+    return True
+
+
 def read_profile(icc: bytes) -> Profile | None:
     """The curves and matrix of a profile; None where only its tables say what it does."""
     try:

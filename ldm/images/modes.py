@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms
 
-from ldm.images.colour import space
+from ldm.images.colour import space, usable
 
 SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
-CHANNELS = {1: "GRAY", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,16 @@ def separated(image: Image.Image, icc: bytes | None) -> Samples:
         own = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     elif icc and space(icc) == "CMYK":
         own = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-    rgb = own and ImageCms.profileToProfile(image, own, srgb, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+    try:
+        rgb = own and ImageCms.profileToProfile(image, own, srgb, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+    except ImageCms.PyCMSError:
+        rgb = None
     how = (
-        "sRGB through its profile" if rgb and mode == "CMYK" else "RGB" if rgb else "RGB by plain formula (no profile)"
+        "sRGB through its profile"
+        if rgb and mode == "CMYK"
+        else "RGB"
+        if rgb
+        else "RGB by plain formula (no usable profile)"
     )
     return Samples(np.array(rgb or image.convert("RGB")), None, None, (f"{mode} became {how}",))
 
@@ -102,9 +108,7 @@ def fitting(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, not
     """Samples as arrays of their own, with the profile only where it is for that number of channels."""
     pixels = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 2 else pixels)
     alpha = None if alpha is None else np.ascontiguousarray(alpha)
-    if icc is not None:
-        found, wanted = space(icc), CHANNELS[pixels.shape[2]]
-        if found != wanted:
-            reason = f"is for {found}, not {wanted}" if found else "could not be read"
-            icc, notes = None, (*notes, f"the colour profile {reason} and was left out: sRGB is assumed")
+    if icc is not None and not usable(icc, pixels.shape[2]):
+        note = f"the colour profile ({space(icc) or 'damaged'}) cannot be used: sRGB is assumed"
+        icc, notes = None, (*notes, note)
     return Samples(np.array(pixels), None if alpha is None else np.array(alpha), icc, notes)

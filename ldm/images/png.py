@@ -43,7 +43,7 @@ class Png:
     height: int = 0
     depth: int = 0
     colour: int = 0  # 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGBA
-    interlace: int = 0
+    methods: list[int] = field(default_factory=list)  # compression, filter, interlace
     text: dict[str, str] = field(default_factory=dict)
     icc: bytes | None = None
     exif: bytes | None = None
@@ -77,7 +77,7 @@ def parse(data: bytes, what: str) -> Png:
         if not png.parts and (name != b"IHDR" or len(body) != 13):
             raise broken(what, "it does not begin with a header")
         if not png.parts:
-            png.width, png.height, png.depth, png.colour, _, _, png.interlace = struct.unpack(">IIBBBBB", body)
+            png.width, png.height, png.depth, png.colour, *png.methods = struct.unpack(">IIBBBBB", body)
         if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
             png.parts.append(whole)
         if name == b"tRNS":
@@ -174,8 +174,8 @@ def verified(png: Png, what: str, *ancillary: bytes) -> bytearray:
 
 def expand(png: Png, what: str) -> bytes:
     """The filtered scanlines: exactly as many bytes as the header promises."""
-    if png.depth not in DEPTHS.get(png.colour, ()) or png.interlace not in (0, 1):
-        raise broken(what, f"{png.depth} bits of colour type {png.colour} are not PNG")
+    if png.depth not in DEPTHS.get(png.colour, ()) or png.methods not in ([0, 0, 0], [0, 0, 1]):
+        raise broken(what, f"{png.depth} bits of colour type {png.colour} with methods {png.methods} are not PNG")
     if max(png.width, png.height) > LIBPNG_SIDE:
         raise broken(what, f"{png.width}x{png.height} pixels are more than {LIBPNG_SIDE} on a side")
     whole = sum(rows * length for rows, length in passes(png))
@@ -191,7 +191,7 @@ def expand(png: Png, what: str) -> bytes:
 def passes(png: Png) -> list[tuple[int, int]]:
     """(rows, bytes of a row with its filter byte) of each pass; one pass where the picture is not interlaced."""
     bits = png.depth * CHANNELS[png.colour]
-    steps = ADAM7 if png.interlace else ((0, 0, 1, 1),)
+    steps = ADAM7 if png.methods[2] else ((0, 0, 1, 1),)
     sizes = [(-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in steps]
     return [(rows, 1 + (bits * columns + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0]
 

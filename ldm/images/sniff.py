@@ -40,17 +40,10 @@ def sniff(head: bytes) -> str | None:
 
 
 def header_size(kind: str, head: bytes) -> tuple[int, int] | None:
-    """(width, height) where a fixed place says it; None where a walk is needed (JPEG, TIFF)."""
+    """(width, height) of PNG and WebP; None for the others, which Pillow opens without touching memory or pixels."""
     try:
         if kind == "PNG" and head[12:16] == b"IHDR":
             return struct.unpack(">II", head[16:24])
-        if kind == "GIF":
-            return struct.unpack("<HH", head[6:10])
-        if kind == "BMP":
-            if struct.unpack("<I", head[14:18])[0] == 12:
-                return struct.unpack("<HH", head[18:22])
-            width, height = struct.unpack("<ii", head[18:26])
-            return width, abs(height)
         if kind == "WEBP":
             return webp_size(head)
     except struct.error:

@@ -65,7 +65,8 @@ class Autoencoder:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def _decode(self, latents: Tensor, tile: int | None) -> Tensor:
         z = latents / self.scale + self.shift

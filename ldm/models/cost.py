@@ -23,11 +23,11 @@ class Cost:
     peak: int
 
 
-class _Peak(TorchDispatchMode):
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations make, and takes them off when they die, as an eager run would."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._alive: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""Previews for a thousandth of a decode: a linear map from latents to small colours, fitted to the autoencoder at hand."""
+"""Previews for next to nothing: a linear map from latents to small colours, fitted to the autoencoder at hand."""
 
 from __future__ import annotations
 

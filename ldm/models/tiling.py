@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 def tiles(height: int, width: int, size: int, overlap: int) -> Iterator[Box]:
-    """Boxes of `size` that cover the plane, neighbours overlapping by at least `overlap`; the last end at the border."""
+    """Boxes of `size` that cover the plane, neighbours overlapping by `overlap` or more; the last end at the border."""
     for top in _starts(height, size, overlap):
         for left in _starts(width, size, overlap):
             yield top, left, min(top + size, height), min(left + size, width)
@@ -41,7 +41,7 @@ def window(height: int, width: int, ramp: int) -> Tensor:
 
 
 def tiled(network: Network, size: int, overlap: int, factor: int) -> Network:
-    """Predict tiles of `size` latents one by one and blend the clean predictions (Bar-Tal 2023); `factor`: pixels a latent."""
+    """Predict tiles of `size` latents and blend the clean predictions (Bar-Tal 2023); `factor`: pixels a latent."""
 
     def over_tiles(x: Tensor, level: Level, conds: Sequence[Cond]) -> list[Prediction]:
         height, width = x.shape[-2:]

@@ -112,7 +112,8 @@ def component_weights(folder: Path, role: str, dtype: torch.dtype) -> Weights:
             Code.REFUSED,
             f"{folder} holds weights only as a pickle ({pickles[0]}).",
             "Reading a pickle can run any program of its author.",
-            f"Run `ldm models convert {folder / pickles[0]} --i-trust-this-file`, or get the safetensors variant.",
+            f"Run `ldm models convert {folder / pickles[0]} {folder / stem}.safetensors --i-trust-this-file`, "
+            "or get the safetensors variant.",
         )
     raise LdmError(
         Code.FILE,

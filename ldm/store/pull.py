@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -124,12 +125,42 @@ def pull(wanted: Plan, *, endpoint: str | None = None) -> Path:
     """Fetches what a plan lists, continuing where an earlier try stopped, checks each file, and returns the folder."""
     from huggingface_hub import snapshot_download
 
+    for file in wanted.files:
+        if file.sha256 is not None:
+            _asked(wanted.repo, partial(_large, wanted, file, file.sha256, endpoint))
     names = [file.name for file in wanted.files]
-    call = lambda: snapshot_download(wanted.repo, revision=wanted.revision, allow_patterns=names, endpoint=endpoint)  # noqa: E731
-    folder = Path(_asked(wanted.repo, call))
+    fetch = partial(snapshot_download, wanted.repo, revision=wanted.revision, allow_patterns=names, endpoint=endpoint)
+    folder = Path(_asked(wanted.repo, fetch))
     for file in wanted.files:
         verify(folder, file)
     return folder
+
+
+def _large(wanted: Plan, file: RemoteFile, sha256: str, endpoint: str | None) -> None:
+    """Puts a large file into the blob store of the cache, where the library finds it by its hash.
+
+    The library's own download starts a file again after a broken run; this partial file keeps its name, and goes on.
+    """
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    if constants.HF_HUB_OFFLINE:
+        return  # the library says so
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{wanted.repo.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    part = blobs / f"{sha256}.ldm-partial"
+    with WeakFileLock(blobs / f"{sha256}.ldm-lock"):
+        if (blobs / sha256).exists():
+            return
+        with part.open("ab") as stream:
+            url = hf_hub_url(wanted.repo, file.name, revision=wanted.commit, endpoint=endpoint)
+            http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(), expected_size=file.size)
+        if _sha256(part) != sha256:
+            part.unlink()
+            raise _arrived_damaged(file, sha256)
+        part.rename(blobs / sha256)
+    (blobs / f"{sha256}.ldm-lock").unlink(missing_ok=True)
 
 
 def verify(folder: Path, file: RemoteFile) -> None:
@@ -141,13 +172,16 @@ def verify(folder: Path, file: RemoteFile) -> None:
         if file.name.endswith(".safetensors"):
             read_header(path)
         return
-    size = path.stat().st_size
     path.resolve().unlink()
     path.unlink(missing_ok=True)
-    raise LdmError(
+    raise _arrived_damaged(file, str(expected))
+
+
+def _arrived_damaged(file: RemoteFile, expected: str) -> LdmError:
+    return LdmError(
         Code.FILE,
         f"{file.name} arrived damaged and was removed.",
-        f"It has {size} bytes and hash {data_hash[:12]}..., the hub states {file.size} and {str(expected)[:12]}....",
+        f"It has not the {file.size} bytes with the hash {expected[:12]}... that the hub states.",
         "Run the same `ldm models pull` again.",
     )
 
@@ -166,6 +200,8 @@ def _asked(repo: str, question: Callable[[], T]) -> T:
     """The hub's many errors as one of ours."""
     try:
         return question()
+    except LdmError:
+        raise
     except Exception as error:  # huggingface_hub and its HTTP client raise a dozen unrelated types
         name = type(error).__name__
         whys = {

@@ -74,7 +74,8 @@ def refuse_pickle(path: Path, content: Content) -> None:
             Code.REFUSED,
             f"{path} is refused: it is a pickle, whatever its name says.",
             f"Reading a pickle can run any program of its author ({content.value}).",
-            f"Get the .safetensors of the same model, or run `ldm models convert {path.name} --i-trust-this-file`.",
+            "Get the .safetensors of the same model, or run "
+            f"`ldm models convert {path.name} {path.stem}.safetensors --i-trust-this-file`.",
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import diffusers.schedulers as stock
 import pytest
 import torch
@@ -29,6 +32,10 @@ def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x * 0.9 + t.float().reshape(-1, 1, 1, 1) / 1500)
 
 
+def last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
+    return list(steps)[-1]
+
+
 def ours(run: Run, config: dict, kind: str = "epsilon", known: torch.Tensor | None = None) -> torch.Tensor:
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     generators = [torch.Generator().manual_seed(10 + i) for i in range(2)]
@@ -38,16 +45,13 @@ def ours(run: Run, config: dict, kind: str = "epsilon", known: torch.Tensor | No
         return Prediction(level.clean(network(x, level.t), x, kind))
 
     solver = Solver(run, config)
-    x = solver.start(noise, known)
-    for x in sample(denoise, solver, x, generators):
-        pass
-    return x
+    return last(sample(denoise, solver, solver.start(noise, known), generators))
 
 
 def theirs(
     cls: str, steps: int, config: dict, known: torch.Tensor | None = None, strength: float = 1.0
 ) -> torch.Tensor:
-    scheduler = getattr(stock, cls).from_config({k: v for k, v in config.items()})
+    scheduler = getattr(stock, cls).from_config(dict(config))
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     generators = [torch.Generator().manual_seed(10 + i) for i in range(2)]
     scheduler.set_timesteps(steps)
@@ -115,9 +119,8 @@ def test_every_cell_of_the_table_runs_and_converges(name: str, spacing: str) -> 
     generator = [torch.Generator().manual_seed(3)]
     x = solver.start(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)))
     levels = list(solver.levels())
-    assert all(a.sigma > b.sigma or name == "heun" for a, b in zip(levels, levels[1:], strict=False))
-    for x in sample(lambda x, level: Prediction(clean.clone()), solver, x, generator):
-        pass
+    assert all(a.sigma > b.sigma or name == "heun" for a, b in itertools.pairwise(levels))
+    x = last(sample(lambda x, level: Prediction(clean.clone()), solver, x, generator))
     assert (x - clean).abs().max() <= 0.35  # some schedules end at a small sigma, not at 0
 
 
@@ -161,13 +164,8 @@ def test_zero_terminal_snr_starts_from_pure_noise(name: str) -> None:
     solver = Solver(Run(name, 6, "trailing", zero_snr=True), SD)
     first = next(solver.levels())
     assert float(first.alpha) <= 1e-3
-    for x in sample(
-        lambda x, level: Prediction(torch.zeros_like(x)),
-        solver,
-        solver.start(torch.ones(1, 4, 8, 8)),
-        [torch.Generator()],
-    ):
-        pass
+    x = solver.start(torch.ones(1, 4, 8, 8))
+    x = last(sample(lambda x, level: Prediction(torch.zeros_like(x)), solver, x, [torch.Generator()]))
     assert torch.isfinite(x).all()
 
 

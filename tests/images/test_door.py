@@ -16,8 +16,21 @@ from PIL import Image, ImageCms, ImageOps
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
+from ldm.images.colour import space
 from ldm.images.door import turned
-from tests.images.make import cmyk_profile, exif, grey_profile, matrix_profile, png_chunk, png_file, table_profile
+from tests.images.make import (
+    axes,
+    cmyk_profile,
+    exif,
+    grey_profile,
+    lab_bytes,
+    lut,
+    matrix_profile,
+    png_chunk,
+    png_file,
+    profile,
+    table_profile,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -160,6 +173,12 @@ def test_cmyk_goes_through_its_profile():
     assert "plain formula" in without.notes[0] and without.pixels[0, 0].tolist() == [127, 255, 255]
 
 
+def test_a_damaged_cmyk_profile_is_said_to_be_unusable():
+    image = Image.fromarray(np.full((8, 8, 4), (128, 0, 0, 0), np.uint8), "CMYK")
+    icc = cmyk_profile()[:400].ljust(len(cmyk_profile()), b"\0").replace(b"mft1", b"none")
+    assert "no usable profile" in open_image(encoded(image, "TIFF", icc_profile=icc)).notes[0]
+
+
 def test_adobe_cmyk_jpeg_is_not_inverted():
     image = Image.fromarray(np.full((16, 16, 4), (0, 0, 0, 0), np.uint8), "CMYK")  # no ink: white paper
     assert open_image(encoded(image, "JPEG")).rgb().min() >= 0.98
@@ -186,6 +205,9 @@ def test_profiles_that_do_not_fit_are_left_out():
         assert found.icc is None and "profile" in found.notes[-1]
     assert open_image(encoded(grey, "PNG", icc_profile=grey_profile())).icc == grey_profile()
     assert open_image(encoded(colour, "PNG", icc_profile=table_profile())).icc == table_profile()
+    one_way = profile(b"scnr", b"RGB ", b"Lab ", {b"A2B0": lut(2, lab_bytes(axes(2, 3)), 3)})
+    assert space(one_way) == "RGB"
+    assert "profile" in open_image(encoded(colour, "PNG", icc_profile=one_way)).notes[-1]
     damaged = png_file(smooth(4, 4), 2, 8, png_chunk(b"iCCP", b"x\0\0notzlib"))
     assert "profile" in open_image(damaged).notes[-1]
 

@@ -148,6 +148,16 @@ def test_damaged_pixel_data_with_right_checksums_is_an_error(bits, interlace, ki
     assert error.value.code == Code.FILE
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("wrong", [{"depth": 3}, {"colour": 5}, {"compression": 1}, {"filters": 1}, {"interlace": 2}])
+def test_illegal_headers_are_errors(bits, wrong):
+    head = {"width": 2, "height": 2, "depth": bits, "colour": 2, "compression": 0, "filters": 0, "interlace": 0} | wrong
+    body = png_chunk(b"IDAT", zlib.compress(bytes(99))) + png_chunk(b"IEND", b"")
+    with pytest.raises(LdmError) as error:
+        open_image(png.SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", *head.values())) + body)
+    assert error.value.code == Code.FILE
+
+
 def interlaced(array: np.ndarray, colour: int) -> bytes:
     """A 16-bit PNG in Adam7 order, unfiltered."""
     raw = b""

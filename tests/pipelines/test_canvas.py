@@ -262,6 +262,17 @@ def test_grey_is_strength_and_blends_inside_only():
     assert row[0] == 100 and (np.diff(row) >= 0).all() and row[1] < 130 and (row[9:] == 255).all()
 
 
+@pytest.mark.parametrize("size", [(64, 64), (24, 40), (200, 160)])
+def test_black_and_white_masks_stay_so_when_scaled(size):
+    mask = box_mask(90, 110, (13, 7, 58, 61))
+    canvas = prepare(Request(image=Picture(noise(90, 110, 3)), mask=mask_of(mask)), size, generator())
+    work = canvas.mask[0, 0].numpy()
+    assert set(np.unique(work)) == {0, 1}
+    scale = np.array(canvas.frame.scaled) / (110, 90)
+    x, y = np.stack([(13.5, 7.5), (57.5, 60.5)] * scale).astype(int).T
+    assert work[y[0] : y[1] + 1, x[0] : x[1] + 1].all() and 0.15 < work[: canvas.frame.scaled[1]].mean() < 0.5
+
+
 @pytest.mark.parametrize("radius", [0.5, 4.0, 30.0])
 def test_blur_softens_inside_only_and_erases_nothing(radius):
     mask = np.zeros((60, 80), np.float32)
@@ -439,9 +450,11 @@ def test_a_missing_image_and_a_broken_painting():
     with pytest.raises(LdmError, match="image is missing"):
         prepare(Request(), None, generator())
     canvas = prepare(Request(image=Picture(noise(8, 8, 3))), None, generator())
-    with pytest.raises(LdmError, match="non-finite") as error:
-        canvas.finish(np.full((8, 8, 3), np.nan))
-    assert error.value.code == Code.NUMERIC
+    masked = prepare(Request(image=Picture(noise(8, 8, 3)), pad=(8, 0, 0, 0)), None, generator())
+    for one, painted in ((canvas, np.full((8, 8, 3), np.nan)), (masked, np.full((8, 16, 3), np.inf))):
+        with pytest.raises(LdmError, match="non-finite") as error:
+            one.finish(painted)
+        assert error.value.code == Code.NUMERIC
     with pytest.raises(ValueError, match="painting"):
         canvas.finish(np.zeros((8, 9, 3)))
 

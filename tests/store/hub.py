@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -18,11 +19,14 @@ COMMIT = "a" * 40
 
 @dataclass
 class Hub:
-    """Serves `files` as the model `repo`; `cut` breaks the first answer for a file, `spoil` changes a byte of it."""
+    """Serves `files` as the model `repo`; `cut` breaks and `stall` stops the first answer for a file half-way,
+    `spoil` changes a byte of it."""
 
     repo: str
     files: dict[str, bytes]
     cut: str | None = None
+    stall: str | None = None
+    stalled: threading.Event = field(default_factory=threading.Event)
     spoil: str | None = None
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
     address: str = ""
@@ -70,8 +74,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             hub.asked.append((self.command, path, span))
             if re.fullmatch(rf"/api/models/{hub.repo}(/revision/\w+)?", path):
                 card = {"license": "openrail++"}
-                self._json({"id": hub.repo, "modelId": hub.repo, "sha": COMMIT, "siblings": hub.siblings(), "cardData": card,
-                            "tags": [], "private": False, "downloads": 0, "likes": 0})  # fmt: skip
+                about = {"tags": [], "private": False, "downloads": 0, "likes": 0, "cardData": card}
+                self._json({"id": hub.repo, "modelId": hub.repo, "sha": COMMIT, "siblings": hub.siblings(), **about})
             elif re.fullmatch(rf"/api/models/{hub.repo}/tree/\w+", path):
                 self._json([{"type": "file", "path": s["rfilename"], "size": s["size"], "oid": s["blobId"],
                              **({"lfs": {"oid": s["lfs"]["sha256"], **s["lfs"]}} if "lfs" in s else {})}
@@ -90,12 +94,22 @@ def serving(hub: Hub) -> Iterator[Hub]:
             first = int(span.removeprefix("bytes=").partition("-")[0]) if span else 0
             if span and not head:
                 told["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-            if not head and hub.cut == name:
-                hub.cut = None
-                self._send(200, data[: len(data) // 2], told | {"Content-Length": str(len(data))})
-                self.close_connection = True
+            if not head and name in (hub.cut, hub.stall):
+                self._half(name, data, told)
                 return
             self._send(206 if span and not head else 200, b"" if head else data[first:], told, len(data) - first)
+
+        def _half(self, name: str, data: bytes, told: dict[str, str]) -> None:
+            self._send(200, data[: len(data) // 2], told | {"Content-Length": str(len(data))})
+            self.close_connection = True
+            if name == hub.cut:
+                hub.cut = None
+                return
+            hub.stall = None
+            self.wfile.flush()
+            hub.stalled.set()
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # until the other side is gone
 
         def _send(self, status: int, body: bytes, told: dict[str, str], length: int | None = None) -> None:
             self.send_response(status)

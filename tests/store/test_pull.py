@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ import json, sys
 from ldm.errors import LdmError
 from ldm.store.pull import plan, pull
 from ldm.store.find import find_model, fetched_ids
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # the models here are small
 try:
     wanted = plan(sys.argv[1])
     folder = pull(wanted)
@@ -36,9 +39,13 @@ assert "torch" not in sys.modules
 """
 
 
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    return os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(home)}
+
+
 def run(hub: Hub, home: Path) -> dict[str, object]:
-    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, hub.repo], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", SCRIPT, hub.repo]
+    done = subprocess.run(command, env=environment(hub, home), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)
     return answer
@@ -73,11 +80,40 @@ def test_plan_pull_and_find(files: dict[str, bytes], tmp_path: Path) -> None:
     assert answer["licence"] == "openrail++"
     assert answer["commit"] == COMMIT
     assert answer["size"] == sum(len(files[str(n)]) for n in names)
-    resumed = [span for method, path, span in hub.asked if method == "GET" and path.endswith(WEIGHTS)]
-    assert resumed[0] is None
-    assert resumed[1] == f"bytes={len(files[WEIGHTS]) // 2}-"  # it went on where the line broke
+    assert spans(hub)[0] is None
+    assert half_way(spans(hub)[1], files)  # it went on where the line broke
     folder = Path(str(answer["folder"]))
     assert all((folder / str(n)).read_bytes() == files[str(n)] for n in names)
+
+
+def spans(hub: Hub) -> list[str | None]:
+    """The Range of each request for the U-Net's weights."""
+    return [span for method, path, span in hub.asked if method == "GET" and path.endswith(WEIGHTS)]
+
+
+def half_way(span: str | None, files: dict[str, bytes]) -> bool:
+    half = len(files[WEIGHTS]) // 2
+    return span is not None and half - (1 << 17) <= int(span.removeprefix("bytes=").removesuffix("-")) <= half
+
+
+@pytest.mark.loopback
+def test_a_killed_pull_goes_on_in_the_next_run(files: dict[str, bytes], tmp_path: Path) -> None:
+    hub = Hub(REPO, files, stall=WEIGHTS)
+    with serving(hub):
+        first = subprocess.Popen([sys.executable, "-c", SCRIPT, REPO], env=environment(hub, tmp_path / "home"))
+        assert hub.stalled.wait(60)
+        part = tmp_path / "home" / "hub" / "models--author--tiny-model" / "blobs"
+        for _ in range(200):  # what was sent is written by the other process
+            if any(p.stat().st_size for p in part.glob("*.ldm-partial")):
+                break
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+        asked = len(spans(hub))
+        answer = run(hub, tmp_path / "home")
+    assert "names" in answer, answer
+    assert any(spans(hub)[asked:])
+    assert (Path(str(answer["folder"])) / WEIGHTS).read_bytes() == files[WEIGHTS]
 
 
 @pytest.mark.loopback

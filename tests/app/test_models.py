@@ -1,0 +1,93 @@
+"""`ldm models` and `ldm adapter`: what is here, what a file is, and the ways between formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.errors import Code
+from tests.app.conftest import Ldm
+
+
+def test_models_are_listed(ldm: Ldm) -> None:
+    told = ldm("models", "list", "--json").json
+    assert set(told) == {"shipped", "pulled"}
+    shown = ldm("models", "list")
+    assert shown.status == 0
+    assert all(name in shown.out for name in told["shipped"])
+
+
+def test_a_model_is_shown_from_its_headers(ldm: Ldm, tiny_sd1: Path) -> None:
+    told = ldm("models", "show", tiny_sd1, "--json").json
+    assert (told["kind"], told["prediction"], told["path"]) == ("model folder", "epsilon", tiny_sd1.name)
+    shown = ldm("models", "show", tiny_sd1).out
+    assert told["fingerprint"] in shown
+    assert "epsilon (scheduler_config.json" in shown
+
+
+def test_a_folder_goes_through_conversion_unchanged(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
+    assert ldm("models", "convert", tiny_sd1, "copy").status == 0
+    assert ldm("models", "convert", tiny_sd1, "copy").status == Code.FILE  # never overwritten
+    pixels = [
+        ldm("generate", "a cat", "--model", m, "--seed", 1, "--steps", 2, "--exact", "--json").json["pictures"][0][
+            "pixels"
+        ]
+        for m in (tiny_sd1, "copy")
+    ]
+    assert pixels[0] == pixels[1]
+
+
+def test_pickles_are_refused_until_trusted(ldm: Ldm, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a.weight": torch.ones(2, 2)}}, tmp_path / "old.ckpt")
+    refused = ldm("models", "convert", "old.ckpt", "new.safetensors")
+    assert refused.status == Code.REFUSED
+    assert "--i-trust-this-file" in refused.err
+    assert ldm("models", "convert", "old.ckpt", "new", "--i-trust-this-file").status == Code.USAGE
+    done = ldm("models", "convert", "old.ckpt", "new.safetensors", "--i-trust-this-file", "--json")
+    assert done.json == {"path": "new.safetensors"}
+    assert ldm("models", "show", "new.safetensors", "--json").json["tensors"] == 1
+
+
+@pytest.mark.parametrize("repo", ["no id", "../x/y", "/etc/passwd", ""])
+def test_what_is_no_hub_id_is_not_asked_for(ldm: Ldm, repo: str) -> None:
+    assert ldm("models", "pull", repo).status == Code.USAGE
+
+
+@pytest.fixture
+def style(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(2, 64, generator=generator),
+        f"{name}.lora_up.weight": torch.randn(64, 2, generator=generator),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    save_file(tensors, tmp_path / "style.safetensors")
+    return tmp_path / "style.safetensors"
+
+
+def test_an_adapter_is_inspected_and_renamed(ldm: Ldm, style: Path) -> None:
+    told = ldm("adapter", "inspect", style, "--json").json
+    assert (told["dialect"], told["tensors"], told["ranks"]) == ("kohya", 3, {"2": 1})
+    shown = ldm("adapter", "inspect", style)
+    assert shown.status == 0 and "kohya" in shown.out
+    assert ldm("adapter", "convert", style, "peft.safetensors", "--to", "peft").status == 0
+    again = ldm("adapter", "inspect", "peft.safetensors", "--json").json
+    assert (again["dialect"], again["norm"]) == ("peft", pytest.approx(told["norm"]))
+    wrong = ldm("adapter", "convert", style, "x.safetensors", "--to", "koyha")
+    assert wrong.status == Code.USAGE and "kohya" in wrong.err
+
+
+def test_an_embedding_is_inspected(ldm: Ldm, tmp_path: Path) -> None:
+    save_file({"<mine>": torch.ones(2, 768)}, tmp_path / "mine.safetensors")
+    told = ldm("adapter", "inspect", "mine.safetensors", "--json").json
+    assert (told["kind"], told["token"]) == ("textual inversion", "<mine>")
+
+
+def test_what_is_no_adapter_is_refused(ldm: Ldm, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_text("<html>")
+    assert ldm("adapter", "inspect", "x.safetensors").status == Code.FILE
+    assert ldm("adapter", "inspect", "none.safetensors").status == Code.FILE

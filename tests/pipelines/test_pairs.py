@@ -1,0 +1,143 @@
+"""Every pair of modes and modifiers through the one loop, on the shipped scenes model, judged by the scenes checker.
+
+The prompt asks for a red circle. Four pictures a pair share a call; at least three must hold it: in the hole where there
+is one, along the outline where there is one. The control case runs the same settings without the words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.data.scene_reader import Found, read
+from ldm.data.scenes import draw, make_scene, outline
+from ldm.images import Picture, from_rgb
+from pipelines.pipeline import Pipeline
+from pipelines.request import ControlUse, HiresUse, LoraUse, Request, TileUse
+
+SHAPE, COLOUR = "circle", "red"
+PROMPT = f"a {COLOUR} {SHAPE} on a white background"
+COUNT, NEEDED = 4, 3
+HOLE = (slice(0, 32), slice(14, 32))  # the right half and a little more
+
+
+def scene() -> Picture:
+    """What inpainting and outpainting start from: a blue square on the left."""
+    return from_rgb(draw(make_scene("square", "blue", position="left", background="white", size="small")))
+
+
+def crude() -> Picture:
+    """What image-to-image starts from: a noisy red circle."""
+    rng = np.random.default_rng(0)
+    rgb = draw(make_scene(SHAPE, COLOUR, position="centre", background="white", size="big"))
+    return from_rgb(np.clip(rgb + rng.normal(0, 0.15, rgb.shape), 0, 1).astype(np.float32))
+
+
+def mask() -> Picture:
+    grey = np.zeros((32, 32, 1), np.uint8)
+    grey[HOLE] = 255
+    return Picture(grey)
+
+
+def edges() -> Picture:
+    return from_rgb(outline(make_scene(SHAPE, COLOUR, size="big", position="right")).astype(np.float32))
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "negative": {"negative": "a blue square"},
+    "rescale": {"guidance": {"rescale": 0.5}},
+    "interval": {"guidance": {"interval": (0.0, 0.8)}},
+    "apg": {"guidance": {"method": "apg", "apg_eta": 0.3}},
+    "cfg-zero": {"guidance": {"method": "cfg-zero"}},
+    "pag": {"guidance": {"pag": 0.5}},
+    "variation": {"variation_seed": 50, "variation": 0.3},
+    "image": {"image": crude, "strength": 0.7},
+    "mask": {"image": scene, "mask": mask, "strength": 1.0},
+    "soft": {"image": scene, "mask": mask, "strength": 1.0, "mask_blur": 1.0},
+    "only masked": {"image": scene, "mask": mask, "strength": 1.0, "only_masked": True, "padding": 4},
+    "outpaint": {"image": scene, "pad": (0, 0, 24, 0), "strength": 1.0},
+    "control": {"controls": ({"model": "edges", "image": edges},)},
+    "two passes": {"hires": {"scale": 1.5, "strength": 0.4}},
+    "tiles": {"tile": {"size": 64, "overlap": 16}},
+    "karras": {"solver": "dpm++ 2m", "spacing": "karras"},
+    "euler-a": {"solver": "euler-a"},
+    "weights": {"prompt": "a (red:1.1) (circle:1.1) on a white background"},
+    "lora": {"loras": "lora"},
+    "word": {"embeddings": "word", "prompt": "a zork circle on a white background"},
+}
+SAME = {("image", "mask"), ("image", "soft"), ("image", "only masked"), ("image", "outpaint"), ("karras", "euler-a")}
+PAIRS = [p for p in itertools.combinations(FEATURES, 2) if p not in SAME]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load("scenes", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A LoRA of small random weights, and a new word "zork" that means what "red" means."""
+    root = tmp_path_factory.mktemp("files")
+    drawn = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, module in pipeline.model.network.model.named_modules():
+        if name.endswith(("to_q", "to_v")):
+            rows, columns = module.weight.shape
+            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(4, columns, generator=drawn) * 0.02
+            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(rows, 4, generator=drawn) * 0.02
+    save_file(tensors, root / "lora.safetensors")
+    tower = pipeline.model.text.towers[0]
+    ids = pipeline.model.parts.towers[0][0]("red", add_special_tokens=False).input_ids
+    vectors = tower.model.get_input_embeddings().weight[ids].detach().clone()
+    save_file({"zork": vectors}, root / "word.safetensors")
+    return {"lora": root / "lora.safetensors", "word": root / "word.safetensors"}
+
+
+def request(names: tuple[str, ...], files: Mapping[str, Path], **more: Any) -> Request:
+    """The fields of some features in one request; pictures are made, guidance is merged."""
+    fields: dict[str, Any] = {"prompt": PROMPT, "count": COUNT, "steps": 12, "seed": 1, "guidance": {"scale": 4.0}}
+    for name in names:
+        for key, value in FEATURES[name].items():
+            made = value() if callable(value) else value
+            fields[key] = fields[key] | made if key == "guidance" else made
+    if "loras" in fields:
+        fields["loras"] = (LoraUse(path=files["lora"]),)
+    if "embeddings" in fields:
+        fields["embeddings"] = (files["word"],)
+    if "controls" in fields:
+        fields["controls"] = tuple(ControlUse(**c | {"image": c["image"]()}) for c in fields["controls"])
+    for key, record in (("hires", HiresUse), ("tile", TileUse)):
+        if key in fields:
+            fields[key] = record(**fields[key])
+    return Request(**fields | more)
+
+
+def judged(picture: Picture, names: tuple[str, ...]) -> Found:
+    """What is seen in the part that was painted."""
+    rgb = picture.rgb()
+    if "outpaint" in names:
+        return read(rgb[:, 20:])
+    if {"mask", "soft", "only masked"} & set(names):
+        return read(rgb[HOLE])
+    return read(rgb)
+
+
+@pytest.mark.parametrize("names", PAIRS, ids=" + ".join)
+def test_pair(names: tuple[str, str], pipeline: Pipeline, files: Mapping[str, Path]) -> None:
+    results = pipeline.results(request(names, files))
+    found = [judged(r.picture, names) for r in results]
+    assert sum(f.has(SHAPE, COLOUR) for f in found) >= NEEDED, found
+    assert sum(f.has("triangle", "green") for f in found) == 0
+
+
+@pytest.mark.parametrize("name", [n for n in FEATURES if n not in {"image", "control", "word", "weights"}])
+def test_without_the_words_the_thing_is_not_there(name: str, pipeline: Pipeline, files: Mapping[str, Path]) -> None:
+    results = pipeline.results(request((name,), files, prompt=""))
+    assert sum(judged(r.picture, (name,)).has(SHAPE, COLOUR) for r in results) <= 1
