@@ -92,7 +92,9 @@ def prepare(request: Request, size: tuple[int, int] | None, generator: Generator
         notes.append(f"the canvas was widened to {source.width}x{source.height}")
     frame = choose_frame(request, source, mask, size)
     notes += explain(frame, source, mask)
-    rgb = frame.forward(source.rgb())
+    rows, columns = frame.place
+    alpha = None if source.alpha is None else source.alpha[rows, columns]
+    rgb = frame.forward(replace(source, pixels=source.pixels[rows, columns], alpha=alpha).rgb())
     if mask is None:
         return Canvas(to_tensor(rgb), None, frame.work, tuple(notes), source, frame, None)
     hole = work_mask(frame, mask)
@@ -144,8 +146,9 @@ def widen(source: Picture, mask: np.ndarray | None, pad: tuple[int, int, int, in
 
 def work_mask(frame: Frame, mask: np.ndarray) -> np.ndarray:
     """The mask [h,w] at the work size. Black and white stay so: every work pixel that touches white is painted."""
-    hole = frame.forward(mask[..., None], Filter.BOX)[..., 0]
-    binary = bool(np.isin(mask[frame.place], (0, 1)).all())
+    part = mask[frame.place]
+    hole = frame.forward(part[..., None], Filter.BOX)[..., 0]
+    binary = bool(np.isin(part, (0, 1)).all())
     return np.asarray((hole > 0) if binary else hole, np.float32)
 
 

@@ -32,9 +32,9 @@ class Frame:
         left, top, right, bottom = self.box
         return slice(top, bottom), slice(left, right)
 
-    def forward(self, canvas: np.ndarray, how: Filter = Filter.LANCZOS) -> np.ndarray:
-        """Floats [H,W,C] of the canvas as [h,w,C] of the work size."""
-        inner = resize(canvas[self.place], self.scaled, how)
+    def forward(self, part: np.ndarray, how: Filter = Filter.LANCZOS) -> np.ndarray:
+        """Floats [bh,bw,C] of the box as [h,w,C] of the work size."""
+        inner = resize(part, self.scaled, how)
         grow = (self.work[1] - self.scaled[1], self.work[0] - self.scaled[0])
         return np.pad(inner, ((0, grow[0]), (0, grow[1]), (0, 0)), mode="symmetric")
 

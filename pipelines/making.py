@@ -52,7 +52,7 @@ class Making:
     def __init__(self, pipeline: Pipeline, request: Request, batch: Sequence[Job], total: int, acting: Acting) -> None:
         self.pipeline, self.request, self.batch, self.total = pipeline, request, batch, total
         self.acting = acting
-        self.model, self.device = pipeline.model, pipeline.device
+        self.model, self.device = pipeline.model_for(request), pipeline.device
         self.generators = [generator(job.seed) for job in batch]
         self.solver_name = pipeline.solver_name(request)
         self.networks = pipeline.controlnets(request)

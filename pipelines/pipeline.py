@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +119,7 @@ class Pipeline:
     def solver_name(self, request: Request) -> str:
         if request.solver != "auto":
             return request.solver
-        if self.model.network.kind == "flow":
+        if self.model_for(request).network.kind == "flow":
             return "flow-euler"
         return DEFAULT_SOLVERS.get(self.model.parts.scheduler.get("_class_name", ""), "dpm++ 2m")
 
@@ -143,6 +143,12 @@ class Pipeline:
             acting = self._adapting.use(request, batch[0].loras)
             yield Step("prepare", 0, 0, pictures, len(all_jobs), notes=(*self.model.parts.notes, *acting.notes))
             yield from Making(self, request, batch, len(all_jobs), acting).steps()
+
+    def model_for(self, request: Request) -> Model:
+        """The model; its output read as the request says, if it says so."""
+        if request.prediction in (None, self.model.network.kind):
+            return self.model
+        return replace(self.model, network=self.model.network.meaning(request.prediction))
 
     def controlnets(self, request: Request) -> list[nn.Module]:
         """The networks of the request's controls, loaded once."""
@@ -174,7 +180,8 @@ class Pipeline:
         return name
 
     def _check(self, request: Request) -> None:
-        parts = self.model.parts
+        parts, kind = self.model.parts, self.model_for(request).network.kind
+        reason = parts.reason if request.prediction is None else "set by hand"
         if request.exact and (self.device.type != "cpu" or self.dtype != torch.float32):
             raise LdmError(
                 Code.USAGE,
@@ -193,18 +200,18 @@ class Pipeline:
                 )
         scheduler = parts.scheduler
         zero_snr = scheduler.get("rescale_betas_zero_snr", False) if request.zero_snr is None else request.zero_snr
-        if zero_snr and self.model.network.kind == "epsilon":
+        if zero_snr and kind == "epsilon":
             raise LdmError(
                 Code.USAGE,
                 f"zero terminal SNR does not fit {parts.name}",
-                f"it predicts epsilon ({parts.reason}), which says nothing where there is no signal",
+                f"it predicts epsilon ({reason}), which says nothing where there is no signal",
                 "Set prediction to v_prediction if the model was trained so, or zero_snr to false.",
             )
-        if (request.solver == "flow-euler") != (self.model.network.kind == "flow") and request.solver != "auto":
+        if (request.solver == "flow-euler") != (kind == "flow") and request.solver != "auto":
             raise LdmError(
                 Code.USAGE,
                 f"solver {request.solver!r} does not fit {parts.name}",
-                f"the model predicts {self.model.network.kind} ({parts.reason})",
+                f"the model predicts {kind} ({reason})",
                 "Leave the solver at auto, or choose flow-euler for flow models and another for all others.",
             )
 

@@ -10,7 +10,7 @@ from typing import Any
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
 from pipelines.mask_rule import is_rule, mask_from_rule
-from pipelines.recipe import ModelId, Recipe, Source, file_hash, prompt_hash
+from pipelines.recipe import LEFT_OUT, ModelId, Recipe, Source, file_hash, prompt_hash
 
 MAX_FILES = 5_000  # of one folder that are looked at
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -74,7 +74,7 @@ def request_fields(
     `resolved`: the prompt as it was used, with the adapters that acted; else as written, with wildcards and tags.
     """
     finder = Finder(tuple(dict.fromkeys(folders)))
-    fields = {name: value for name, value in recipe.request.items() if name not in skip}
+    fields = {name: value for name, value in recipe.request.items() if name not in skip and name not in LEFT_OUT}
     if recipe.private and "prompt" not in skip:
         finder.missing.append("the prompt is private (the recipe holds its sha256 only)")
     if resolved and recipe.template is not None and "prompt" not in skip:

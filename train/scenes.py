@@ -45,7 +45,7 @@ class Plan:
     lr: float
 
 
-AUTOENCODER = Plan(2400, 32, 3e-3)
+AUTOENCODER = Plan(6000, 16, 2e-3)
 DENOISER = Plan(6000, 64, 2e-3)
 CONTROL = Plan(1500, 96, 2e-3)
 SCENES = 60_000
@@ -107,16 +107,16 @@ def train_autoencoder(pictures: Tensor, plan: Plan, generator: torch.Generator) 
         y = vae.decode(z).sample
         edges = sum(((y - x).diff(dim=d)).abs().mean() for d in (2, 3))
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
-        update((y - x).abs().mean() + (y - x).square().mean() + 0.5 * edges + 2e-3 * kl)
+        update((y - x).abs().mean() + (y - x).square().mean() + 0.5 * edges + 2e-4 * kl)
     vae.eval()
     fold(vae, encode(vae, pictures[:4096]))
     return vae
 
 
 def _recoloured(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A quarter of the batch in colours outside the palette, so that the autoencoder also carries other pictures."""
+    """An eighth of the batch in colours outside the palette, so that the autoencoder also carries other pictures."""
     shape = (len(x), 3, 1, 1)
-    chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.25
+    chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.125
     gain, shift = torch.rand(shape, generator=generator) * 1.2 - 0.2, torch.rand(shape, generator=generator) - 0.5
     return torch.where(chosen, (x * gain + shift).clamp(-1.0, 1.0), x)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms
 
+STRIP_ROWS = 64
 GRID = np.linspace(0.0, 1.0, 65536)
 # sRGB primaries adapted to D50, the white of the profile connection space (IEC 61966-2-1 with Bradford adaptation).
 SRGB_TO_D50 = np.array(
@@ -38,10 +39,15 @@ def to_srgb(samples: np.ndarray, icc: bytes | None) -> np.ndarray:
     profile = read_profile(icc)
     if profile is None:
         return through_tables(values, icc, to_srgb=True)
-    linear = [curve[:: 65535 // top][samples[..., c]] for c, curve in enumerate(profile.curves)]
+    curves = [curve[:: 65535 // top].astype(np.float32) for curve in profile.curves]
     if profile.matrix is None:
-        return np.repeat(encode(linear[0])[..., None], 3, axis=2)
-    return encode(np.stack(linear, axis=-1) @ (np.linalg.inv(SRGB_TO_D50) @ profile.matrix).T)
+        return np.repeat(encode(curves[0])[samples], 3, axis=2)
+    matrix = (np.linalg.inv(SRGB_TO_D50) @ profile.matrix).T.astype(np.float32)
+    for top_row in range(0, len(samples), STRIP_ROWS):  # in strips: a large photo needs no copies of itself
+        strip = samples[top_row : top_row + STRIP_ROWS]
+        linear = np.stack([curve[strip[..., c]] for c, curve in enumerate(curves)], axis=-1)
+        values[top_row : top_row + STRIP_ROWS] = encode(linear @ matrix)
+    return np.asarray(values)
 
 
 def from_srgb(rgb: np.ndarray, icc: bytes | None, channels: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,12 @@ class UNet:
     def __init__(self, model: nn.Module, kind: Kind) -> None:
         self.model, self.kind = model, kind
         attention.install(model)
+
+    def meaning(self, kind: Kind) -> UNet:
+        """The same network, its output read as another kind."""
+        other = copy.copy(self)
+        other.kind = kind
+        return other
 
     @property
     def config(self) -> Any:

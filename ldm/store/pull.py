@@ -7,6 +7,7 @@ settings (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) are honoured.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +60,7 @@ def plan(repo: str, *, revision: str = "main", variant: str | None = None, endpo
         )
     from huggingface_hub import HfApi
 
+    _untracked()
     info = _asked(repo, lambda: HfApi(endpoint=endpoint).model_info(repo, revision=revision, files_metadata=True))
     files = [_remote(sibling) for sibling in info.siblings or []]
     chosen = _choose(repo, files, variant)
@@ -125,6 +127,7 @@ def pull(wanted: Plan, *, endpoint: str | None = None) -> Path:
     """Fetches what a plan lists, continuing where an earlier try stopped, checks each file, and returns the folder."""
     from huggingface_hub import snapshot_download
 
+    _untracked()
     for file in wanted.files:
         if file.sha256 is not None:
             _asked(wanted.repo, partial(_large, wanted, file, file.sha256, endpoint))
@@ -134,6 +137,15 @@ def pull(wanted: Plan, *, endpoint: str | None = None) -> Path:
     for file in wanted.files:
         verify(folder, file)
     return folder
+
+
+def _untracked() -> None:
+    """The library reads this switch when it is imported, maybe before our default was set; with it off, it asks the hub
+    about the calling program with the first request."""
+    from huggingface_hub import constants
+
+    said = os.environ.get("HF_HUB_DISABLE_TELEMETRY", "1")  # ours, unless the user chose otherwise
+    constants.HF_HUB_DISABLE_TELEMETRY = said.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _large(wanted: Plan, file: RemoteFile, sha256: str, endpoint: str | None) -> None:

@@ -322,3 +322,11 @@ def test_nothing_is_left_in_the_settings_of_the_process(ldm: Ldm, tiny_sd1: Path
     ldm("generate", "a", "--model", tiny_sd1, "--steps", 1)
     assert signal.getsignal(signal.SIGINT) is before
     assert sys.stdout.writable()
+
+
+def test_the_shipped_model_makes_a_proved_picture_without_any_option(ldm: Ldm, tmp_path: Path) -> None:
+    done = ldm("generate", "a red circle", "--seed", 1)
+    assert done.status == 0
+    assert ldm("verify", "outputs/0001-1.png").status == 0
+    assert ldm("generate", "--from", "outputs/0001-1.png").status == 0
+    assert sha256(tmp_path / "outputs" / "0002-1.png") == sha256(tmp_path / "outputs" / "0001-1.png")

@@ -146,6 +146,17 @@ def test_broken_weights_name_the_step(tiny_sd1: Path) -> None:
     assert error.value.code == Code.NUMERIC
 
 
+def test_the_prediction_type_can_be_set_by_hand(four: Pipeline) -> None:
+    said = {
+        k: four.results(Request(**BASE, prediction=k))[0].picture.pixels.astype(int)
+        for k in ("epsilon", "v_prediction")
+    }
+    plain = four.results(Request(**BASE))[0].picture.pixels
+    assert np.array_equal(said["epsilon"], plain)
+    assert np.abs(said["v_prediction"] - plain).mean() > 5
+    assert np.array_equal(four.results(Request(**BASE))[0].picture.pixels, plain)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

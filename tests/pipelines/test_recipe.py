@@ -423,6 +423,32 @@ def test_names_never_lead_out_of_a_folder(name: str) -> None:
     assert ModelId(name=name).name == "passwd"
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"image": "/etc/passwd"},
+        {"mask": ["x"]},
+        {"loras": [{"path": "/etc/passwd"}]},
+        {"loras": "x"},
+        {"controls": [3]},
+        {"embeddings": ["/etc/passwd"]},
+        {"image": {"name": "../../etc/passwd", "sha256": "0" * 64}},
+    ],
+)
+def test_a_hostile_recipe_names_no_file_by_path(tmp_path: Path, request_: dict[str, Any]) -> None:
+    with pytest.raises(LdmError) as caught:
+        request_fields(Recipe(request=request_), [tmp_path])
+    assert caught.value.code in (Code.FILE, Code.DIFFERENT)
+    assert "/etc" not in str(caught.value)
+
+
+def test_a_hostile_recipe_chooses_no_folder_and_no_amount(tmp_path: Path) -> None:
+    recipe = Recipe(
+        request={"wildcards": "/etc", "lora_folder": "/etc", "count": 10_000, "refiner": "../../x/y", "seed": 1}
+    )
+    assert request_fields(recipe, [tmp_path]) == {"refiner": "y", "seed": 1}
+
+
 def test_hub_ids_stay_whole() -> None:
     assert ModelId(name="owner/model-1.0").name == "owner/model-1.0"
 

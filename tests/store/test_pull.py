@@ -80,6 +80,7 @@ def test_plan_pull_and_find(files: dict[str, bytes], tmp_path: Path) -> None:
     assert answer["licence"] == "openrail++"
     assert answer["commit"] == COMMIT
     assert answer["size"] == sum(len(files[str(n)]) for n in names)
+    assert all(REPO in path for _, path, _ in hub.asked)  # nothing is told but what is asked for
     assert spans(hub)[0] is None
     assert half_way(spans(hub)[1], files)  # it went on where the line broke
     folder = Path(str(answer["folder"]))
