@@ -29,10 +29,10 @@ def inspect(file: str, as_json: bool) -> int:
 
 def convert(file: str, out: str, to: str, as_json: bool) -> int:
     """The same adapter under the names of another program."""
-    from ldm.models.adapters import Dialect, parse_adapter
+    from ldm.models.adapters import Dialect
     from ldm.models.adapters import convert as renamed
-    from ldm.store.weights import load_weights
     from ldm.store.write import staged, write_weights
+    from pipelines.adapting import read_adapter
 
     dialects: tuple[Dialect, ...] = get_args(Dialect)
     dialect = next((d for d in dialects if d == to), None)
@@ -44,8 +44,7 @@ def convert(file: str, out: str, to: str, as_json: bool) -> int:
             "Choose one of them.",
         )
     source, goal = existing(file, "FILE"), Path(out).expanduser()
-    weights = load_weights(source)
-    tensors, metadata = renamed(parse_adapter(weights, weights.metadata, source.name), dialect)
+    tensors, metadata = renamed(read_adapter(source), dialect)
     with staged(goal) as stage:
         write_weights(stage, tensors, metadata)
     typer.echo(
@@ -57,7 +56,7 @@ def convert(file: str, out: str, to: str, as_json: bool) -> int:
 def _is_embedding(path: Path) -> bool:
     from ldm.store.describe import describe
 
-    return describe(path).kind == "textual inversion"
+    return not path.is_dir() and describe(path).kind == "textual inversion"
 
 
 def _embedding(path: Path) -> dict[str, Any]:
@@ -74,11 +73,9 @@ def _embedding(path: Path) -> dict[str, Any]:
 
 def _summary(path: Path) -> dict[str, Any]:
     from ldm.models.adapters import inspect as summarize
-    from ldm.models.adapters import parse_adapter
-    from ldm.store.weights import load_weights
+    from pipelines.adapting import read_adapter
 
-    weights = load_weights(path)
-    return asdict(summarize(parse_adapter(weights, weights.metadata, path.name)))
+    return asdict(summarize(read_adapter(path)))
 
 
 def _cell(value: Any) -> str:

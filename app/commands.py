@@ -162,7 +162,9 @@ def _models_pull(
 
 def _models_convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What to convert.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or a .safetensors file.", show_default=False)],
+    out: Annotated[
+        str | None, typer.Argument(metavar="[OUT]", help="A folder, or a .safetensors file.", show_default=False)
+    ] = None,
     trusted: Annotated[
         bool, typer.Option("--i-trust-this-file", help="Read a pickle, in a process of its own.")
     ] = False,

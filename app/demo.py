@@ -39,7 +39,8 @@ font:16px/1.55 system-ui,sans-serif}
 h1{font-size:2rem;margin:0 0 .4rem}h2{font-size:1.15rem;margin:2.6rem 0 .2rem}
 p{color:var(--soft);margin:.2rem 0 1rem;max-width:44rem}
 .row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:160px}
-img{width:160px;height:160px;object-fit:contain;image-rendering:pixelated;border:1px solid var(--line);border-radius:8px}
+img{width:160px;height:160px;object-fit:contain;image-rendering:pixelated}
+img{border:1px solid var(--line);border-radius:8px}
 figcaption{font-size:.82rem;color:var(--soft);line-height:1.35;padding-top:.35rem;overflow-wrap:anywhere}
 code{font-size:.85em}
 footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-size:.85rem}
@@ -185,9 +186,7 @@ def page(sections: Sequence[Section], seconds: float) -> str:
             shown = html.escape(caption)
             parts.append(f"<figure><img src='{name}' alt='{shown}'><figcaption>{shown}</figcaption></figure>")
         parts.append("</div>")
-    parts.append(
-        "<footer>Try <code>ldm generate 'a red circle'</code>, and <code>ldm verify</code> on the result.</footer></html>"
-    )
+    parts.append("<footer>Try <code>ldm generate 'a red circle'</code> and <code>ldm verify</code>.</footer></html>")
     return "\n".join(parts)
 
 

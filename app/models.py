@@ -70,11 +70,19 @@ def pull(repo: str, revision: str | None, yes: bool, as_json: bool) -> int:
     return 0
 
 
-def convert(model: str, out: str, trusted: bool, as_json: bool) -> int:
-    """A pickle to safetensors; else a model between folder and single file, as the name of OUT says."""
+def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
+    """A pickle to safetensors (beside it, if OUT is not given); else a model between folder and single file."""
     from ldm.store.sniff import PICKLES, content_of
 
-    source, goal = Path(model).expanduser(), Path(out).expanduser()
+    source = Path(model).expanduser()
+    goal = source.with_suffix(".safetensors") if out is None else Path(out).expanduser()
+    if out is None and not (source.is_file() and content_of(source) in PICKLES):
+        raise LdmError(
+            Code.USAGE,
+            f"OUT is missing for {model}.",
+            "A model that is not a pickle can become a folder or a single file.",
+            f"Write ldm models convert {model} model/ or ldm models convert {model} model.safetensors",
+        )
     if source.is_file() and content_of(source) in PICKLES:
         from ldm.store.convert import convert as from_pickle
 

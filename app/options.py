@@ -99,13 +99,14 @@ def seed(text: str) -> Any:
 
 
 def lora(text: str) -> dict[str, Any]:
-    """`path`, `path:0.8` or `path:0.8:0.5` (the last for the text towers)."""
+    """`path`, `path:0.8` or `path:0.8:0.5` (the last for the text towers); `!` before it: on any base."""
+    any_base, text = text.startswith("!"), text.removeprefix("!")
     number = r":([+-]?(?:\d+\.?\d*|\.\d+|nan|inf))"
     found = re.fullmatch(rf"(.+?){number}(?:{number})?", text) or re.fullmatch(r"(.+)()()", text)
     if found is None:
         raise bad("--lora", text, "It names no file", "Write --lora file.safetensors:0.8")
     path, weight, text_weight = found.groups()
-    told = {"path": path, "weight": weight, "text_weight": text_weight}
+    told = {"path": path, "weight": weight, "text_weight": text_weight, "any_base": any_base}
     return {key: value for key, value in told.items() if value}
 
 
@@ -232,7 +233,15 @@ OPTIONS: tuple[Option, ...] = (
         "list",
         control,
     ),
-    Option("--lora", "loras", "FILE:W", "An adapter and its weight; again for several.", CONDITIONS, "list", lora),
+    Option(
+        "--lora",
+        "loras",
+        "FILE:W",
+        "An adapter and its weight; again for several; !FILE: on any base.",
+        CONDITIONS,
+        "list",
+        lora,
+    ),
     Option("--lora-folder", "lora_folder", "DIR", "Where <lora:name:0.8> in a prompt finds its files.", CONDITIONS),
     Option("--refiner", "refiner", "MODEL", "A second model for the end of the run.", CONDITIONS),
     Option("--refiner-start", "refiner_start", "0..1", "Where it takes over.", CONDITIONS),

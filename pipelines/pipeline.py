@@ -20,12 +20,15 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.preview import Preview
 from ldm.models.text import TextEncoder, Tower
 from ldm.models.unet import UNet
+from ldm.store.describe import describe
+from ldm.store.find import find_model
 from ldm.store.parts import Parts, load_controlnet, load_parts
 from ldm.store.shards import read_json
 from pipelines.adapting import Adapting
 from pipelines.device import Offload, pick_device, pick_dtype, place
 from pipelines.jobs import batches, jobs
 from pipelines.making import Making
+from pipelines.recipe import ModelId
 from pipelines.request import Request, nearest_side
 from pipelines.steps import Result, Step
 
@@ -83,6 +86,7 @@ class Pipeline:
         self._controls: dict[str, nn.Module] = {}
         self._refiners: dict[str, Model] = {}
         self._previews: dict[int, Preview] = {}
+        self._identities: dict[str, ModelId] = {}
 
     @classmethod
     def load(
@@ -156,6 +160,13 @@ class Pipeline:
             if use.model not in self._controls:
                 self._controls[use.model] = load_controlnet(self._beside(use.model), dtype=self.dtype).eval()
         return [place(self._controls[use.model], self.device) for use in request.controls]
+
+    def identity(self, where: str) -> ModelId:
+        """Name and fingerprint of an autoencoder or a control, read from its headers once."""
+        if where not in self._identities:
+            path = find_model(self._beside(where))
+            self._identities[where] = ModelId(name=where, fingerprint=describe(path).fingerprint)
+        return self._identities[where]
 
     def refiner(self, request: Request) -> Model | None:
         """The refiner that the request names, loaded once."""

@@ -60,7 +60,7 @@ class ModelId(Record):
     @classmethod
     def _no_path(cls, name: str) -> str:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        hub_id = len(parts) == 2 and not {"/", "..", "."} & set(parts) and ":" not in name
+        hub_id = len(parts) == 2 and not {"/", "//", "..", "."} & set(parts) and ":" not in name
         return "/".join(parts) if hub_id else file_name(name)
 
 

@@ -27,9 +27,9 @@ def record(making: Making, job: Job, picture: Picture, steps: int, notes: tuple[
     return Recipe(
         request=request_json(alone),
         model=ModelId(name=parts.name, fingerprint=parts.fingerprint, family=parts.family),
-        vae=None if pipeline.vae_source is None else ModelId(name=pipeline.vae_source),
+        vae=None if pipeline.vae_source is None else pipeline.identity(pipeline.vae_source),
         refiner=None if request.refiner is None else _refiner(making),
-        controls=tuple(ModelId(name=use.model) for use in request.controls),
+        controls=tuple(pipeline.identity(use.model) for use in request.controls),
         adapters=_adapters(acting),
         embeddings=tuple(source_of(path) for path in acting.embeddings),
         prompt=job.prompt.text,

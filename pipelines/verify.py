@@ -75,6 +75,7 @@ def verify(
             recipe = with_prompt(recipe, prompt, negative)
         request = Request.model_validate(request_fields(recipe, folders))
         pipeline = _pipeline(recipe, model or model_path(recipe.model.name, folders), folders)
+        _same_parts(recipe, request, pipeline, folders)
     except MissingInputError as error:
         return Verdict(file=path.name, outcome="missing", missing=error.inputs)
     with _threads(recipe):
@@ -163,6 +164,23 @@ def _pipeline(recipe: Recipe, where: str, folders: Sequence[Path]) -> Pipeline:
         dtype=machine.dtype or "auto",
         prediction=recipe.request.get("prediction"),
     )
+
+
+def _same_parts(recipe: Recipe, request: Request, pipeline: Pipeline, folders: Sequence[Path]) -> None:
+    """Autoencoder and controls are those of the recipe; others under their names count as missing."""
+    told = [*([recipe.vae] if recipe.vae else []), *recipe.controls]
+    there = [*([pipeline.vae_source] if pipeline.vae_source else []), *(use.model for use in request.controls)]
+    missing = []
+    for part, where in zip(told, there, strict=False):
+        try:
+            found = pipeline.identity(where).fingerprint
+        except LdmError:
+            missing.append(f"{part.name} ({part.fingerprint}) is missing")
+            continue
+        if part.fingerprint and found != part.fingerprint:
+            missing.append(f"{part.name} ({part.fingerprint}) is missing: what has that name is {found}")
+    if missing:
+        raise MissingInputError(missing, folders)
 
 
 def same_device(wanted: str) -> str:

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 
 import ldm
 from ldm.data.scenes import draw, make_scene, outline, read, sample_scene
-from train import scenes as recipe
+from train import scenes_stages as recipe
 from train.scenes_check import psnr
 
 FOLDER = Path(ldm.__file__).parent / "pretrained" / "scenes"
@@ -73,7 +73,7 @@ def test_control_follows_the_edges(pipeline: StableDiffusionPipeline) -> None:
 
 def test_folding_changes_latents_and_no_picture() -> None:
     torch.manual_seed(0)
-    vae = recipe.AutoencoderKL.from_config(recipe._config("vae")).double().eval()
+    vae = recipe.AutoencoderKL.from_config(recipe.config("vae")).double().eval()
     x = torch.rand(8, 3, 32, 32, dtype=torch.float64) * 2 - 1
     with torch.no_grad():
         before = vae.encode(x).latent_dist
