@@ -43,44 +43,40 @@ Timeline = Callable[[Level], Told]
 
 
 class Words:
-    """The encoded prompts of a batch at each level; encoded once for each stretch between two switches of the text."""
+    """The encoded prompts of a batch at each level: one encoding for each stretch between two switches of the text."""
 
     def __init__(
         self, text: TextEncoder, batch: Sequence[Job], request: Request, *, guided: bool, zero_null: bool
     ) -> None:
         """`zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None."""
-        self._text, self._request, self._guided, self._zero_null = text, request, guided, zero_null
-        self._prompts = [parse(j.prompt.text, request.dialect, steps=request.steps) for j in batch]
-        self._negatives = [
-            None if j.negative is None else parse(j.negative.text, request.dialect, steps=request.steps) for j in batch
-        ]
-        spoken = [*self._prompts, *(n for n in self._negatives if n is not None)]
+        dialect, steps = request.dialect, request.steps
+        prompts = [parse(j.prompt.text, dialect, steps=steps) for j in batch]
+        negatives = [None if j.negative is None else parse(j.negative.text, dialect, steps=steps) for j in batch]
+        spoken = [*prompts, *(n for n in negatives if n is not None)]
+        chunks = max(text.chunks(p, dialect=dialect) for p in spoken)
         self._switches = sorted({s for p in spoken for s in p.switches})
-        self._chunks = max(text.chunks(p, dialect=request.dialect) for p in spoken)
-        self._made: dict[int, tuple[Encoded, Encoded | None]] = {}
+        self._stretches: list[tuple[Encoded, Encoded | None]] = []
         self.dropped: dict[str, None] = {}  # words beyond the chunk limit, in order
+
+        def encode(prompt: Prompt | str, at: float, clip_skip: int = 0) -> Encoded:
+            encoded = text.encode(prompt, dialect=dialect, clip_skip=clip_skip, at=at, chunks=chunks)
+            self.dropped |= dict.fromkeys(encoded.dropped)
+            return encoded
+
+        def null(negative: Prompt | None, cond: Encoded, at: float) -> Encoded:
+            if negative is None and zero_null:
+                pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
+                return Encoded(torch.zeros_like(cond.text), pooled)
+            return encode("" if negative is None else negative, at)  # stock skips layers of the prompt only
+
+        for at in (0.0, *self._switches):
+            conds = [encode(p, at, request.clip_skip) for p in prompts]
+            nulls = [null(n, c, at) for n, c in zip(negatives, conds, strict=True)] if guided else []
+            self._stretches.append((_stack(conds), _stack(nulls) if nulls else None))
 
     def __call__(self, level: Level) -> tuple[Encoded, Encoded | None]:
         done = float(level.progress[0]) + 1e-6  # the progress of step 7 of 10 is a little less than 0.7
-        stretch = sum(s <= done for s in self._switches)
-        if stretch not in self._made:
-            at = self._switches[stretch - 1] if stretch else 0.0
-            conds = [self._encode(p, at, self._request.clip_skip) for p in self._prompts]
-            nulls = [self._null(n, c, at) for n, c in zip(self._negatives, conds, strict=True)] if self._guided else []
-            self._made[stretch] = _stack(conds), _stack(nulls) if nulls else None
-        return self._made[stretch]
-
-    def _encode(self, prompt: Prompt | str, at: float, clip_skip: int) -> Encoded:
-        chunks, dialect = self._chunks, self._request.dialect
-        encoded = self._text.encode(prompt, dialect=dialect, clip_skip=clip_skip, at=at, chunks=chunks)
-        self.dropped |= dict.fromkeys(encoded.dropped)
-        return encoded
-
-    def _null(self, negative: Prompt | None, cond: Encoded, at: float) -> Encoded:
-        if negative is None and self._zero_null:
-            pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
-            return Encoded(torch.zeros_like(cond.text), pooled)
-        return self._encode("" if negative is None else negative, at, 0)  # stock skips layers of the prompt only
+        return self._stretches[sum(s <= done for s in self._switches)]
 
 
 def _stack(encoded: Sequence[Encoded]) -> Encoded:

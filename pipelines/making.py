@@ -60,7 +60,7 @@ class Making:
         self.canvases = self._canvases()
         self.evaluations = 0
         self.spacing = ""
-        self.words: list[conditions.Words] = []
+        self.dropped: dict[str, None] = {}  # words beyond the longest prompt
 
     def steps(self) -> Iterator[Step]:
         request = self.request
@@ -145,10 +145,10 @@ class Making:
         noise = torch.cat(noises).to(self.device)
         solver = Solver(run, model.parts.scheduler, self.device)
         x = solver.start(noise, known if mask is None or run.strength < 1.0 else None)
-        if nine:
-            return Start(x, channels=self._nine(model, size, images, mask))
-        if mask is None:
-            return Start(x)
+        channels = self._nine(model, size, images, mask) if nine else None
+        self._release(vae.model)
+        if nine or mask is None:
+            return Start(x, channels=channels)
         return Start(x, known, pooled_mask(mask, vae.factor).to(self.device))
 
     def _nine(self, model: Model, size: tuple[int, int], images: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -180,13 +180,14 @@ class Making:
             said[:] = [prediction.clean]
             return prediction
 
-        place(model.network.model, self.device)
+        for network in (model.network.model, *self.networks):
+            place(network, self.device)
         x = start.x
         for i, x in enumerate(sample(watched, solver, x, self.generators), 1):  # noqa: B020  the last x is the result
             if not torch.isfinite(x).all():
                 raise _non_finite(stage, i, solver.count, self.pipeline.dtype)
             yield self._step(stage, i, solver.count, said[0])
-        self._release(model.network.model)
+        self._release(model.network.model, *self.networks)
         return x
 
     def _denoiser(self, model: Model, size: tuple[int, int], start: Start) -> Denoiser:
@@ -196,7 +197,8 @@ class Making:
         guidance = guidance_of(request.guidance, network, told_scale)
         text = place(model.text, self.device)
         words = conditions.Words(text, self.batch, request, guided=guidance.needs_null, zero_null=model.zero_null)
-        self.words.append(words)
+        self._release(*(tower.model for tower in text.towers))
+        self.dropped |= words.dropped
         canvas = self.canvases[0] if self.canvases and size == self.canvases[0].size else None
         timeline = conditions.timeline(
             words,
@@ -245,9 +247,11 @@ class Making:
     def _tile(self) -> int | None:
         return None if self.request.tile is None else self.request.tile.size
 
-    def _release(self, module: nn.Module) -> None:
-        if self.pipeline.offload == "model" and self.device.type != "cpu":
-            module.to("cpu")
+    def _release(self, *modules: nn.Module) -> None:
+        """Make room on a small card: what is not computing waits in main memory."""
+        if self.pipeline.offload == "model":
+            for module in modules:
+                nn.Module.to(module, "cpu")
 
     def _partial(self, clean: Tensor, steps: int) -> tuple[Result, ...]:
         return self._finish(clean, partial=steps)
@@ -274,8 +278,7 @@ class Making:
         return self._results([replace(canvas.source, notes=notes, exact=True)] * len(self.batch), 0, [], False)
 
     def _dropped(self) -> tuple[str, ...]:
-        dropped = [word for words in self.words for word in words.dropped]
-        return (f"beyond the longest prompt, not used: {' '.join(dropped)}",) if dropped else ()
+        return (f"beyond the longest prompt, not used: {' '.join(self.dropped)}",) if self.dropped else ()
 
     def _results(self, pictures: Sequence[Picture], steps: int, notes: list[str], partial: bool) -> tuple[Result, ...]:
         made = []

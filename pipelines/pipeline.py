@@ -159,7 +159,7 @@ class Pipeline:
         for use in request.controls:
             if use.model not in self._controls:
                 self._controls[use.model] = load_controlnet(self._beside(use.model), dtype=self.dtype).eval()
-        return [place(self._controls[use.model], self.device) for use in request.controls]
+        return [self._controls[use.model] for use in request.controls]
 
     def identity(self, where: str) -> ModelId:
         """Name and fingerprint of an autoencoder or a control, read from its headers once."""
