@@ -1,4 +1,4 @@
-"""How far half precision, other batch sizes and other thread counts take a picture from fp32, one at a time, one thread.
+"""How far half precision, batches and threads take a picture from fp32, one at a time, on one thread.
 
 python -m benchmarks.precision [--write]
 """

@@ -57,7 +57,7 @@ def save(module: Any, folder: Path) -> None:
 
 def save_index(out: Path) -> None:
     """The scheduler and model_index.json: then stock `StableDiffusionPipeline.from_pretrained` loads the folder."""
-    DDIMScheduler.fromconfig(config("scheduler")).save_pretrained(out / "scheduler")
+    DDIMScheduler.from_config(config("scheduler")).save_pretrained(out / "scheduler")
     parts = {
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],

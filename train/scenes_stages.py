@@ -78,7 +78,7 @@ def split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 def train_autoencoder(pictures: Tensor, plan: Plan, generator: torch.Generator) -> AutoencoderKL:
     """L1 + squared error of the picture and of its gradients + a small KL; then latents of mean 0 and variance 1."""
-    vae = AutoencoderKL.fromconfig(config("vae")).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_config(config("vae")).to(memory_format=torch.channels_last)
     for _, update in steps(plan, vae, "autoencoder"):
         x = pictures[torch.randint(len(pictures), (plan.batch,), generator=generator)] / 127.5 - 1.0
         x = _recoloured(x, generator).contiguous(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ class Noiser:
     """Draws noise levels of the model's own schedule, uniform in t."""
 
     def __init__(self) -> None:
-        scheduler = DDIMScheduler.fromconfig(config("scheduler"))
+        scheduler = DDIMScheduler.from_config(config("scheduler"))
         self.kind = scheduler.config.prediction_type
         self.alphas = scheduler.alphas_cumprod.sqrt()
 
@@ -161,7 +161,7 @@ def train_denoiser(
     """v-prediction with min-SNR weights, captions dropped to the empty prompt; returns the moving average."""
     special = {"vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
     text = CLIPTextModel(CLIPTextConfig(**config("text"), **special, pad_token_id=vocabulary - 1))
-    model = TextUNet(text, UNet2DConditionModel.fromconfig(config("unet")))
+    model = TextUNet(text, UNet2DConditionModel.from_config(config("unet")))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
     empty, noiser = _empty(vocabulary), Noiser()
     for step, update in steps(plan, model, "denoiser"):
@@ -184,7 +184,7 @@ def train_control(
 ) -> ControlNetModel:
     """An edge ControlNet on the frozen U-Net (Zhang et al. 2023); half of the captions are empty."""
     model.requires_grad_(False)
-    control = ControlNetModel.fromconfig(config("controlnet"))
+    control = ControlNetModel.from_config(config("controlnet"))
     _copy_matching(model.unet, control)
     empty, noiser = _empty(model.text.config.vocab_size), Noiser()
     for _, update in steps(plan, control, "control"):

@@ -1,7 +1,7 @@
 """Every pair of modes and modifiers through the one loop, on the shipped scenes model, judged by the scenes checker.
 
-The prompt asks for a red circle. Four pictures a pair share a call; at least three must hold it: in the hole where there
-is one, along the outline where there is one. The control case runs the same settings without the words.
+The prompt asks for a red circle. Four pictures a pair share a call; at least three must hold it: in the hole where
+there is one, along the outline where there is one. The control case runs the same settings without the words.
 """
 
 from __future__ import annotations
