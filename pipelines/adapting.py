@@ -10,73 +10,108 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import Code, LdmError
-from ldm.models.adapters import Adapter, AdapterStack, parse_adapter, parse_embedding
+from ldm.models.adapters import Adapter, AdapterStack, Embedding, parse_adapter, parse_embedding
 from ldm.models.text import TextEncoder
 from ldm.store.parts import Parts
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
+from pipelines.recipe import AdapterSource, Source, source_of
 from pipelines.request import LoraUse, Request
 
 Tag = tuple[str, float, float | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Acting:
-    """What acts in a batch: files and weights, and what putting them in reported."""
+    """What acts in a batch: adapters with their weights, embeddings, where they came from, what was reported."""
 
-    loras: tuple[LoraUse, ...] = ()
-    embeddings: tuple[Path, ...] = ()
+    key: tuple[object, ...]
+    items: tuple[tuple[Adapter, float, float | None], ...] = ()
+    any_base: bool = False
+    embeddings: tuple[Embedding, ...] = ()
+    adapter_sources: tuple[AdapterSource, ...] = ()
+    embedding_sources: tuple[Source, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 class Adapting:
-    """The adapters of one model; files are read once."""
+    """The adapters of one model. Files are read again only when they changed."""
 
     def __init__(self, parts: Parts, text: TextEncoder) -> None:
         models = [tower for _, tower in parts.towers]
         self._stack = AdapterStack(parts.unet, models, parts.family, parts.fingerprint)
         self._text = text
         self._widths = [int(m.config.hidden_size) for m in models]
-        self._read: dict[Path, Adapter] = {}
-        self._acting: Acting = Acting()
+        self._acting: Acting | None = None
 
     def use(self, request: Request, tags: Sequence[Tag]) -> Acting:
         """Exactly the adapters of the request and of the tags in its prompt; none is left from an earlier request."""
-        loras = (
-            *request.loras,
-            *(LoraUse(path=find_tagged(n, request.lora_folder), weight=w, text_weight=t) for n, w, t in tags),
-        )
-        if (loras, request.embeddings) == (self._acting.loras, self._acting.embeddings):
-            return self._acting
-        self._acting = Acting()  # if anything below fails, the base stands
-        any_base = any(u.any_base for u in loras)
-        report = self._stack.use([(self._adapter(u.path), u.weight, u.text_weight) for u in loras], any_base=any_base)
-        words = self._words(request.embeddings)
-        self._acting = Acting(loras, request.embeddings, tuple(str(a) for a in report.applied) + words)
+        tagged = (LoraUse(path=find_tagged(n, request.lora_folder), weight=w, text_weight=t) for n, w, t in tags)
+        loras = (*request.loras, *tagged)
+        key = (loras, *(stamp(u.path) for u in loras), *(stamp(p) for p in request.embeddings))
+        if self._acting is None or self._acting.key != key:
+            self.install(_read(key, loras, request.embeddings))
+        assert self._acting is not None
         return self._acting
 
-    def _adapter(self, path: Path) -> Adapter:
-        if path not in self._read:
-            self._read[path] = read_adapter(path)
-        return self._read[path]
-
-    def _words(self, files: Sequence[Path]) -> tuple[str, ...]:
+    def install(self, acting: Acting) -> None:
+        """Put these adapters into the weights, unless they are there: another run may have come between."""
+        if acting is self._acting:
+            return
+        self._acting = None  # whatever fails below, the next request starts anew
+        report = self._stack.use(acting.items, any_base=acting.any_base)
         self._text.clear_embeddings()
-        notes = []
-        for path in files:
-            weights = load_weights(path)
-            embedding = parse_embedding(weights, weights.metadata, path.stem)
+        words = []
+        for embedding in acting.embeddings:
             self._text.add_embedding(embedding.token, embedding.for_towers(self._widths))
-            notes.append(f"{path.name}: the word {embedding.token!r} stands for {embedding.count} vectors")
-        return tuple(notes)
+            words.append(f"{embedding.source}: the word {embedding.token!r} stands for {embedding.count} vectors")
+        if not acting.notes:
+            object.__setattr__(acting, "notes", (*map(str, report.applied), *words))
+        self._acting = acting
+
+
+def _read(key: tuple[object, ...], loras: Sequence[LoraUse], embeddings: Sequence[Path]) -> Acting:
+    """The files of a request, read and hashed."""
+    return Acting(
+        key,
+        tuple((read_adapter(u.path), u.weight, u.text_weight) for u in loras),
+        any(u.any_base for u in loras),
+        tuple(read_embedding(p) for p in embeddings),
+        tuple(
+            AdapterSource(**source_of(weights_file(u.path)).model_dump(), weight=u.weight, text_weight=u.text_weight)
+            for u in loras
+        ),
+        tuple(source_of(p) for p in embeddings),
+    )
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """What tells a file from its earlier self without reading it."""
+    file = weights_file(path)
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise LdmError(
+            Code.FILE, f"{path.name} was not found", error.strerror or "it cannot be read", "Check the path."
+        ) from error
+    return str(file.resolve()), status.st_mtime_ns, status.st_size
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the weights in a folder as peft writes it."""
+    return path / "adapter_model.safetensors" if path.is_dir() else path
+
+
+def read_embedding(path: Path) -> Embedding:
+    weights = load_weights(path)
+    return parse_embedding(weights, weights.metadata, path.stem)
 
 
 def read_adapter(path: Path) -> Adapter:
     """An adapter from a file, or from a folder as peft writes it (its alpha is in `adapter_config.json` alone)."""
+    weights = load_weights(weights_file(path))
     if not path.is_dir():
-        weights = load_weights(path)
         return parse_adapter(weights, weights.metadata, path.name)
-    weights = load_weights(path / "adapter_model.safetensors")
     config = json.dumps(read_json(path / "adapter_config.json"))
     return parse_adapter(weights, weights.metadata | {"lora_adapter_metadata": config}, path.name)
 

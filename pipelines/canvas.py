@@ -36,6 +36,7 @@ class Canvas:
     source: Picture  # upright, widened for outpaint
     frame: Frame
     strength: np.ndarray | None  # [H,W] in 0..1: the mask over the whole canvas
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)  # how much the canvas was widened: left, top, right, bottom
 
     @property
     def empty(self) -> bool:
@@ -49,7 +50,9 @@ class Canvas:
         check_finite(rgb01, "the painting")
         kept = {k: v for k, v in self.source.text.items() if k in KEPT_TEXT}
         if self.strength is None:
-            return replace(self._repainted(rgb01), text=kept, notes=self.notes)
+            resized = self.frame.scaled != self.frame.box_size
+            painting = rgb01 if resized else self.frame.back(rgb01)
+            return replace(self._repainted(painting), text=kept, notes=self.notes)
         pixels = self.source.pixels.copy()
         if not self.empty:
             self._blend(pixels[self.frame.place], self.strength[self.frame.place], self.frame.back(rgb01))
@@ -63,10 +66,15 @@ class Canvas:
         mixed = samples(weight * own + (1 - weight) * unit(region), region.dtype)
         region[inside] = mixed[inside]
 
-    def _repainted(self, rgb01: np.ndarray) -> Picture:
+    def enlarged(self, rgb01: np.ndarray) -> Picture:
+        """Image-to-image in two passes: a painting [H,W,3] larger than the work size, less the work's padding."""
+        scale = rgb01.shape[1] / self.size[0], rgb01.shape[0] / self.size[1]
+        width, height = round(self.frame.scaled[0] * scale[0]), round(self.frame.scaled[1] * scale[1])
+        kept = {k: v for k, v in self.source.text.items() if k in KEPT_TEXT}
+        return replace(self._repainted(rgb01[:height, :width]), text=kept, notes=self.notes)
+
+    def _repainted(self, rgb: np.ndarray) -> Picture:
         """Image-to-image: the whole painting, with the source's alpha cropped and scaled alike."""
-        resized = self.frame.scaled != self.frame.box_size
-        rgb = rgb01 if resized else self.frame.back(rgb01)
         bare = replace(self.source, alpha=None, sha256="")
         if self.source.pixels.shape[2] == 1:  # nothing of the grey picture stays, so the painting may have colours
             bare = replace(bare, pixels=np.repeat(bare.pixels, 3, axis=2), icc=None)
@@ -100,7 +108,7 @@ def prepare(request: Request, size: tuple[int, int] | None, generator: Generator
     hole = work_mask(frame, mask)
     image = to_tensor(fill_hole(rgb, hole, request, generator))
     tensor = torch.from_numpy(np.ascontiguousarray(hole[None, None]))
-    return Canvas(image, tensor, frame.work, tuple(notes), source, frame, mask)
+    return Canvas(image, tensor, frame.work, tuple(notes), source, frame, mask, request.pad)
 
 
 def check_size(size: tuple[int, int] | None) -> None:

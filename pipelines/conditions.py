@@ -46,28 +46,41 @@ class Words:
     """The encoded prompts of a batch at each level: one encoding for each stretch between two switches of the text."""
 
     def __init__(
-        self, text: TextEncoder, batch: Sequence[Job], request: Request, *, guided: bool, zero_null: bool
+        self,
+        text: TextEncoder,
+        batch: Sequence[Job],
+        request: Request,
+        *,
+        steps: int,
+        guided: bool,
+        zero_null: bool,
     ) -> None:
-        """`zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None."""
-        dialect, steps = request.dialect, request.steps
+        """`steps` of the run; `zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None."""
+        dialect = request.dialect
         prompts = [parse(j.prompt.text, dialect, steps=steps) for j in batch]
         negatives = [None if j.negative is None else parse(j.negative.text, dialect, steps=steps) for j in batch]
-        spoken = [*prompts, *(n for n in negatives if n is not None)]
+        spoken = [*prompts, *(n for n in negatives if n is not None and guided)]
         chunks = max(text.chunks(p, dialect=dialect) for p in spoken)
         self._switches = sorted({s for p in spoken for s in p.switches})
         self._stretches: list[tuple[Encoded, Encoded | None]] = []
         self.dropped: dict[str, None] = {}  # words beyond the chunk limit, in order
 
-        def encode(prompt: Prompt | str, at: float, clip_skip: int = 0) -> Encoded:
-            encoded = text.encode(prompt, dialect=dialect, clip_skip=clip_skip, at=at, chunks=chunks)
-            self.dropped |= dict.fromkeys(encoded.dropped)
-            return encoded
+        known: dict[tuple[str, int], Encoded] = {}  # the same words are encoded once for all pictures
+
+        def encode(prompt: Prompt, at: float, clip_skip: int = 0) -> Encoded:
+            key = prompt.at(at), clip_skip
+            if key not in known:
+                known[key] = text.encode(prompt, dialect=dialect, clip_skip=clip_skip, at=at, chunks=chunks)
+                self.dropped |= dict.fromkeys(known[key].dropped)
+            return known[key]
+
+        nothing = parse("", dialect)
 
         def null(negative: Prompt | None, cond: Encoded, at: float) -> Encoded:
             if negative is None and zero_null:
                 pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
                 return Encoded(torch.zeros_like(cond.text), pooled)
-            return encode("" if negative is None else negative, at)  # stock skips layers of the prompt only
+            return encode(nothing if negative is None else negative, at)  # stock skips layers of the prompt only
 
         for at in (0.0, *self._switches):
             conds = [encode(p, at, request.clip_skip) for p in prompts]
@@ -77,6 +90,12 @@ class Words:
     def __call__(self, level: Level) -> tuple[Encoded, Encoded | None]:
         done = float(level.progress[0]) + 1e-6  # the progress of step 7 of 10 is a little less than 0.7
         return self._stretches[sum(s <= done for s in self._switches)]
+
+
+def chunks_needed(text: TextEncoder, job: Job, request: Request, guided: bool) -> int:
+    """Chunks that this picture's words take: pictures that need the same may share a call, others would be padded."""
+    spoken = [job.prompt.text] + ([job.negative.text] if guided and job.negative is not None else [])
+    return max(text.chunks(s, dialect=request.dialect, steps=request.steps) for s in spoken)
 
 
 def _stack(encoded: Sequence[Encoded]) -> Encoded:
@@ -96,16 +115,17 @@ def timeline(
 ) -> Timeline:
     """Everything that the network is told, level by level. `guidance` is for networks that are told the scale."""
     dtype = next(network.model.parameters()).dtype
+    moved = Cond(channels=channels, controls=controls).to(device, dtype)  # once: conditions share a control object
     made: dict[int, Told] = {}
 
     def told(level: Level) -> Told:
         cond_text, null_text = spoken(level)
         if id(cond_text) not in made:
             made[id(cond_text)] = Told(
-                _cond(cond_text, AESTHETIC, controls),
+                _cond(cond_text, AESTHETIC, moved.controls),
                 None
                 if null_text is None
-                else _cond(null_text, AESTHETIC_NULL, tuple(c for c in controls if not c.guess)),
+                else _cond(null_text, AESTHETIC_NULL, tuple(c for c in moved.controls if not c.guess)),
             )
         return made[id(cond_text)]
 
@@ -117,10 +137,8 @@ def timeline(
             pooled=None if sizes is None else encoded.pooled,
             sizes=None if sizes is None else sizes.repeat(batch, 1),
             guidance=None if guidance is None else torch.full((batch,), guidance),
-            channels=channels,
-            controls=acting,
         )
-        return cond.to(device, dtype)
+        return replace(cond.to(device, dtype), channels=moved.channels, controls=acting)
 
     return told
 
@@ -153,11 +171,17 @@ def controls(
 
 
 def companion(image: ImageInput, size: tuple[int, int], canvas: Canvas | None) -> np.ndarray:
-    """A picture beside the work picture: cut like the canvas where it matches it, else brought to its size."""
+    """A picture beside the work picture, brought to `size`: cut and widened like the canvas where it has its size."""
     picture = open_image(image)
-    if canvas is not None and picture.size == canvas.source.size:
-        return canvas.frame.forward(picture.rgb())
-    return fitted(picture.rgb(), size)
+    rgb = picture.rgb()
+    if canvas is not None:
+        left, top, right, bottom = canvas.pad
+        width, height = canvas.source.size
+        if any(canvas.pad) and picture.size == (width - left - right, height - top - bottom):
+            rgb = np.pad(rgb, ((top, bottom), (left, right), (0, 0)))
+        if rgb.shape[1::-1] == (width, height):
+            rgb = canvas.frame.forward(rgb[canvas.frame.place])
+    return fitted(rgb, size)
 
 
 def fitted(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,16 +46,11 @@ def jobs(request: Request) -> list[Job]:
     return made
 
 
-def batches(all_jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Runs of at most `size` jobs that use the same adapters."""
-    batch: list[Job] = []
-    for job in all_jobs:
-        if batch and (len(batch) == size or job.loras != batch[0].loras):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
+def batches(all_jobs: Sequence[Job], size: int, alike: Callable[[Job], Hashable]) -> Iterator[list[Job]]:
+    """Runs of at most `size` jobs for which `alike` is the same: they may share network calls."""
+    for _, group in itertools.groupby(all_jobs, alike):
+        members = list(group)
+        yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
 def generator(seed: int) -> Generator:
@@ -79,8 +74,3 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     if float(angle.sin()) < 1e-4:
         return (1 - share) * a + share * b
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
-
-
-def random_seed() -> int:
-    """A seed for who asks for any; small enough to read aloud."""
-    return random.SystemRandom().randrange(2**32)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator as Yielding
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +26,7 @@ from pipelines import conditions
 from pipelines.adapting import Acting
 from pipelines.canvas import Canvas, prepare
 from pipelines.device import place
+from pipelines.fit import check_size
 from pipelines.jobs import Job, generator, start_noise
 from pipelines.recording import record
 from pipelines.request import GuidanceUse, Request, nearest_side
@@ -55,52 +58,89 @@ class Making:
         self.model, self.device = pipeline.model_for(request), pipeline.device
         self.generators = [generator(job.seed) for job in batch]
         self.solver_name = pipeline.solver_name(request)
-        self.networks = pipeline.controlnets(request)
+        self.networks = pipeline.controlnets(request)  # one for each control
         self.size = pipeline.size(request)
         self.canvases = self._canvases()
-        self.evaluations = 0
+        self.refiner = pipeline.refiner(request)
+        self.evaluations = 0  # done so far, in all stages
         self.spacing = ""
-        self.dropped: dict[str, None] = {}  # words beyond the longest prompt
+        self.notes: dict[str, None] = {}
+        self.passes = self._passes()
 
     def steps(self) -> Iterator[Step]:
         request = self.request
         if self.canvases and (request.strength == 0.0 or self._nothing_to_paint()):
             yield self._step("done", done=self._untouched())
             return
-        refiner = self.pipeline.refiner(request)
-        run = self._run(stop=request.refiner_start if refiner else 1.0)
         images = torch.cat([c.image for c in self.canvases]) if self.canvases else None
-        start = self._start(self.model, run, self.size, images, self._mask(self.size))
-        x = yield from self._pass(self.model, run, self.size, start, "sample")
-        if refiner is not None:
-            run = replace(run, start=request.refiner_start, stop=1.0, strength=1.0)
-            x = yield from self._pass(refiner, run, self.size, replace(start, x=x, channels=None), "refine")
+        first, run, _ = self.passes[0]
+        start = self._start(first, run, self.size, images, self._mask(self.size))
+        x = start.x
+        for model, run, stage in self.passes:
+            channels = start.channels if model is first else None
+            x = yield from self._pass(model, run, self.size, replace(start, x=x, channels=channels), stage)
         if request.hires is not None:
             x = yield from self._hires(x)
-        yield self._step("decode", clean=x)
+        yield self._step("decode", clean=x, whole=True)
         yield self._step("done", done=self._finish(x))
 
-    def _step(
-        self, stage: Stage, index: int = 0, count: int = 0, clean: Tensor | None = None, done: tuple[Result, ...] = ()
-    ) -> Step:
-        span = (self.batch[0].index, self.batch[-1].index + 1)
-        return Step(stage, index, count, span, self.total, done, (), clean, self.pipeline.preview, self._partial)
+    def _passes(self) -> list[tuple[Model, Run, Stage]]:
+        """The uses of the loop at the first size: the base, and the refiner for the rest; an empty part is left out.
 
-    def _run(self, stop: float = 1.0) -> Run:
+        Every solver of the request is built once here: what does not fit is said before anything is computed.
+        """
+        request, base = self.request, self._run()
+        passes: list[tuple[Model, Run, Stage]] = [(self.model, base, "sample")]
+        if self.refiner is not None:
+            share = request.refiner_start
+            spacing = Solver(base, self.model.parts.scheduler).spacing
+            rest = replace(base, start=share, spacing=spacing)
+            passes = [(self.model, replace(base, stop=share), "sample"), (self.refiner, rest, "refine")]
+        counted = [(p, Solver(p[1], p[0].parts.scheduler).count) for p in passes]
+        if request.hires is not None and Solver(self._hires_run(), self.model.parts.scheduler).count == 0:
+            raise _no_step("hires.strength", request.hires.strength, self._hires_run().steps)
+        if not any(count for _, count in counted) and not (self.canvases and request.strength == 0.0):
+            raise _no_step("strength", base.strength, base.steps)
+        for (_, _, stage), count in counted:
+            if count == 0 and len(passes) > 1:
+                self.notes[f"the part of the {'refiner' if stage == 'refine' else 'base model'} has no step"] = None
+        if self.refiner is not None and request.controls:
+            self.notes["controls act in the base model's part, not in the refiner's"] = None
+        if request.negative and request.guidance.scale <= 1:
+            self.notes["the negative prompt is not used: the guidance scale is 1 or less"] = None
+        return [p for p, count in counted if count] or passes[:1]
+
+    def _step(
+        self,
+        stage: Stage,
+        index: int = 0,
+        count: int = 0,
+        clean: Tensor | None = None,
+        done: tuple[Result, ...] = (),
+        whole: bool = False,
+    ) -> Step:
+        """What a caller sees; decoding `clean` early gives a partial result, unless it is the `whole` one."""
+        span = (self.batch[0].index, self.batch[-1].index + 1)
+        finish = functools.partial(self._finish, partial=None if whole else self.evaluations)
+        return Step(stage, index, count, span, self.total, done, (), clean, self.pipeline.preview, finish)
+
+    def _run(self) -> Run:
         r = self.request
-        strength = 1.0 if r.image is None else r.strength
         return Run(
             self.solver_name,
             r.steps,
             self.pipeline.spacing(r),
-            strength,
-            0.0,
-            stop,
-            r.sigmas,
-            r.eta,
-            r.zero_snr,
-            self.model.parts.family,
+            1.0 if r.image is None else r.strength,
+            sigmas=r.sigmas,
+            eta=r.eta,
+            zero_snr=r.zero_snr,
+            family=self.model.parts.family,
         )
+
+    def _hires_run(self) -> Run:
+        hires = self.request.hires
+        assert hires is not None
+        return replace(self._run(), steps=hires.steps or self.request.steps, strength=hires.strength)
 
     def _canvases(self) -> list[Canvas]:
         """What is painted on: one for all, or one for each where the fill is random."""
@@ -111,6 +151,7 @@ class Making:
         free = request.width is None and request.height is None and not request.only_masked
         canvases = [prepare(request, None if free else self.size, generator(self.batch[i].seed)) for i in range(count)]
         self.size = canvases[0].size
+        check_size(self.size, self.model.vae.factor)
         return canvases
 
     def _mask(self, size: tuple[int, int]) -> Tensor | None:
@@ -163,56 +204,66 @@ class Making:
     def _pass(self, model: Model, run: Run, size: tuple[int, int], start: Start, stage: Stage) -> Steps:
         """One use of the loop."""
         solver = Solver(run, model.parts.scheduler, self.device)
-        if solver.count == 0:
-            raise LdmError(
-                Code.USAGE,
-                f"strength={run.strength:g} with steps={run.steps} runs no step",
-                "the number of steps really run is int(steps x strength)",
-                f"Use a strength of at least {1 / run.steps:.3g}, or 0 to get the picture back.",
-            )
-        denoise = self._denoiser(model, size, start)
-        self.evaluations += solver.count
+        controls = self.networks if model is self.model else []
+        denoise = self._denoiser(model, solver, size, start, controls)
         self.spacing = self.spacing or solver.spacing
         said: list[Tensor] = []
 
         def watched(scaled: Tensor, level: Level) -> Prediction:
+            self.pipeline.adapting.install(self.acting)  # if another run of this pipeline came between two steps
+            for network in computing:
+                place(network, self.device)
             prediction = denoise(scaled, level)
             said[:] = [prediction.clean]
             return prediction
 
-        for network in (model.network.model, *self.networks):
-            place(network, self.device)
+        computing = (model.network.model, *controls)
         x = start.x
-        for i, x in enumerate(sample(watched, solver, x, self.generators), 1):  # noqa: B020  the last x is the result
-            if not torch.isfinite(x).all():
-                raise _non_finite(stage, i, solver.count, self.pipeline.dtype)
-            yield self._step(stage, i, solver.count, said[0])
-        self._release(model.network.model, *self.networks)
+        try:
+            for i, x in enumerate(sample(watched, solver, x, self.generators), 1):  # noqa: B020  the last x is the result
+                if not torch.isfinite(x).all():
+                    raise _non_finite(stage, i, solver.count, self.pipeline.dtype)
+                self.evaluations += 1
+                yield self._step(stage, i, solver.count, said[0])
+        finally:
+            self._release(*computing)
         return x
 
-    def _denoiser(self, model: Model, size: tuple[int, int], start: Start) -> Denoiser:
+    def _denoiser(
+        self, model: Model, solver: Solver, size: tuple[int, int], start: Start, controls: Sequence[nn.Module]
+    ) -> Denoiser:
         """The network with everything that this request puts around it."""
         request, network, factor = self.request, model.network, model.vae.factor
         told_scale = getattr(network.config, "time_cond_proj_dim", None) is not None
         guidance = guidance_of(request.guidance, network, told_scale)
         text = place(model.text, self.device)
-        words = conditions.Words(text, self.batch, request, guided=guidance.needs_null, zero_null=model.zero_null)
+        words = conditions.Words(
+            text,
+            self.batch,
+            request,
+            steps=solver.steps,
+            guided=guidance.needs_null,
+            zero_null=model.zero_null,
+        )
         self._release(*(tower.model for tower in text.towers))
-        self.dropped |= words.dropped
-        canvas = self.canvases[0] if self.canvases and size == self.canvases[0].size else None
+        if words.dropped:
+            self.notes[f"beyond the longest prompt, not used: {' '.join(words.dropped)}"] = None
+        canvas = self.canvases[0] if self.canvases else None
+        uses = request.controls if controls else ()
         timeline = conditions.timeline(
             words,
             network,
             size=size,
             channels=start.channels,
-            controls=conditions.controls(request.controls, self.networks, size, canvas, factor),
+            controls=conditions.controls(uses, controls, size, canvas, factor),
             guidance=request.guidance.scale if told_scale else None,
             device=self.device,
         )
         perturb = conditions.perturbed_layers(request, network)
         calls: Network = network
         if request.tile is not None:
-            calls = tiled(network, max(request.tile.size // factor, 1), request.tile.overlap // factor, factor)
+            side = max(request.tile.size // factor, 2)
+            calls = tiled(network, side, min(request.tile.overlap // factor, side - 1), factor)
 
         def branches(x: Tensor, level: Level, names: tuple[str, ...]) -> dict[str, Prediction]:
             return dict(zip(names, calls(x, level, timeline(level).named(names, perturb)), strict=True))
@@ -239,7 +290,7 @@ class Making:
         else:
             small = from_tensor(vae.decode(x, self._tile))
             rgb = torch.cat([to_tensor(resized(r, size, hires.upscale)) for r in small])
-        run = replace(self._run(), steps=hires.steps or self.request.steps, strength=hires.strength)
+        run = self._hires_run()
         start = self._start(self.model, run, size, rgb, self._mask(size), known)
         return (yield from self._pass(self.model, run, size, start, "hires"))
 
@@ -253,23 +304,25 @@ class Making:
             for module in modules:
                 nn.Module.to(module, "cpu")
 
-    def _partial(self, clean: Tensor, steps: int) -> tuple[Result, ...]:
-        return self._finish(clean, partial=steps)
-
     def _finish(self, x: Tensor, partial: int | None = None) -> tuple[Result, ...]:
-        """Decode, bring back to the canvas, and write down the recipe."""
+        """Decode, bring back to the canvas, and write down the recipe; `partial`: evaluations done, of more."""
         vae = place(self.model.vae, self.device)
-        pictures = []
-        for row, latent in enumerate(x.chunk(len(x))):
-            rgb = from_tensor(vae.decode(latent, self._tile))[0]
-            canvas = self.canvases[min(row, len(self.canvases) - 1)] if self.canvases else None
-            if canvas is None or (canvas.mask is None and self.request.hires is not None):
-                pictures.append(from_rgb(rgb))
-            else:
-                pictures.append(canvas.finish(resized(rgb, canvas.size, "lanczos")))
+        vae.retried = False
+        pictures = [
+            self._placed(from_tensor(vae.decode(latent, self._tile))[0], i) for i, latent in enumerate(x.chunk(len(x)))
+        ]
         self._release(vae.model)
-        notes = ["the half-precision decode overflowed and was repeated in fp32"] if vae.retried else []
+        notes = [*self.notes] + ["the half-precision decode overflowed and was repeated in fp32"] * vae.retried
         return self._results(pictures, self.evaluations if partial is None else partial, notes, partial is not None)
+
+    def _placed(self, rgb: np.ndarray, row: int) -> Picture:
+        """A decoded picture where it belongs: by itself, or in the user's picture."""
+        if not self.canvases:
+            return from_rgb(rgb)
+        canvas = self.canvases[min(row, len(self.canvases) - 1)]
+        if canvas.mask is None and rgb.shape[1::-1] != canvas.size:
+            return canvas.enlarged(rgb)
+        return canvas.finish(resized(rgb, canvas.size, "lanczos"))
 
     def _untouched(self) -> tuple[Result, ...]:
         """The source itself: strength 0, or nothing to paint."""
@@ -277,13 +330,10 @@ class Making:
         notes = (*canvas.notes, "nothing was painted: the picture came back as it is")
         return self._results([replace(canvas.source, notes=notes, exact=True)] * len(self.batch), 0, [], False)
 
-    def _dropped(self) -> tuple[str, ...]:
-        return (f"beyond the longest prompt, not used: {' '.join(self.dropped)}",) if self.dropped else ()
-
     def _results(self, pictures: Sequence[Picture], steps: int, notes: list[str], partial: bool) -> tuple[Result, ...]:
         made = []
         for job, picture in zip(self.batch, pictures, strict=True):
-            recipe = record(self, job, picture, steps, (*notes, *self._dropped(), *picture.notes), partial)
+            recipe = record(self, job, picture, steps, (*notes, *picture.notes), partial)
             made.append(Result(picture, recipe, job.seed, job.index))
         return tuple(made)
 
@@ -301,6 +351,15 @@ def guidance_of(asked: GuidanceUse, network: UNet, told_scale: bool) -> Guidance
         zero_steps=asked.zero_steps,
         pag=asked.pag,
         kind=network.kind,
+    )
+
+
+def _no_step(name: str, strength: float, steps: int) -> LdmError:
+    return LdmError(
+        Code.USAGE,
+        f"{name}={strength:g} with steps={steps} runs no step",
+        "the number of steps really run is int(steps x strength)",
+        f"Use {name} of at least {1 / steps:.3g}" + (", or 0 to get the picture back." if name == "strength" else "."),
     )
 
 

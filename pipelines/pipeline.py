@@ -25,11 +25,13 @@ from ldm.store.find import find_model
 from ldm.store.parts import Parts, load_controlnet, load_parts
 from ldm.store.shards import read_json
 from pipelines.adapting import Adapting
+from pipelines.conditions import chunks_needed
 from pipelines.device import Offload, pick_device, pick_dtype, place
+from pipelines.fit import check_control, check_refiner, check_request, check_size, folder_stamp
 from pipelines.jobs import batches, jobs
 from pipelines.making import Making
 from pipelines.recipe import ModelId
-from pipelines.request import Request, nearest_side
+from pipelines.request import Request
 from pipelines.steps import Result, Step
 
 # The stock default of SD 1.x (PNDM) averages raw outputs and does not fit the loop; DPM++ 2M needs fewer steps anyway.
@@ -82,10 +84,10 @@ class Pipeline:
         self.offload = offload
         self.model = Model.of(parts)
         self.vae_source: str | None = None
-        self._adapting = Adapting(parts, self.model.text)
-        self._controls: dict[str, nn.Module] = {}
+        self.adapting = Adapting(parts, self.model.text)
+        self._controls: dict[str, tuple[object, nn.Module]] = {}
         self._refiners: dict[str, Model] = {}
-        self._previews: dict[int, Preview] = {}
+        self._preview: Preview | None = None
         self._identities: dict[str, ModelId] = {}
 
     @classmethod
@@ -140,13 +142,31 @@ class Pipeline:
 
     def run(self, request: Request) -> Iterator[Step]:
         """The steps of a request; the pictures come with the steps that finish them. Stop iterating to cancel."""
-        self._check(request)
+        self.check(request)
         all_jobs = jobs(request)
-        for batch in batches(all_jobs, 1 if request.exact else request.batch):
-            pictures = (batch[0].index, batch[-1].index + 1)
-            acting = self._adapting.use(request, batch[0].loras)
-            yield Step("prepare", 0, 0, pictures, len(all_jobs), notes=(*self.model.parts.notes, *acting.notes))
-            yield from Making(self, request, batch, len(all_jobs), acting).steps()
+        size = 1 if request.exact else request.batch
+        told_scale = getattr(self.model.network.config, "time_cond_proj_dim", None) is not None
+        guided = request.guidance.scale > 1 and not told_scale
+        for group in batches(all_jobs, len(all_jobs), lambda job: job.loras):
+            acting = self.adapting.use(request, group[0].loras)
+            # padding to a longer neighbour would change a picture, so only prompts of equal length share a call
+            for batch in batches(group, size, lambda job: chunks_needed(self.model.text, job, request, guided)):
+                pictures = (batch[0].index, batch[-1].index + 1)
+                yield Step("prepare", 0, 0, pictures, len(all_jobs), notes=(*self.model.parts.notes, *acting.notes))
+                yield from Making(self, request, batch, len(all_jobs), acting).steps()
+
+    def check(self, request: Request) -> None:
+        """Refuse what does not fit this model, before anything is computed."""
+        model = self.model_for(request)
+        if request.exact and (self.device.type != "cpu" or self.dtype != torch.float32):
+            raise LdmError(
+                Code.USAGE,
+                f"exact does not work on {self.device} in {str(self.dtype).removeprefix('torch.')}",
+                "bit-equal pictures are promised in float32 on the CPU only",
+                "Use device cpu and dtype float32, or leave exact out.",
+            )
+        check_size(self.size(request), model.vae.factor)
+        check_request(model.parts, model.network.kind, request)
 
     def model_for(self, request: Request) -> Model:
         """The model; its output read as the request says, if it says so."""
@@ -155,11 +175,17 @@ class Pipeline:
         return replace(self.model, network=self.model.network.meaning(request.prediction))
 
     def controlnets(self, request: Request) -> list[nn.Module]:
-        """The networks of the request's controls, loaded once."""
+        """The networks of the request's controls; read again only if their files changed."""
+        found = []
         for use in request.controls:
-            if use.model not in self._controls:
-                self._controls[use.model] = load_controlnet(self._beside(use.model), dtype=self.dtype).eval()
-        return [self._controls[use.model] for use in request.controls]
+            path = find_model(self._beside(use.model))
+            key = (str(path), folder_stamp(path))
+            if self._controls.get(use.model, (None, None))[0] != key:
+                network = load_controlnet(path, dtype=self.dtype).eval()
+                check_control(self.model.network, network, use.model)
+                self._controls[use.model] = (key, network)
+            found.append(self._controls[use.model][1])
+        return found
 
     def identity(self, where: str) -> ModelId:
         """Name and fingerprint of an autoencoder or a control, read from its headers once."""
@@ -173,15 +199,18 @@ class Pipeline:
         if request.refiner is None:
             return None
         if request.refiner not in self._refiners:
-            self._refiners[request.refiner] = Model.of(load_parts(request.refiner, dtype=self.dtype))
-        return self._refiners[request.refiner]
+            refiner = Model.of(load_parts(request.refiner, dtype=self.dtype))
+            check_refiner(self.model.network, refiner.network, request.refiner)
+            self._refiners[request.refiner] = refiner
+        refiner = self._refiners[request.refiner]
+        check_request(refiner.parts, refiner.network.kind, request)
+        return refiner
 
     def preview(self, clean: Tensor) -> list[np.ndarray]:
         """Rough pictures of latents by a linear map, fitted to the autoencoder once."""
-        key = id(self.model.vae)
-        if key not in self._previews:
-            self._previews[key] = Preview.fit(place(self.model.vae, self.device))
-        return self._previews[key](clean)
+        if self._preview is None:
+            self._preview = Preview.fit(place(self.model.vae, self.device))
+        return self._preview(clean)
 
     def _beside(self, name: str) -> str:
         """A control that lies in the model folder by its short name: "edges" for `controlnet-edges`."""
@@ -189,42 +218,6 @@ class Pipeline:
             if "/" not in name and folder.is_dir():
                 return str(folder)
         return name
-
-    def _check(self, request: Request) -> None:
-        parts, kind = self.model.parts, self.model_for(request).network.kind
-        reason = parts.reason if request.prediction is None else "set by hand"
-        if request.exact and (self.device.type != "cpu" or self.dtype != torch.float32):
-            raise LdmError(
-                Code.USAGE,
-                f"exact does not work on {self.device} in {str(self.dtype).removeprefix('torch.')}",
-                "bit-equal pictures are promised in float32 on the CPU only",
-                "Use device cpu and dtype float32, or leave exact out.",
-            )
-        step = 8 if self.model.vae.factor <= 8 else self.model.vae.factor
-        for name, side in zip(("width", "height"), self.size(request), strict=True):
-            if side % step:
-                raise LdmError(
-                    Code.USAGE,
-                    f"{name}={side} does not fit {parts.name}",
-                    f"it must be a multiple of {step}",
-                    f"Use {nearest_side(round(side / step) * step)}.",
-                )
-        scheduler = parts.scheduler
-        zero_snr = scheduler.get("rescale_betas_zero_snr", False) if request.zero_snr is None else request.zero_snr
-        if zero_snr and kind == "epsilon":
-            raise LdmError(
-                Code.USAGE,
-                f"zero terminal SNR does not fit {parts.name}",
-                f"it predicts epsilon ({reason}), which says nothing where there is no signal",
-                "Set prediction to v_prediction if the model was trained so, or zero_snr to false.",
-            )
-        if (request.solver == "flow-euler") != (kind == "flow") and request.solver != "auto":
-            raise LdmError(
-                Code.USAGE,
-                f"solver {request.solver!r} does not fit {parts.name}",
-                f"the model predicts {kind} ({reason})",
-                "Leave the solver at auto, or choose flow-euler for flow models and another for all others.",
-            )
 
 
 def pil(picture: Picture) -> Image.Image:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ldm.images import Picture
-from pipelines.adapting import Acting
 from pipelines.jobs import Job
-from pipelines.recipe import AdapterSource, ModelId, Recipe, pixel_hash, request_json, source_of, this_machine
+from pipelines.recipe import ModelId, Recipe, pixel_hash, request_json, this_machine
 
 if TYPE_CHECKING:
     from pipelines.making import Making
@@ -30,8 +29,8 @@ def record(making: Making, job: Job, picture: Picture, steps: int, notes: tuple[
         vae=None if pipeline.vae_source is None else pipeline.identity(pipeline.vae_source),
         refiner=None if request.refiner is None else _refiner(making),
         controls=tuple(pipeline.identity(use.model) for use in request.controls),
-        adapters=_adapters(acting),
-        embeddings=tuple(source_of(path) for path in acting.embeddings),
+        adapters=acting.adapter_sources,
+        embeddings=acting.embedding_sources,
         prompt=job.prompt.text,
         negative=None if job.negative is None else job.negative.text,
         template=template if template != job.prompt.text else None,
@@ -48,13 +47,6 @@ def record(making: Making, job: Job, picture: Picture, steps: int, notes: tuple[
         partial=partial,
         pixels=pixel_hash(picture),
         notes=notes,
-    )
-
-
-def _adapters(acting: Acting) -> tuple[AdapterSource, ...]:
-    return tuple(
-        AdapterSource(**source_of(use.path).model_dump(), weight=use.weight, text_weight=use.text_weight)
-        for use in acting.loras
     )
 
 

@@ -162,11 +162,12 @@ class Request(Record):
     @model_validator(mode="after")
     def _parts_fit(self) -> Request:
         if self.image is None:
-            for name in ("mask",):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} needs an image")
+            if self.mask is not None:
+                raise ValueError("mask needs an image")
             if any(self.pad):
                 raise ValueError("pad needs an image")
+        if max(self.seed, self.variation_seed or 0) + self.count > 2**63:
+            raise ValueError(f"seed {self.seed} and count {self.count} lead beyond the largest seed, {2**63 - 1}")
         if self.only_masked and self.mask is None:
             raise ValueError("only_masked needs a mask")
         if self.variation > 0 and self.variation_seed is None:

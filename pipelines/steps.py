@@ -38,12 +38,12 @@ class Step:
     notes: tuple[str, ...] = ()
     clean: Tensor | None = None  # [B,C,h,w]: the latent that the network expects at the end
     _preview: Callable[[Tensor], list[np.ndarray]] | None = field(default=None, repr=False)
-    _finish: Callable[[Tensor, int], tuple[Result, ...]] | None = field(default=None, repr=False)
+    _finish: Callable[[Tensor], tuple[Result, ...]] | None = field(default=None, repr=False)
 
     def preview(self) -> list[np.ndarray]:
         """Rough pictures [H,W,3] in 0..1 of what is expected, cheap enough for every step."""
         return self._preview(self.clean) if self._preview is not None and self.clean is not None else []
 
     def partial(self) -> tuple[Result, ...]:
-        """What is expected now, decoded in full, with recipes marked partial; for whoever stops here."""
-        return self._finish(self.clean, self.index) if self._finish is not None and self.clean is not None else ()
+        """What is expected now, decoded in full, for whoever stops here; recipes say partial until all is done."""
+        return self._finish(self.clean) if self._finish is not None and self.clean is not None else ()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -57,7 +57,8 @@ def save(module: Any, folder: Path) -> None:
 
 def save_index(out: Path) -> None:
     """The scheduler and model_index.json: then stock `StableDiffusionPipeline.from_pretrained` loads the folder."""
-    DDIMScheduler.from_config(config("scheduler")).save_pretrained(out / "scheduler")
+    (out / "scheduler").mkdir(exist_ok=True)
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(config("scheduler"), indent=2) + "\n", "utf-8")
     parts = {
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.diffusion.level import Level
+from ldm.diffusion.level import Kind, Level
 from ldm.diffusion.loss import denoising_loss
 from train.muon import Muon
 
@@ -37,8 +37,8 @@ class Plan:
 
 
 AUTOENCODER = Plan(4000, 16, 0.02, 3e-3)
-DENOISER = Plan(5000, 64, 0.02, 2e-3)
-CONTROL = Plan(1200, 96, 0.02, 2e-3)
+DENOISER = Plan(3000, 64, 0.02, 2e-3)
+CONTROL = Plan(800, 64, 0.02, 2e-3)
 DROP_CAPTION = 0.12
 STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "control": CONTROL}
 
@@ -124,12 +124,14 @@ def fold(vae: AutoencoderKL, latents: Tensor) -> None:
 
 
 class Noiser:
-    """Draws noise levels of the model's own schedule, uniform in t."""
+    """Draws noise levels of the model's own schedule: alpha_t^2 = prod (1 - beta), sqrt(beta) linear in t."""
 
     def __init__(self) -> None:
-        scheduler = DDIMScheduler.from_config(config("scheduler"))
-        self.kind = scheduler.config.prediction_type
-        self.alphas = scheduler.alphas_cumprod.sqrt()
+        schedule = config("scheduler")
+        self.kind: Kind = schedule["prediction_type"]
+        first, last = schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5
+        betas = torch.linspace(first, last, schedule["num_train_timesteps"], dtype=torch.float64) ** 2
+        self.alphas = (1.0 - betas).cumprod(0).sqrt().float()
 
     def level(self, count: int, generator: torch.Generator) -> Level:
         """Stratified: one t in each of `count` equal parts of the schedule, so that the mean loss varies less."""

@@ -52,7 +52,7 @@ SOLVERS: dict[str, Spec] = {
     "heun": Spec("HeunDiscreteScheduler", "ve", zero_snr=False),
     "dpm++ 2m": Spec("DPMSolverMultistepScheduler", "vp", config={"algorithm_type": "dpmsolver++"}),
     "dpm++ 2m sde": Spec("DPMSolverMultistepScheduler", "vp", config={"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++ single": Spec("DPMSolverSinglestepScheduler", "vp", zero_snr=False),
+    "dpm++ single": Spec("DPMSolverSinglestepScheduler", "vp", config={"lower_order_final": True}, zero_snr=False),
     "unipc": Spec("UniPCMultistepScheduler", "vp"),
     "deis": Spec("DEISMultistepScheduler", "vp", zero_snr=False, ends_at_zero=False),
     "lcm": Spec("LCMScheduler", "times", frozenset({"trailing"}), default="trailing"),
@@ -89,7 +89,7 @@ class Solver:
         self.spacing = _spacing(run, self.spec, config)
         self.scheduler = _build(run, self.spec, self.spacing, config)
         _set_levels(self.scheduler, run, self.spec, self.spacing)
-        self.begin, self.end = self._bounds()
+        self.origin, self.begin, self.end = self._bounds()
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(self.begin)
         self.scheduler.is_scale_input_called = True  # `scale` does it, in closed form
@@ -99,8 +99,18 @@ class Solver:
 
     @property
     def count(self) -> int:
-        """How often the network is evaluated."""
+        """How often the network is evaluated here."""
         return self.end - self.begin
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run: evaluations, where a step takes one; a refiner's part counts in."""
+        order = int(getattr(self.scheduler, "order", 1))
+        return -(-self._total // order)
+
+    @property
+    def _total(self) -> int:
+        return len(self.scheduler.timesteps) - self.origin
 
     def levels(self) -> Iterator[Level]:
         for i in range(self.begin, self.end):
@@ -114,7 +124,7 @@ class Solver:
             return torch.as_tensor(value, device=self.device).reshape(1)
 
         return Level(
-            each(self.scheduler.timesteps[i]), each(alpha), each(sigma), each(i - self.begin), each(self.count)
+            each(self.scheduler.timesteps[i]), each(alpha), each(sigma), each(i - self.origin), each(self._total)
         )
 
     def start(self, noise: Tensor, known: Tensor | None = None) -> Tensor:
@@ -146,7 +156,7 @@ class Solver:
             extra["generator"] = (
                 list(generator) if generator is not None and not isinstance(generator, torch.Generator) else generator
             )
-        time = self.scheduler.timesteps[self.begin + int(level.index[0])]
+        time = self.scheduler.timesteps[self.origin + int(level.index[0])]
         return torch.as_tensor(self.scheduler.step(output, time, x, return_dict=False, **extra)[0])
 
     def _alpha_sigma(self, i: int) -> tuple[Tensor, Tensor]:
@@ -159,13 +169,17 @@ class Solver:
         alpha = (sigma**2 + 1) ** -0.5
         return alpha, sigma * alpha
 
-    def _bounds(self) -> tuple[int, int]:
-        """The part of the list that is run: cut at the front by strength or `start`, at the back by `stop`."""
-        run, times, order = self.run, self.scheduler.timesteps, getattr(self.scheduler, "order", 1)
-        total, begin, end = len(times), 0, len(times)
+    def _bounds(self) -> tuple[int, int, int]:
+        """Origin (where strength begins), begin and end of the part of the list that is run here.
+
+        A refiner goes on in the same list: its part has another begin and the same origin, so progress goes on too.
+        """
+        run, times, order = self.run, self.scheduler.timesteps, int(getattr(self.scheduler, "order", 1))
+        origin, end = 0, len(times)
         if run.strength < 1.0:
-            steps = len(run.sigmas) if self.spacing == "sigmas" and run.sigmas is not None else run.steps
-            begin = max(steps - min(int(steps * run.strength), steps), 0) * order
+            steps = -(-len(times) // order)
+            origin = (steps - min(int(steps * run.strength), steps)) * order
+        begin = origin
         trained = self.scheduler.config.num_train_timesteps
         if run.stop < 1.0:
             end = int((times >= round(trained * (1 - run.stop))).sum())
@@ -173,8 +187,9 @@ class Solver:
             count = int((times < round(trained * (1 - run.start))).sum())
             if order == 2 and count % 2 == 0:  # begin on a whole Heun step, not between its two halves
                 count += 1
-            begin = total - count
-        return min(begin, total), max(end, begin)
+            begin = max(origin, len(times) - count)
+        origin, begin = min(origin, len(times)), min(begin, len(times))
+        return origin, begin, max(end, begin)
 
 
 def spec_of(name: str) -> Spec:
@@ -214,6 +229,13 @@ def _spacing(run: Run, spec: Spec, config: Mapping[str, Any]) -> Spacing:
             f"it takes: {', '.join(s for s in schedule.SPACINGS if s in spec.spacings)}",
             f"Choose one of those, or a solver that takes {wished!r}: {', '.join(others) or 'none does'}.",
         )
+    if wished != "sigmas" and run.sigmas is not None:
+        raise LdmError(
+            Code.USAGE,
+            f"spacing {wished!r} and a list of sigmas exclude each other",
+            "both say which levels are visited",
+            "Leave one of them out.",
+        )
     if wished == "sigmas" and not run.sigmas:
         raise LdmError(
             Code.USAGE,
@@ -245,6 +267,14 @@ def _build(run: Run, spec: Spec, spacing: Spacing, config: Mapping[str, Any]) ->
             f"Choose one of: {able}.",
         )
     wanted["rescale_betas_zero_snr"] = bool(zero_snr)
+    if config.get("use_dynamic_shifting"):
+        raise LdmError(
+            Code.USAGE,
+            "the checkpoint's scheduler shifts its levels by the size of the picture",
+            "use_dynamic_shifting belongs to model families that are not supported",
+            "Use a model of the Stable Diffusion family.",
+        )
+    wanted |= {"use_lu_lambdas": False, "use_flow_sigmas": False}
     return cls(**{k: v for k, v in wanted.items() if k in known})
 
 
@@ -258,25 +288,38 @@ def _set_levels(scheduler: Any, run: Run, spec: Spec, spacing: Spacing) -> None:
             f"it was distilled for at most {most} steps",
             f"Use {most} steps or fewer.",
         )
-    if run.steps > trained:
-        raise LdmError(
-            Code.USAGE,
-            f"steps={run.steps} is too many",
-            f"the model knows {trained} noise levels",
-            f"Use {trained} steps or fewer.",
-        )
     own = _own_sigmas(scheduler, run, spec, spacing)
+    if run.steps > trained and spacing != "sigmas":
+        raise _too_many(run, f"the model knows {trained} noise levels")
     if own is None:
+        if spec.space == "times" and spacing == "leading" and run.steps + scheduler.config.steps_offset > trained:
+            raise _too_many(run, "leading spacing begins one level late")
         scheduler.set_timesteps(run.steps)
-        return
-    if spec.space == "times":
+    elif spec.space == "times":
         table = np.sqrt((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).numpy()
-        scheduler.set_timesteps(timesteps=[round(t) for t in schedule.time_of(own, table)])
-        return
-    if spec.space == "flow":
-        scheduler.set_timesteps(sigmas=list(own))
-        return
-    _replace_levels(scheduler, own, spec)
+        times = [round(t) for t in schedule.time_of(own, table)]
+        if len(set(times)) < len(times):
+            raise _too_many(run, "levels would repeat")
+        scheduler.set_timesteps(timesteps=times)
+    elif spec.space == "flow":
+        scheduler.set_timesteps(len(own))
+        scheduler.sigmas = torch.from_numpy(np.append(own, 0.0)).float()
+        scheduler.timesteps = scheduler.sigmas[:-1] * trained
+    else:
+        _replace_levels(scheduler, own, spec)
+    falling = scheduler.timesteps if spec.space == "times" else scheduler.sigmas[:-1]
+    step = int(getattr(scheduler, "order", 1))
+    if bool((falling[step:] >= falling[:-step]).any()):
+        raise _too_many(run, f"levels would repeat in the spacing {spacing!r}")
+
+
+def _too_many(run: Run, why: str) -> LdmError:
+    return LdmError(
+        Code.USAGE,
+        f"steps={run.steps} is too many for {run.solver}",
+        why,
+        f"Use fewer, such as {max(1, run.steps // 2)}.",
+    )
 
 
 def _own_sigmas(scheduler: Any, run: Run, spec: Spec, spacing: Spacing) -> schedule.Sigmas | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,33 +35,47 @@ class Autoencoder:
     @torch.no_grad()
     def encode(self, picture: Tensor, generators: Sequence[Generator]) -> Tensor:
         """One latent for each generator, drawn from the posterior of the (single or equally many) pictures."""
-        dtype = next(self.model.parameters()).dtype
-        encoded = self.model.encode(picture.to(self._device, dtype))
-        latents = []
-        for i, generator in enumerate(generators):
-            latents.append(_draw(encoded, min(i, len(picture) - 1), generator))
-        return (torch.cat(latents).float() - self.shift) * self.scale
+        posterior = self._guarded(lambda dtype: self._posterior(picture.to(self._device, dtype)), "encoded picture")
+        mean, std = posterior.chunk(2)
+        rows = [min(i, len(mean) - 1) for i in range(len(generators))]
+        drawn = [_draw(mean[r : r + 1], std[r : r + 1], g) for r, g in zip(rows, generators, strict=True)]
+        return (torch.cat(drawn).float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
-        """[B,3,H,W] fp32 in [-1,1], in tiles of `tile` pixels if asked; a half-precision overflow is redone in fp32."""
+        """[B,3,H,W] fp32 in [-1,1], in tiles of `tile` pixels if asked."""
+        return self._guarded(
+            lambda dtype: self._decode(latents.to(self._device, dtype), tile).float(), "decoded picture"
+        )
+
+    def _guarded(self, work: Callable[[torch.dtype], Tensor], what: str) -> Tensor:
+        """Work in the autoencoder's own type; in fp32 if it says that half precision overflows, or if it did."""
         dtype = next(self.model.parameters()).dtype
-        if self.config.get("force_upcast") and dtype == torch.float16:
-            return self._decode_fp32(latents, tile)
-        picture = self._decode(latents.to(self._device, dtype), tile)
-        if torch.isfinite(picture).all():
-            return picture
-        if dtype != torch.float32:
-            self.retried = True
-            picture = self._decode_fp32(latents, tile)
-            if torch.isfinite(picture).all():
-                return picture
+        if not (self.config.get("force_upcast") and dtype == torch.float16):
+            done = work(dtype)
+            if torch.isfinite(done).all():
+                return done
+            self.retried = dtype != torch.float32
+        nn.Module.float(self.model)  # past diffusers' own `to`, which logs advice about loading
+        try:
+            done = work(torch.float32)
+        finally:
+            nn.Module.to(self.model, dtype)
+        if torch.isfinite(done).all():
+            return done
         raise LdmError(
             Code.NUMERIC,
-            "the decoded picture has non-finite numbers",
-            "the autoencoder overflowed, in fp32 too: its weights or the latents are broken",
+            f"the {what} has non-finite numbers",
+            "the autoencoder overflowed, in fp32 too: its weights or its input are broken",
             "Check the model with `ldm models show`, or take another autoencoder with --vae.",
         )
+
+    def _posterior(self, picture: Tensor) -> Tensor:
+        """Means and deviations, one after the other along the batch; a plain code has deviation 0."""
+        encoded = self.model.encode(picture)
+        if hasattr(encoded, "latent_dist"):
+            return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std])
+        return torch.cat([encoded.latents, torch.zeros_like(encoded.latents)])
 
     @property
     def _device(self) -> torch.device:
@@ -70,26 +84,15 @@ class Autoencoder:
 
     def _decode(self, latents: Tensor, tile: int | None) -> Tensor:
         z = latents / self.scale + self.shift
-        if tile is None:
-            return torch.as_tensor(self.model.decode(z, return_dict=False)[0]).float()
-        return tiled_decode(self.model, z, tile // self.factor, self.factor)
-
-    def _decode_fp32(self, latents: Tensor, tile: int | None) -> Tensor:
-        dtype = next(self.model.parameters()).dtype
-        nn.Module.float(self.model)  # past diffusers' own `to`, which logs advice about loading
-        try:
-            return self._decode(latents.to(self._device, torch.float32), tile)
-        finally:
-            nn.Module.to(self.model, dtype)
+        if tile is None or max(z.shape[-2:]) * self.factor <= tile:
+            return torch.as_tensor(self.model.decode(z, return_dict=False)[0])
+        return tiled_decode(self.model, z, max(tile // self.factor, 1), self.factor)
 
 
-def _draw(encoded: Any, row: int, generator: Generator) -> Tensor:
-    if hasattr(encoded, "latent_dist"):
-        posterior = encoded.latent_dist
-        mean, std = posterior.mean[row : row + 1], posterior.std[row : row + 1]
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
-        return torch.as_tensor(mean + std * noise)
-    return torch.as_tensor(encoded.latents[row : row + 1])
+def _draw(mean: Tensor, std: Tensor, generator: Generator) -> Tensor:
+    """mean + std * noise; the noise is drawn on the CPU, as everywhere."""
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+    return mean + std * noise if bool((std > 0).any()) else mean
 
 
 def tiled_decode(model: Any, z: Tensor, size: int, factor: int) -> Tensor:

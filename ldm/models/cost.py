@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,16 +56,33 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, gone)
 
 
+class _Fused(TorchFunctionMode):
+    """Attention as the fused kernels of all devices compute it: the meta device would hold all its scores at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = (list(args) + [(kwargs or {})[n] for n in ("query", "key", "value")[len(args) :]])[:3]
+        *outer, length, width = query.shape
+        self.flops += 2 * math.prod(outer) * length * key.shape[-2] * (width + value.shape[-1])
+        out = query.new_empty(*outer[:-1], length, outer[-1], value.shape[-1])  # heads beside each other, as they give it
+        return out.transpose(-2, -3)
+
+
 def cost(network: nn.Module, call: Callable[[nn.Module], object]) -> Cost:
     """The cost of `call(network)`, given a twin of the network on the meta device, in the network's type."""
     with torch.device("meta"):
         config = copy.deepcopy(dict(network.config))  # type: ignore[arg-type]
         twin = type(network).from_config(config)  # type: ignore[attr-defined]
         nn.Module.to(twin, next(network.parameters()).dtype)  # past diffusers' own `to`, which logs advice
-        counter, peak = FlopCounterMode(display=False), _Peak()
-        with torch.no_grad(), counter, peak:
+        counter, peak, fused = FlopCounterMode(display=False), _Peak(), _Fused()
+        with torch.no_grad(), counter, peak, fused:
             call(twin)
-    return Cost(int(counter.get_total_flops()), peak.most)
+    return Cost(int(counter.get_total_flops()) + fused.flops, peak.most)
 
 
 def weight_bytes(*modules: nn.Module) -> int:

@@ -46,15 +46,20 @@ def tiled(network: Network, size: int, overlap: int, factor: int) -> Network:
     def over_tiles(x: Tensor, level: Level, conds: Sequence[Cond]) -> list[Prediction]:
         height, width = x.shape[-2:]
         sums = [torch.zeros_like(x) for _ in conds]
+        variances: list[Tensor | None] = [None for _ in conds]
         total = torch.zeros_like(x[:1, :1])
         for box in tiles(height, width, size, overlap):
             top, left, bottom, right = box
             said = network(x[..., top:bottom, left:right], level, crop(conds, box, factor))
             weight = window(bottom - top, right - left, overlap).to(x)
             total[..., top:bottom, left:right] += weight
-            for into, prediction in zip(sums, said, strict=True):
-                into[..., top:bottom, left:right] += prediction.clean * weight
-        return [Prediction(s / total) for s in sums]
+            for i, prediction in enumerate(said):
+                sums[i][..., top:bottom, left:right] += prediction.clean * weight
+                if prediction.variance is not None:
+                    learned = variances[i] = torch.zeros_like(x) if variances[i] is None else variances[i]
+                    assert learned is not None
+                    learned[..., top:bottom, left:right] += prediction.variance * weight
+        return [Prediction(s / total, None if v is None else v / total) for s, v in zip(sums, variances, strict=True)]
 
     return over_tiles
 

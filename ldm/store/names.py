@@ -21,6 +21,11 @@ _UNET_ENDS = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_
               "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
               "controlnet_mid_block": "middle_block_out.0",
               "controlnet_cond_embedding.conv_in": "input_hint_block.0"}  # fmt: skip
+_UNET_PLACE = re.compile(
+    r"(down_blocks|up_blocks)\.\d{1,4}\.(resnets|attentions|downsamplers|upsamplers)\.\d{1,4}\.[^.]+\..+"
+    r"|mid_block\.(resnets|attentions)\.\d{1,4}\.[^.]+\..+"
+    r"|controlnet_cond_embedding\.blocks\.\d{1,4}\.[^.]+|controlnet_down_blocks\.\d{1,4}\.[^.]+"
+)
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
               "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
@@ -49,12 +54,15 @@ class Piece:
 
 
 def unet_plan(names: Iterable[str], layers: int, prefix: str) -> dict[str, Piece]:
-    """A U-Net, or a ControlNet (its encoder half and its zero convolutions), of `layers` resnets per level."""
+    """A U-Net, or a ControlNet (its encoder half and its zero convolutions), of `layers` resnets per level.
+
+    What the original has no name for keeps that of diffusers, as `time_embedding.cond_proj.weight` (the guidance scale
+    told to a distilled network) does in the single files that others wrote.
+    """
     names = list(names)
     attended = {name.split(".")[1] for name in names if re.match(r"up_blocks\.\d+\.attentions\.", name)}
-    hints = 1 + max(
-        (int(n.split(".")[2]) for n in names if n.startswith("controlnet_cond_embedding.blocks.")), default=0
-    )
+    blocks = (re.match(r"controlnet_cond_embedding\.blocks\.(\d{1,4})\.", n) for n in names)
+    hints = 1 + max((int(m[1]) for m in blocks if m), default=0)
     return {name: Piece(prefix + _unet(name, layers, attended, hints)) for name in names}
 
 
@@ -64,6 +72,8 @@ def _unet(name: str, layers: int, attended: set[str], hints: int) -> str:
         return f"{_UNET_ENDS[stem]}.{kind}"
     if stem == "controlnet_cond_embedding.conv_out":
         return f"input_hint_block.{2 * (hints + 1)}.{kind}"
+    if not _UNET_PLACE.fullmatch(name):
+        return name
     head, *rest = name.split(".")
     if head == "controlnet_cond_embedding":  # blocks.k: every second place is an activation
         return f"input_hint_block.{2 * (int(rest[1]) + 1)}.{kind}"
@@ -83,7 +93,7 @@ def _unet(name: str, layers: int, attended: set[str], hints: int) -> str:
 
 
 def _inner(part: str, rest: list[str]) -> str:
-    return f"{_RESNET[rest[0]]}.{rest[1]}" if part == "resnets" else ".".join(rest)
+    return ".".join([_RESNET.get(rest[0], rest[0]) if part == "resnets" else rest[0], *rest[1:]])
 
 
 def vae_plan(names: Iterable[str], prefix: str) -> dict[str, Piece]:

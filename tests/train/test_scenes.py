@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 import ldm
 from ldm.data.scenes import draw, make_scene, outline, read, sample_scene
@@ -92,3 +92,22 @@ def test_noise_levels_cover_the_schedule() -> None:
     level = recipe.Noiser().level(1000, torch.Generator().manual_seed(0))
     assert sorted(level.t.tolist()) == list(range(1000))
     assert (level.alpha**2 + level.sigma**2 - 1.0).abs().max() < 1e-6
+    stock = DDIMScheduler.from_config(recipe.config("scheduler")).alphas_cumprod.sqrt()
+    assert (recipe.Noiser().alphas - stock).abs().max() < 1e-5
+
+
+def test_every_weight_is_trained_by_one_optimiser() -> None:
+    vae = recipe.AutoencoderKL.from_config(recipe.config("vae"))
+    hidden, others = recipe.split(vae)
+    assert {id(p) for p in hidden} | {id(p) for p in others} == {id(p) for p in vae.parameters()}
+    assert len(hidden) + len(others) == len(list(vae.parameters()))
+    assert all(p.dim() >= 2 for p in hidden)
+    assert any(p is vae.encoder.conv_in.weight for p in others)
+
+
+def test_hints_stay_outlines() -> None:
+    hints = torch.from_numpy(np.stack([outline(sample_scene(i, 13))[..., 0] for i in range(60)]))
+    made = recipe.varied(hints, torch.Generator().manual_seed(0))
+    assert set(made.unique().tolist()) == {0.0, 1.0}
+    assert (made != hints).any((1, 2)).float().mean() > 0.3
+    assert 0.5 < made.sum() / hints.sum() < 2.0
