@@ -27,15 +27,16 @@ from pipelines.adapting import Acting
 from pipelines.canvas import Canvas, prepare
 from pipelines.device import place
 from pipelines.fit import check_size
+from pipelines.frame import Filter, resize
 from pipelines.jobs import Job, generator, start_noise
 from pipelines.recording import record
 from pipelines.request import GuidanceUse, Request, nearest_side
-from pipelines.resize import resized
 from pipelines.steps import Result, Stage, Step
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Model, Pipeline
 
+FILTERS = {"lanczos": Filter.LANCZOS, "bicubic": Filter.BICUBIC, "nearest": Filter.NEAREST}
 Steps = Yielding[Step, None, Tensor]  # yields steps, returns the latents
 
 
@@ -179,7 +180,7 @@ class Making:
         shape = (model.network.latent_channels, size[1] // vae.factor, size[0] // vae.factor)
         nine = int(model.network.config.in_channels) == 9
         if known is None and images is not None and (mask is None or run.strength < 1.0 or not nine):
-            known = vae.encode(images, self.generators)
+            known = vae.encode(images, self.generators, self._tile)
         noises = [
             start_noise(j, shape, self.request.variation, g) for j, g in zip(self.batch, self.generators, strict=True)
         ]
@@ -197,7 +198,7 @@ class Making:
         width, height = size
         image = torch.zeros(1, 3, height, width) if images is None else images
         binary = (torch.ones_like(image[:, :1]) if mask is None else mask >= 0.5).float()
-        latents = model.vae.encode(image * (binary < 0.5), self.generators)
+        latents = model.vae.encode(image * (binary < 0.5), self.generators, self._tile)
         small = F.interpolate(binary, size=latents.shape[-2:]).to(latents)
         return torch.cat([small.expand(len(latents), -1, -1, -1), latents], dim=1)
 
@@ -289,7 +290,7 @@ class Making:
             rgb = vae.decode(known, self._tile).cpu() if int(self.model.network.config.in_channels) == 9 else None
         else:
             small = from_tensor(vae.decode(x, self._tile))
-            rgb = torch.cat([to_tensor(resized(r, size, hires.upscale)) for r in small])
+            rgb = torch.cat([to_tensor(resize(r, size, FILTERS[hires.upscale])) for r in small])
         run = self._hires_run()
         start = self._start(self.model, run, size, rgb, self._mask(size), known)
         return (yield from self._pass(self.model, run, size, start, "hires"))
@@ -322,7 +323,7 @@ class Making:
         canvas = self.canvases[min(row, len(self.canvases) - 1)]
         if canvas.mask is None and rgb.shape[1::-1] != canvas.size:
             return canvas.enlarged(rgb)
-        return canvas.finish(resized(rgb, canvas.size, "lanczos"))
+        return canvas.finish(resize(rgb, canvas.size, FILTERS["lanczos"]))
 
     def _untouched(self) -> tuple[Result, ...]:
         """The source itself: strength 0, or nothing to paint."""

@@ -127,7 +127,9 @@ class Pipeline:
             return request.solver
         if self.model_for(request).network.kind == "flow":
             return "flow-euler"
-        return DEFAULT_SOLVERS.get(self.model.parts.scheduler.get("_class_name", ""), "dpm++ 2m")
+        scheduler = self.model.parts.scheduler
+        name = DEFAULT_SOLVERS.get(scheduler.get("_class_name", ""), "dpm++ 2m")
+        return "dpm++ 2m sde" if name == "dpm++ 2m" and "sde" in scheduler.get("algorithm_type", "") else name
 
     def spacing(self, request: Request) -> Spacing | Literal["auto"]:
         """The spacing asked for; an unknown name is an error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,17 @@ import torch
 from torch import nn
 
 from ldm.diffusion.level import Level
-from ldm.diffusion.solver import Run, Solver
+from ldm.diffusion.solver import Solver
 from ldm.models.cost import Cost, cost, weight_bytes
 from ldm.models.latent import Cond
 from pipelines.conditions import time_ids
-from pipelines.request import Request, nearest_side
+from pipelines.jobs import jobs
+from pipelines.making import Making
+from pipelines.request import Request
+from pipelines.work import Work, work_of
 
 if TYPE_CHECKING:
-    from pipelines.pipeline import Pipeline
+    from pipelines.pipeline import Model, Pipeline
 
 MEASURE_BELOW = 2.0  # seconds: a call that short is timed for real, a longer one is estimated from its arithmetic
 
@@ -26,11 +30,11 @@ MEASURE_BELOW = 2.0  # seconds: a call that short is timed for real, a longer on
 class Plan:
     """An estimate. `seconds` is for all pictures; memory is beyond what Python and torch themselves take."""
 
-    width: int
+    width: int  # of the latent work, at its largest
     height: int
     pictures: int
-    steps: int  # really run, per picture
-    calls: int  # of the network, per batch
+    steps: int  # really run, per picture, in all passes
+    calls: int  # of the network (and the refiner), per batch; a tile is a call
     batch: int
     solver: str
     spacing: str
@@ -52,97 +56,101 @@ class Plan:
 
 
 def plan(pipeline: Pipeline, request: Request) -> Plan:
-    """The cost of a request on a loaded pipeline."""
-    model, size = pipeline.model, pipeline.size(request)
-    name = pipeline.solver_name(request)
-    strength = 1.0 if request.image is None else request.strength
-    run = Run(
-        name, request.steps, pipeline.spacing(request), strength, sigmas=request.sigmas, zero_snr=request.zero_snr
-    )
-    solver = Solver(run, model.parts.scheduler)
-    batch = min(request.count, 1 if request.exact else request.batch)
-    inside = sum(
-        request.guidance.interval[0] <= i / max(solver.count, 1) < request.guidance.interval[1]
-        for i in range(solver.count)
-    )
-    branches = 1 + (request.guidance.scale > 1) + (request.guidance.pag > 0)
-    passes = [(size, inside, branches), (size, solver.count - inside, 1)]
-    if request.hires is not None:
-        large = (nearest_side(size[0] * request.hires.scale), nearest_side(size[1] * request.hires.scale))
-        steps = int((request.hires.steps or request.steps) * request.hires.strength)
-        passes.append((large, steps, branches))
-        size = large
-    controls = pipeline.controlnets(request)
-    seconds, working, timed = 0.0, 0, True
-    for shape, calls, rows in passes:
-        if calls:
-            price = _call_cost(pipeline, shape, batch * rows, controls)
-            each, real = _seconds(pipeline, price, shape, batch * rows)
-            seconds, working, timed = seconds + calls * each, max(working, price.peak), timed and real
-    decode = _decode_cost(pipeline, size)
-    seconds += batch * decode.flops / _speed(pipeline)
-    working = max(working, decode.peak)
-    towers = [t.model for t in model.text.towers]
-    weights = weight_bytes(model.network.model, model.vae.model, *towers, *controls)
-    batches = -(-request.count // batch)
+    """The cost of a request on a loaded pipeline; what cannot run is refused as a run would refuse it."""
+    making = first_batch(pipeline, request)
+    model, run, _ = making.passes[0]
+    works = list(work_of(making))
+    prices = [_price(work) for work in works]
+    speed = _speed(pipeline)
+    seconds = [_seconds(pipeline, w, p, speed) for w, p in zip(works, prices, strict=True)]
+    evaluated = [(w, s) for w, s in zip(works, seconds, strict=True) if w.kind == "network"]
+    held = [*_modules(making.model), *making.networks, *(() if making.refiner is None else _modules(making.refiner))]
+    width, height = final_size(making)
+    batch = len(making.batch)
     return Plan(
-        *size, request.count, solver.count, sum(c for _, c, _ in passes), batch, name, solver.spacing,
-        weights / 1e6, working / 1e6, seconds * batches, timed,
-    )  # fmt: skip
+        width,
+        height,
+        request.count,
+        sum(w.steps for w, _ in evaluated),
+        sum(w.calls for w, _ in evaluated),
+        batch,
+        making.solver_name,
+        Solver(run, model.parts.scheduler).spacing,
+        weight_bytes(*held) / 1e6,
+        max((w.kept + p.peak for w, p in zip(works, prices, strict=True)), default=0) / 1e6,
+        sum(w.calls * each for w, (each, _) in zip(works, seconds, strict=True)) * request.count / batch,
+        bool(evaluated) and all(timed for _, (_, timed) in evaluated),
+    )
 
 
-def _latent(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
-    return size[1] // pipeline.model.vae.factor, size[0] // pipeline.model.vae.factor
+def first_batch(pipeline: Pipeline, request: Request) -> Making:
+    """The pictures that share the first calls, ready to be made: checked, words resolved, adapters put in."""
+    begin, end = next(pipeline.run(request)).pictures  # a run computes nothing before its second step
+    batch = jobs(request)[begin:end]
+    return Making(pipeline, request, batch, request.count, pipeline.adapting.use(request, batch[0].loras))
 
 
-def _call_cost(pipeline: Pipeline, size: tuple[int, int], rows: int, controls: list[nn.Module]) -> Cost:
-    """U-Net and controls; the controls' share of arithmetic is that of their weights."""
-    network, height_width = pipeline.model.network, _latent(pipeline, size)
-    config = network.config
-    dtype = next(network.model.parameters()).dtype
-
-    def call(twin: nn.Module) -> object:
-        more: dict[str, Any] = {}
-        if getattr(config, "addition_embed_type", None) == "text_time":
-            pooled = torch.zeros(rows, _pooled(pipeline), dtype=dtype)
-            ids = time_ids(network, pooled, size, 6.0)
-            assert ids is not None
-            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.repeat(rows, 1)}
-        x = torch.zeros(rows, config.in_channels, *height_width, dtype=dtype)
-        text = torch.zeros(rows, 77, config.cross_attention_dim, dtype=dtype)
-        return twin(x, torch.zeros(rows, dtype=torch.long), encoder_hidden_states=text, **more)
-
-    price = cost(network.model, call)
-    share = 1 + weight_bytes(*controls) / weight_bytes(network.model) if controls else 1.0
-    return Cost(int(price.flops * share), price.peak)
+def _modules(model: Model) -> tuple[nn.Module, ...]:
+    return (model.network.model, model.vae.model, *(tower.model for tower in model.text.towers))
 
 
-def _pooled(pipeline: Pipeline) -> int:
-    return int(pipeline.model.text.towers[-1].model.config.projection_dim)
+def _price(work: Work) -> Cost:
+    """One call of the work; what the controls answer is held while the U-Net computes."""
+    vae = work.model.vae
+    width, height = work.size
+    if work.kind == "encode":
+        picture = functools.partial(torch.zeros, work.rows, 3, height, width, dtype=_dtype(vae.model))
+        return cost(vae.model, lambda twin: twin.encode(picture()))  # type: ignore[operator]
+    small = (height // vae.factor, width // vae.factor)
+    if work.kind == "decode":
+        latent = functools.partial(torch.zeros, work.rows, vae.channels, *small, dtype=_dtype(vae.model))
+        return cost(vae.model, lambda twin: twin.decode(latent()))  # type: ignore[operator]
+    own = cost(work.model.network.model, lambda twin: _call(twin, work))
+    flops, most, answers = own.flops, 0, 0
+    for control in work.controls:
+        said: list[int] = []
+        price = cost(control, functools.partial(_control_call, work=work, said=said))
+        flops, most, answers = flops + price.flops, max(most, answers + price.peak), answers + said[0]
+    return Cost(flops, max(most, answers + own.peak))
 
 
-def _decode_cost(pipeline: Pipeline, size: tuple[int, int]) -> Cost:
-    vae = pipeline.model.vae
-    dtype = next(vae.model.parameters()).dtype
-
-    def decode(twin: Any) -> object:
-        return twin.decode(torch.zeros(1, vae.channels, *_latent(pipeline, size), dtype=dtype))
-
-    return cost(vae.model, decode)
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
-def _seconds(pipeline: Pipeline, price: Cost, size: tuple[int, int], rows: int) -> tuple[float, bool]:
-    """One call: timed, if it is short and the model plain; else arithmetic over the speed of this machine."""
-    guess = price.flops / _speed(pipeline)
-    network = pipeline.model.network
+def _call(twin: nn.Module, work: Work, **more: Any) -> Any:
+    """A U-Net or a ControlNet told everything that its configuration asks for."""
+    config, model, rows, dtype = twin.config, work.model, work.rows, _dtype(twin)
+    if getattr(config, "addition_embed_type", None) == "text_time":
+        pooled = torch.zeros(rows, int(model.text.towers[-1].model.config.projection_dim), dtype=dtype)
+        ids = time_ids(model.network, pooled, work.size, 6.0)
+        assert ids is not None
+        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.repeat(rows, 1)}
+    side = (work.size[1] // model.vae.factor, work.size[0] // model.vae.factor)
+    x = torch.zeros(rows, config.in_channels, *side, dtype=dtype)  # type: ignore[union-attr, arg-type]
+    text = torch.zeros(rows, work.tokens, config.cross_attention_dim, dtype=dtype)  # type: ignore[union-attr, arg-type]
+    return twin(x, torch.zeros(rows, dtype=torch.long), encoder_hidden_states=text, **more)
+
+
+def _control_call(twin: nn.Module, work: Work, said: list[int]) -> None:
+    """Writes down how many bytes the control answers with."""
+    hint = torch.zeros(work.rows, 3, work.size[1], work.size[0], dtype=_dtype(twin))
+    down, mid = _call(twin, work, controlnet_cond=hint, return_dict=False)
+    said.append(sum(t.nbytes for t in (*down, mid)))
+
+
+def _seconds(pipeline: Pipeline, work: Work, price: Cost, speed: float) -> tuple[float, bool]:
+    """One call: timed, if it is short and the network plain; else arithmetic over the speed of this machine."""
+    guess, network = price.flops / speed, work.model.network
     plain = getattr(network.config, "addition_embed_type", None) is None and pipeline.device.type == "cpu"
-    if guess > MEASURE_BELOW or not plain:
+    if work.kind != "network" or work.controls or guess > MEASURE_BELOW or not plain:
         return guess, False
     level = Level(*(torch.tensor([v]) for v in (500, 0.7, 0.7, 0, 1)))
-    x = torch.zeros(rows, network.latent_channels, *_latent(pipeline, size))
+    factor = work.model.vae.factor
+    x = torch.zeros(work.rows, network.latent_channels, work.size[1] // factor, work.size[0] // factor)
     extra = int(network.config.in_channels) - network.latent_channels
-    channels = torch.zeros(rows, extra, *x.shape[-2:]) if extra else None
-    cond = Cond(text=torch.zeros(rows, 77, network.config.cross_attention_dim), channels=channels)
+    channels = torch.zeros(work.rows, extra, *x.shape[-2:]) if extra else None
+    cond = Cond(text=torch.zeros(work.rows, work.tokens, network.config.cross_attention_dim), channels=channels)
     network(x, level, [cond])  # the first call warms caches
     begin = time.perf_counter()
     network(x, level, [cond])

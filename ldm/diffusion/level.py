@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Kind = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -16,7 +15,8 @@ class Level:
     """A noise level: x = alpha * clean + sigma * noise, and t is what the network is told.
 
     All fields are [B]: requests at different steps may share a call. `index` of `count` is the place in the run.
-    The three of t, alpha and sigma travel together, because some spacings round t and not sigma.
+    The three of t, alpha and sigma travel together, because some spacings round t and not sigma. `index` and `count`
+    stay on the CPU: whoever asks how far a run is must not wait for a card.
     """
 
     t: Tensor
@@ -63,9 +63,6 @@ class Level:
     def repeat(self, times: int) -> Level:
         """The level for a batch stacked `times` over (several conditions in one call)."""
         return Level(*(getattr(self, n).repeat(times) for n in ("t", "alpha", "sigma", "index", "count")))
-
-    def to(self, device: torch.device | str) -> Level:
-        return Level(*(getattr(self, n).to(device) for n in ("t", "alpha", "sigma", "index", "count")))
 
 
 def _over(value: Tensor, x: Tensor) -> Tensor:

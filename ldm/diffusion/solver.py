@@ -120,12 +120,11 @@ class Solver:
         """The level of evaluation i, counted from the start of the full list."""
         alpha, sigma = self._alpha_sigma(i)
 
-        def each(value: float | int | Tensor) -> Tensor:
-            return torch.as_tensor(value, device=self.device).reshape(1)
+        def each(value: float | int | Tensor, device: torch.device | str) -> Tensor:
+            return torch.as_tensor(value, device=device).reshape(1)
 
-        return Level(
-            each(self.scheduler.timesteps[i]), each(alpha), each(sigma), each(i - self.origin), each(self._total)
-        )
+        t, alpha, sigma = (each(v, self.device) for v in (self.scheduler.timesteps[i], alpha, sigma))
+        return Level(t, alpha, sigma, each(i - self.origin, "cpu"), each(self._total, "cpu"))
 
     def start(self, noise: Tensor, known: Tensor | None = None) -> Tensor:
         """x of the first level: noise alone, or `known` brought to that level."""

@@ -33,9 +33,16 @@ class Autoencoder:
         return int(self.config.latent_channels)
 
     @torch.no_grad()
-    def encode(self, picture: Tensor, generators: Sequence[Generator]) -> Tensor:
+    def encode(self, picture: Tensor, generators: Sequence[Generator], tile: int | None = None) -> Tensor:
         """One latent for each generator, drawn from the posterior of the (single or equally many) pictures."""
-        posterior = self._guarded(lambda dtype: self._posterior(picture.to(self._device, dtype)), "encoded picture")
+
+        def posterior_of(dtype: torch.dtype) -> Tensor:
+            pixels = picture.to(self._device, dtype)
+            if tile is None or max(pixels.shape[-2:]) <= tile:
+                return self._posterior(pixels)
+            return in_tiles(self._posterior, pixels, tile // self.factor * self.factor, 1, self.factor)
+
+        posterior = self._guarded(posterior_of, "encoded picture")
         mean, std = posterior.chunk(2)
         rows = [min(i, len(mean) - 1) for i in range(len(generators))]
         drawn = [_draw(mean[r : r + 1], std[r : r + 1], g) for r, g in zip(rows, generators, strict=True)]
@@ -85,8 +92,11 @@ class Autoencoder:
     def _decode(self, latents: Tensor, tile: int | None) -> Tensor:
         z = latents / self.scale + self.shift
         if tile is None or max(z.shape[-2:]) * self.factor <= tile:
-            return torch.as_tensor(self.model.decode(z, return_dict=False)[0])
-        return tiled_decode(self.model, z, max(tile // self.factor, 1), self.factor)
+            return self._pixels(z)
+        return in_tiles(self._pixels, z, tile // self.factor, self.factor, 1)
+
+    def _pixels(self, z: Tensor) -> Tensor:
+        return torch.as_tensor(self.model.decode(z, return_dict=False)[0])
 
 
 def _draw(mean: Tensor, std: Tensor, generator: Generator) -> Tensor:
@@ -95,15 +105,22 @@ def _draw(mean: Tensor, std: Tensor, generator: Generator) -> Tensor:
     return mean + std * noise if bool((std > 0).any()) else mean
 
 
-def tiled_decode(model: Any, z: Tensor, size: int, factor: int) -> Tensor:
-    """Decode overlapping tiles of `size` latents and blend them with weights that fall to the tile's border."""
-    height, width = z.shape[-2:]
-    out = z.new_zeros(len(z), 3, height * factor, width * factor, dtype=torch.float32)
-    total = torch.zeros_like(out[:1, :1])
-    for top, left, bottom, right in tiles(height, width, size, max(size // 4, 1)):
-        part = model.decode(z[..., top:bottom, left:right], return_dict=False)[0].float()
-        weight = window(part.shape[-2], part.shape[-1], max(size // 4, 1) * factor).to(part)
-        where = (..., slice(top * factor, bottom * factor), slice(left * factor, right * factor))
+def in_tiles(work: Callable[[Tensor], Tensor], x: Tensor, size: int, up: int, down: int) -> Tensor:
+    """`work`, which makes each pixel `up` pixels or `down` pixels one, in overlapping tiles of `size` that are blended.
+
+    Tiles begin on multiples of `down`; weights fall towards a tile's border.
+    """
+    height, width = (side // down for side in x.shape[-2:])
+    side, overlap = max(size // down, 2), max(size // down // 4, 1)
+    out = total = None
+    for top, left, bottom, right in tiles(height, width, side, overlap):
+        part = work(x[..., top * down : bottom * down, left * down : right * down]).float()
+        weight = window(part.shape[-2], part.shape[-1], overlap * up).to(part)
+        if out is None or total is None:
+            out = part.new_zeros(*part.shape[:2], height * up, width * up)
+            total = torch.zeros_like(out[:1, :1])
+        where = (..., slice(top * up, bottom * up), slice(left * up, right * up))
         out[where] += part * weight
         total[where] += weight
+    assert out is not None and total is not None
     return out / total

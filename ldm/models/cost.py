@@ -36,8 +36,9 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in old:  # a view makes nothing
                 self._count(tensor.untyped_storage())
         return out
 
@@ -69,7 +70,9 @@ class _Fused(TorchFunctionMode):
         query, key, value = (list(args) + [(kwargs or {})[n] for n in ("query", "key", "value")[len(args) :]])[:3]
         *outer, length, width = query.shape
         self.flops += 2 * math.prod(outer) * length * key.shape[-2] * (width + value.shape[-1])
-        out = query.new_empty(*outer[:-1], length, outer[-1], value.shape[-1])  # heads beside each other, as they give it
+        out = query.new_empty(
+            *outer[:-1], length, outer[-1], value.shape[-1]
+        )  # heads beside each other, as they give it
         return out.transpose(-2, -3)
 
 

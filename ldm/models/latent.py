@@ -51,14 +51,6 @@ class Cond:
     controls: tuple[Control, ...] = ()
     perturb: frozenset[str] = field(default_factory=frozenset)  # names of attention layers to replace by identity
 
-    @property
-    def batch(self) -> int:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                return value.shape[0]
-        return 1
-
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Cond:
         """The same condition on a device; floating tensors change type, labels keep theirs."""
         moved: dict[str, Any] = {

@@ -39,11 +39,6 @@ class UNet:
         return self.model.config
 
     @property
-    def supports(self) -> frozenset[str]:
-        """What this backend can be told, beyond text."""
-        return frozenset({"controls", "channels", "perturb", "sizes", "guidance", "label"})
-
-    @property
     def latent_channels(self) -> int:
         """Channels of the latent, without mask channels: 9 means 4 + 1 + 4."""
         channels = int(self.config.in_channels)

@@ -216,7 +216,8 @@ def test_tiles_of_odd_sizes(pipeline: Pipeline, size: int, overlap: int) -> None
 def test_partial_results_count_all_stages(pipeline: Pipeline) -> None:
     steps = list(pipeline.run(Request(**BASE, hires=HiresUse(strength=0.5, steps=4))))
     second = next(s for s in steps if s.stage == "hires" and s.index == 1)
-    assert second.partial()[0].recipe.steps == steps[-1].done[0].recipe.steps == 6
+    assert second.partial()[0].recipe.steps == 5
+    assert steps[-1].done[0].recipe.steps == 6
     whole = next(s for s in steps if s.stage == "decode").partial()[0].recipe
     assert not whole.partial
 
@@ -237,12 +238,12 @@ def test_seeds_do_not_run_over() -> None:
 
 def test_a_sigma_list_is_taken_as_it_stands(pipeline: Pipeline) -> None:
     short, long = (
-        made(pipeline, sigmas=s, image=picture(), strength=0.5)
+        made(pipeline, solver="euler", sigmas=s, image=picture(), strength=0.5)
         for s in ((14.0, 5.0, 2.0, 0.8), (14.0, 5.0, 2.0, 0.8, 0.0))
     )
     assert np.array_equal(short, long)
     with pytest.raises(LdmError, match="exclude each other"):
-        made(pipeline, sigmas=(5.0, 1.0), spacing="karras")
+        made(pipeline, solver="euler", sigmas=(5.0, 1.0), spacing="karras")
 
 
 def test_a_flow_model_goes_through_every_mode(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "outpaint": {"image": scene, "pad": (0, 0, 24, 0), "strength": 1.0},
     "control": {"controls": ({"model": "edges", "image": edges},)},
     "two passes": {"hires": {"scale": 1.5, "strength": 0.4}},
-    "tiles": {"tile": {"size": 64, "overlap": 16}},
+    "tiles": {"tile": {"size": 24, "overlap": 12}},
     "karras": {"solver": "dpm++ 2m", "spacing": "karras"},
     "euler-a": {"solver": "euler-a"},
     "weights": {"prompt": "a (red:1.1) (circle:1.1) on a white background"},
