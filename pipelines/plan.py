@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from pipelines.conditions import time_ids
 from pipelines.jobs import jobs
 from pipelines.making import Making
 from pipelines.request import Request
-from pipelines.work import Work, work_of
+from pipelines.work import Work, final_size, work_of
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Model, Pipeline
@@ -59,11 +59,11 @@ def plan(pipeline: Pipeline, request: Request) -> Plan:
     """The cost of a request on a loaded pipeline; what cannot run is refused as a run would refuse it."""
     making = first_batch(pipeline, request)
     model, run, _ = making.passes[0]
-    works = list(work_of(making))
-    prices = [_price(work) for work in works]
+    works = [(replace(work, calls=1, steps=0), work) for work in work_of(making)]
     speed = _speed(pipeline)
-    seconds = [_seconds(pipeline, w, p, speed) for w, p in zip(works, prices, strict=True)]
-    evaluated = [(w, s) for w, s in zip(works, seconds, strict=True) if w.kind == "network"]
+    price = {each: _price(each) for each in dict.fromkeys(each for each, _ in works)}  # equal calls once
+    takes = {each: _seconds(pipeline, each, price[each], speed) for each in price}
+    evaluated = [each for each, _ in works if each.kind == "network"]
     held = [*_modules(making.model), *making.networks, *(() if making.refiner is None else _modules(making.refiner))]
     width, height = final_size(making)
     batch = len(making.batch)
@@ -71,15 +71,15 @@ def plan(pipeline: Pipeline, request: Request) -> Plan:
         width,
         height,
         request.count,
-        sum(w.steps for w, _ in evaluated),
-        sum(w.calls for w, _ in evaluated),
+        sum(work.steps for _, work in works),
+        sum(work.calls for _, work in works if work.kind == "network"),
         batch,
         making.solver_name,
         Solver(run, model.parts.scheduler).spacing,
         weight_bytes(*held) / 1e6,
-        max((w.kept + p.peak for w, p in zip(works, prices, strict=True)), default=0) / 1e6,
-        sum(w.calls * each for w, (each, _) in zip(works, seconds, strict=True)) * request.count / batch,
-        bool(evaluated) and all(timed for _, (_, timed) in evaluated),
+        max((each.kept + price[each].peak for each in price), default=0) / 1e6,
+        sum(work.calls * takes[each][0] for each, work in works) * request.count / batch,
+        bool(evaluated) and all(takes[each][1] for each in evaluated),
     )
 
 

@@ -47,19 +47,19 @@ def work_of(making: Making) -> Iterator[Work]:
     request, size, batch = making.request, making.size, len(making.batch)
     if making.canvases and (request.strength == 0.0 or making._nothing_to_paint()):
         return
-    masked = bool(making.canvases) and making.canvases[0].mask is not None
     first, run, _ = making.passes[0]
-    yield from _encoding(first, run, size, len(making.canvases), masked, known=False)
+    yield from _encoding(making, first, run, size, len(making.canvases), known=False)
     for model, run, _ in making.passes:
         yield from _evaluations(making, model, run, size)
     if request.hires is not None:
-        large, latent, nine = final_size(making), request.hires.upscale == "latent", _nine(making.model)
-        if not latent or nine:
-            yield _decoding(making, large if latent else size, batch, 1)
+        large, latent = final_size(making), request.hires.upscale == "latent"
+        pixels = not latent or _nine(making.model)
+        if pixels:
+            yield _autoencoding(making, "decode", making.model, large if latent else size, batch, 1)
         run = making._hires_run()
-        yield from _encoding(making.model, run, large, batch if not latent or nine else 0, masked, known=latent)
+        yield from _encoding(making, making.model, run, large, batch if pixels else 0, known=latent)
         yield from _evaluations(making, making.model, run, large)
-    yield _decoding(making, final_size(making), 1, batch)
+    yield _autoencoding(making, "decode", making.model, final_size(making), 1, batch)
 
 
 def final_size(making: Making) -> Size:
@@ -73,23 +73,26 @@ def _nine(model: Model) -> bool:
     return int(model.network.config.in_channels) == 9
 
 
-def _encoding(model: Model, run: Run, size: Size, images: int, masked: bool, known: bool) -> Iterator[Work]:
+def _encoding(making: Making, model: Model, run: Run, size: Size, images: int, known: bool) -> Iterator[Work]:
     """The start of a pass: the picture itself, and for a 9-channel network the masked one."""
+    masked = bool(making.canvases) and making.canvases[0].mask is not None
     if images and not known and (not masked or run.strength < 1.0 or not _nine(model)):
-        yield Work("encode", model, size, images, 1)
+        yield _autoencoding(making, "encode", model, size, images, 1)
     if _nine(model):
-        yield Work("encode", model, size, max(images, 1), 1)
+        yield _autoencoding(making, "encode", model, size, max(images, 1), 1)
 
 
-def _decoding(making: Making, size: Size, rows: int, calls: int) -> Work:
-    """In tiles if asked, which are blended on a canvas in fp32."""
-    model, tile = making.model, making.request.tile
-    factor = model.vae.factor
+def _autoencoding(
+    making: Making, kind: Literal["encode", "decode"], model: Model, size: Size, rows: int, calls: int
+) -> Work:
+    """In tiles if asked: they are blended in fp32 on a canvas of pixels, or of means and deviations."""
+    tile, vae = making.request.tile, model.vae
     if tile is None or max(size) <= tile.size:
-        return Work("decode", model, size, rows, calls)
-    side = max(tile.size // factor, 1)
-    part, count = _tiles(size, factor, side, max(side // 4, 1))
-    return Work("decode", model, part, rows, calls * count, kept=4 * (3 * rows + 1) * size[0] * size[1])
+        return Work(kind, model, size, rows, calls)
+    side = max(tile.size // vae.factor, 2)
+    part, count = _tiles(size, vae.factor, side, max(tile.size // vae.factor // 4, 1))
+    canvas = (3 * rows + 1) if kind == "decode" else (2 * rows * vae.channels + 1) / vae.factor**2
+    return Work(kind, model, part, rows, calls * count, kept=int(4 * canvas * size[0] * size[1]))
 
 
 def _tiles(size: Size, factor: int, side: int, overlap: int) -> tuple[Size, int]:

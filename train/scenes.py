@@ -25,7 +25,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.data.hints import make_hint
 from ldm.data.scenes import Scene, caption, draw, outline, sample_scene, words
-from train.scenes_stages import STAGES, Plan, TextUNet, config, encode, train_autoencoder, train_control, train_denoiser
+from train.scenes_stages import (
+    STAGES,
+    Plan,
+    TextUNet,
+    config,
+    encode,
+    new_denoiser,
+    train_autoencoder,
+    train_control,
+    train_denoiser,
+)
 from train.tokenizer import save_tokenizer
 
 log = logging.getLogger("train.scenes")
@@ -55,6 +65,12 @@ def save(module: Any, folder: Path) -> None:
     copy.deepcopy(module).half().save_pretrained(folder)
 
 
+def load_denoiser(out: Path) -> TextUNet:
+    """The text tower and U-Net of a folder, in fp32."""
+    text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
+    return TextUNet(text, UNet2DConditionModel.from_pretrained(out / "unet", dtype=torch.float32))
+
+
 def save_index(out: Path) -> None:
     """The scheduler and model_index.json: then stock `StableDiffusionPipeline.from_pretrained` loads the folder."""
     (out / "scheduler").mkdir(exist_ok=True)
@@ -82,20 +98,20 @@ def train(out: Path, seed: int, share: float, stages: list[str]) -> None:
     if "autoencoder" in stages:
         with stage(out, "autoencoder", seed, share) as (plan, generator):
             save(train_autoencoder(pictures, plan, generator), out / "vae")
-    if {"denoiser", "control"} & set(stages):
+    if set(stages) - {"autoencoder"}:
         vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32)
         latents, tokens = encode(vae, pictures), make_tokens(scenes, tokenizer)
-    if "denoiser" in stages:
-        with stage(out, "denoiser", seed, share) as (plan, generator):
-            model = train_denoiser(latents, tokens, vocabulary, plan, generator)
-            save(model.text, out / "text_encoder")
-            save(model.unet, out / "unet")
+    for name in ("denoiser", "layout"):
+        if name in stages:
+            with stage(out, name, seed, share) as (plan, generator):
+                model = new_denoiser(vocabulary) if name == "denoiser" else load_denoiser(out)
+                model = train_denoiser(model, latents, tokens, plan, generator, layout=name == "layout")
+                save(model.text, out / "text_encoder")
+                save(model.unet, out / "unet")
     if "control" in stages:
-        text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
-        model = TextUNet(text, UNet2DConditionModel.from_pretrained(out / "unet", dtype=torch.float32))
         with stage(out, "control", seed, share) as (plan, generator):
-            hints = make_hints(scenes)
-            save(train_control(latents, tokens, hints, model, plan, generator), out / "controlnet-edges")
+            control = train_control(latents, tokens, make_hints(scenes), load_denoiser(out), plan, generator)
+            save(control, out / "controlnet-edges")
     save_index(out)
 
 

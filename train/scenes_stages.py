@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.diffusion.level import Kind, Level
-from ldm.diffusion.loss import denoising_loss
+from ldm.diffusion.loss import Weighting, denoising_loss
 from train.muon import Muon
 
 log = logging.getLogger("train.scenes")
@@ -38,9 +38,10 @@ class Plan:
 
 AUTOENCODER = Plan(4000, 16, 0.02, 3e-3)
 DENOISER = Plan(3000, 64, 0.02, 2e-3)
-CONTROL = Plan(800, 64, 0.02, 2e-3)
+LAYOUT = Plan(1200, 64, 0.012, 1e-3)
+CONTROL = Plan(2000, 64, 0.02, 2e-3)
 DROP_CAPTION = 0.12
-STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "control": CONTROL}
+STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "layout": LAYOUT, "control": CONTROL}
 
 
 def steps(plan: Plan, module: nn.Module, name: str) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
@@ -124,7 +125,7 @@ def fold(vae: AutoencoderKL, latents: Tensor) -> None:
 
 
 class Noiser:
-    """Draws noise levels of the model's own schedule: alpha_t^2 = prod (1 - beta), sqrt(beta) linear in t."""
+    """Draws noise levels of the model's schedule: alpha_t^2 = prod (1 - beta), sqrt(beta) linear in t."""
 
     def __init__(self) -> None:
         schedule = config("scheduler")
@@ -133,10 +134,10 @@ class Noiser:
         betas = torch.linspace(first, last, schedule["num_train_timesteps"], dtype=torch.float64) ** 2
         self.alphas = (1.0 - betas).cumprod(0).sqrt().float()
 
-    def level(self, count: int, generator: torch.Generator) -> Level:
-        """Stratified: one t in each of `count` equal parts of the schedule, so that the mean loss varies less."""
-        share = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-        t = (share * len(self.alphas)).long()
+    def level(self, count: int, generator: torch.Generator, power: float = 1.0) -> Level:
+        """t = T u^power, u stratified (one in each of `count` equal parts of [0,1)): power 0.5 prefers high noise."""
+        u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        t = (u**power * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[t]
         return Level(t, alpha, (1.0 - alpha**2).sqrt(), torch.zeros_like(t), torch.ones_like(t))
 
@@ -157,24 +158,33 @@ class TextUNet(nn.Module):
         return output
 
 
-def train_denoiser(
-    latents: Tensor, tokens: Tensor, vocabulary: int, plan: Plan, generator: torch.Generator
-) -> TextUNet:
-    """v-prediction with min-SNR weights, captions dropped to the empty prompt; returns the moving average."""
+def new_denoiser(vocabulary: int) -> TextUNet:
+    """Random weights; the vocabulary's last two tokens are start and end."""
     special = {"vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
     text = CLIPTextModel(CLIPTextConfig(**config("text"), **special, pad_token_id=vocabulary - 1))
-    model = TextUNet(text, UNet2DConditionModel.from_config(config("unet")))
+    return TextUNet(text, UNet2DConditionModel.from_config(config("unet")))
+
+
+def train_denoiser(
+    model: TextUNet, latents: Tensor, tokens: Tensor, plan: Plan, generator: torch.Generator, layout: bool = False
+) -> TextUNet:
+    """v-prediction, captions dropped to the empty prompt; returns the moving average.
+
+    First with min-SNR weights, which give clean shapes and colours soonest. They nearly ignore high noise, where places
+    are decided (measured: 29 % of positions right), so the `layout` stage has no weights and prefers high noise.
+    """
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
-    empty, noiser = _empty(vocabulary), Noiser()
-    for step, update in steps(plan, model, "denoiser"):
+    empty, noiser = _empty(model.text.config.vocab_size), Noiser()
+    for step, update in steps(plan, model, "layout" if layout else "denoiser"):
         index = torch.randint(len(latents), (plan.batch,), generator=generator)
         dropped = torch.rand(plan.batch, 1, generator=generator) < DROP_CAPTION
         ids = torch.where(dropped, empty, tokens[index])
         clean = latents[index].repeat(2, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=generator)
-        level = noiser.level(len(clean), generator)
+        level = noiser.level(len(clean), generator, 0.6 if layout else 1.0)
         output = model(level.noisy(clean, noise), level.t, ids)
-        update(denoising_loss(output, clean, noise, level, noiser.kind, weighting="min_snr").mean())
+        weighting: Weighting = "none" if layout else "min_snr"
+        update(denoising_loss(output, clean, noise, level, noiser.kind, weighting=weighting).mean())
         if step >= plan.steps // 4:
             average.update_parameters(model)
     model.load_state_dict(average.module.state_dict())

@@ -50,6 +50,13 @@ def edges() -> Picture:
     return from_rgb(outline(make_scene(SHAPE, COLOUR, size="big", position="right")).astype(np.float32))
 
 
+def wide_edges() -> Picture:
+    """For a canvas that is 24 pixels wider: the outline stands in the new part."""
+    hint = np.zeros((32, 56, 3), np.float32)
+    hint[:, 24:] = outline(make_scene(SHAPE, COLOUR, size="big", position="centre"))
+    return from_rgb(hint)
+
+
 FEATURES: dict[str, dict[str, Any]] = {
     "negative": {"negative": "a blue square"},
     "rescale": {"guidance": {"rescale": 0.5}},
@@ -63,7 +70,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "soft": {"image": scene, "mask": mask, "strength": 1.0, "mask_blur": 1.0},
     "only masked": {"image": scene, "mask": mask, "strength": 1.0, "only_masked": True, "padding": 4},
     "outpaint": {"image": scene, "pad": (0, 0, 24, 0), "strength": 1.0},
-    "control": {"controls": ({"model": "edges", "image": edges},)},
+    "control": {"controls": "edges"},
     "two passes": {"hires": {"scale": 1.5, "strength": 0.4}},
     "tiles": {"tile": {"size": 24, "overlap": 12}},
     "karras": {"solver": "dpm++ 2m", "spacing": "karras"},
@@ -112,7 +119,8 @@ def request(names: tuple[str, ...], files: Mapping[str, Path], **more: Any) -> R
     if "embeddings" in fields:
         fields["embeddings"] = (files["word"],)
     if "controls" in fields:
-        fields["controls"] = tuple(ControlUse(**c | {"image": c["image"]()}) for c in fields["controls"])
+        hint = wide_edges() if "outpaint" in names else edges()
+        fields["controls"] = (ControlUse(model="edges", image=hint),)
     for key, record in (("hires", HiresUse), ("tile", TileUse)):
         if key in fields:
             fields[key] = record(**fields[key])
@@ -137,7 +145,30 @@ def test_pair(names: tuple[str, str], pipeline: Pipeline, files: Mapping[str, Pa
     assert sum(f.has("triangle", "green") for f in found) == 0
 
 
-@pytest.mark.parametrize("name", [n for n in FEATURES if n not in {"image", "control", "word", "weights"}])
+@pytest.mark.parametrize("name", FEATURES)
 def test_without_the_words_the_thing_is_not_there(name: str, pipeline: Pipeline, files: Mapping[str, Path]) -> None:
-    results = pipeline.results(request((name,), files, prompt=""))
+    """The control case: the same settings, and nothing that tells of a red circle (a negative prompt tells against it)."""
+    more: dict[str, Any] = {"prompt": ""}
+    more |= {"negative": PROMPT} if name == "negative" else {}
+    more |= {"image": scene()} if name == "image" else {}
+    results = pipeline.results(request((name,), files, **more))
     assert sum(judged(r.picture, (name,)).has(SHAPE, COLOUR) for r in results) <= 1
+
+
+def test_the_outline_says_where(pipeline: Pipeline, files: Mapping[str, Path]) -> None:
+    """With the control the circle stands on the right, where it was drawn; without it, anywhere."""
+    there = {
+        names: [read(r.picture.rgb()) for r in pipeline.results(request(names, files, count=8, batch=8))]
+        for names in (("control",), ())
+    }
+    right = {n: sum(t.position == "right" for f in found for t in f.things[:1]) for n, found in there.items()}
+    assert right[("control",)] >= 7
+    assert right[()] <= 4
+
+
+def test_tiles_are_really_tiles(pipeline: Pipeline, files: Mapping[str, Path]) -> None:
+    calls: list[int] = []
+    hook = pipeline.model.network.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    pipeline.results(request(("tiles",), files, steps=1))
+    hook.remove()
+    assert len(calls) == 4
