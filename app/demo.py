@@ -66,7 +66,7 @@ class Demo:
         return [self.prompts(), self.variations(), self.inpainting(), self.control(), self.strokes(), self.mixed()]
 
     def prompts(self) -> Section:
-        section = Section("Prompts", "Text to image. Each picture's recipe is inside its PNG: try `ldm verify` on one.")
+        section = Section("Prompts", "Text to image. Each picture's recipe is inside its PNG: try ldm verify on one.")
         for seed, prompt in enumerate(PROMPTS):
             self._add(section, self._run(Request(prompt=prompt, seed=seed)), prompt)
         return section
@@ -74,7 +74,7 @@ class Demo:
     def variations(self) -> Section:
         section = Section("Variations", "One seed, turned step by step towards another.")
         for share in (0.0, 0.15, 0.3, 0.45, 0.6):
-            request = Request(prompt="a green circle", seed=3, variation_seed=8, variation=share)
+            request = Request(prompt="a red ring on a white background", seed=4, variation_seed=8, variation=share)
             self._add(section, self._run(request), f"variation {share:g}")
         return section
 
@@ -82,7 +82,7 @@ class Demo:
         text = "Only what the mask covers is painted; every other sample value of the picture stays as it was."
         section = Section("Inpainting and outpainting", text)
         scene = from_rgb(draw(make_scene("circle", "red", position="left", background="white")))
-        hole = masks.from_box(scene.size, (15, 6, 16, 20))
+        hole = masks.from_box(scene.size, (16, 4, 15, 24))
         mask = from_rgb(np.repeat(hole[..., None], 3, axis=2).astype(np.float32))
         self._keep(section, scene.pixels, "the picture")
         self._keep(section, mask.pixels, "the mask")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 400
 GAP, TEXT = 6, 14  # pixels
+SWITCH = {True: ("1", "true", "yes", "on"), False: ("0", "false", "no", "off")}
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,18 @@ class Axis:
         """The fields of the request that one value fills."""
         for option in OPTIONS:
             if option.targets and self.name.replace("_", "-") in (option.flag.split("/")[0].lstrip("-"), option.field):
-                on = value.lower() in ("1", "true", "yes", "on")
-                given: Any = {"list": [value], "switch": on, "value": value}[option.kind]
+                given: Any = [value] if option.kind == "list" else value
+                if option.kind == "switch":
+                    given = self._on(value)
                 return request_fields({option.name: given})
         return request_fields({"set_": [f"{self.name}={value}"]})
+
+    def _on(self, value: str) -> bool:
+        told = {word: on for on, words in SWITCH.items() for word in words}
+        if value.lower() not in told:
+            what = f"--grid: {self.name} takes yes or no, not {value[:40]!r}."
+            raise LdmError(Code.USAGE, what, "It is a switch.", f"Write --grid {self.side}={self.name}:yes,no.")
+        return told[value.lower()]
 
     @property
     def labels(self) -> tuple[str, ...]:

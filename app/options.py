@@ -58,8 +58,10 @@ def split(text: str) -> list[str]:
 
 
 def size(text: str) -> dict[str, str]:
-    width, cross, height = text.lower().replace("×", "x").partition("x")
-    return {"width": width.strip(), "height": height.strip() if cross else width.strip()}
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:[x×X]\s*([0-9]{1,9})\s*)?", text)
+    if found is None:
+        raise bad("--size", text, "It takes width and height in pixels, or one number for both", "Write --size 512x512")
+    return {"width": found[1], "height": found[2] or found[1]}
 
 
 def pad(text: str) -> list[str]:
@@ -327,14 +329,37 @@ def plain_value(text: str) -> Any:
         return text
 
 
-def existing(path: str, option: str) -> Path:
-    """A file that is there."""
-    found = Path(path).expanduser()
+def existing(path: str, option: str, *, peft: bool = False) -> Path:
+    """A file that is there; with `peft` also a folder as peft writes adapters."""
+    found, name = Path(path).expanduser(), Path(path).name[:80]
+    if not path:
+        raise LdmError(Code.FILE, f"{option}: the name is empty.", "It takes the name of a file.", "Name a file.")
+    if "\0" not in path and found.is_dir():
+        weights = "adapter_model.safetensors"
+        if peft and (found / weights).is_file():
+            return found
+        why = f"Of folders it takes those of peft, which hold {weights}." if peft else "A file is needed."
+        raise LdmError(Code.FILE, f"{option}: {name or path} is a folder.", why, "Name a file in it.")
     if "\0" in path or not found.is_file():
-        raise LdmError(
-            Code.FILE,
-            f"{option}: {Path(path).name[:80]} was not found.",
-            "There is no file of that name.",
-            "Check the path.",
-        )
+        raise LdmError(Code.FILE, f"{option}: {name} was not found.", "There is no file of that name.", "Check the path.")
     return found
+
+
+def existing_folder(path: str, option: str) -> Path:
+    """A folder that is there."""
+    found, name = Path(path).expanduser(), Path(path).name[:80] or path[:80]
+    if "\0" in path or not found.exists():
+        why = "There is no folder of that name."
+        raise LdmError(Code.FILE, f"{option}: {name} was not found.", why, "Check the path.")
+    if not found.is_dir():
+        raise LdmError(Code.FILE, f"{option}: {name} is a file.", "A folder is needed.", "Name the folder it is in.")
+    return found
+
+
+def refuse_empty(given: Mapping[str, Any]) -> None:
+    """An empty text is no name and no number; only words may be empty."""
+    for option in OPTIONS:
+        value = given.get(option.name)
+        if option.flag != "--negative" and any(part == "" for part in (value if isinstance(value, list) else [value])):
+            what = f"{option.flag}: the value is empty."
+            raise LdmError(Code.USAGE, what, f"It takes {option.metavar}.", f"Give {option.metavar}, or leave it out.")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ldm.data.hints import make_hint
 from ldm.diffusion.level import Level
+from ldm.errors import Code, LdmError
 from ldm.images import open_image
 from ldm.models.attention import layer_prefixes
 from ldm.models.latent import Cond, Control
@@ -164,10 +165,23 @@ def controls(
         tensor = torch.from_numpy(np.ascontiguousarray(hint.transpose(2, 0, 1))).float()[None]
         mask = None
         if use.mask is not None:
+            _same_size(use)
             grey = companion(use.mask, size, canvas).mean(axis=-1)
             mask = F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(grey))[None, None].float(), factor)
         made.append(Control(network, tensor, use.weight, (use.start, use.end), mask, use.guess))
     return tuple(made)
+
+
+def _same_size(use: ControlUse) -> None:
+    """A control's mask lies over its picture; another size would be a guess at what was meant."""
+    mask, image = open_image(use.mask or use.image).size, open_image(use.image).size
+    if mask != image:
+        raise LdmError(
+            Code.USAGE,
+            f"the mask of control {use.model} is {mask[0]}x{mask[1]}",
+            f"its picture is {image[0]}x{image[1]}",
+            "Give a mask of the picture's size.",
+        )
 
 
 def companion(image: ImageInput, size: tuple[int, int], canvas: Canvas | None) -> np.ndarray:

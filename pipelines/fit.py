@@ -9,6 +9,7 @@ from torch import nn
 
 from ldm.diffusion.level import Kind
 from ldm.errors import Code, LdmError
+from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
 from ldm.store.parts import Parts
 from pipelines.request import Request, nearest_side
@@ -38,6 +39,13 @@ def check_request(parts: Parts, kind: Kind, request: Request) -> None:
             f"it predicts epsilon ({reason}), which says nothing where there is no signal",
             "Set prediction to v_prediction if the model was trained so, or zero_snr to false.",
         )
+    if request.guidance.zero_steps and kind != "flow":
+        raise LdmError(
+            Code.USAGE,
+            f"guidance.zero_steps={request.guidance.zero_steps} does not fit {parts.name}",
+            f"it stands still for the first steps of a flow; the model predicts {kind} ({reason})",
+            "Leave zero_steps at 0.",
+        )
     if request.solver != "auto" and (request.solver == "flow-euler") != (kind == "flow"):
         raise LdmError(
             Code.USAGE,
@@ -59,10 +67,11 @@ def check_control(network: UNet, control: nn.Module, name: str) -> None:
         _same(network.config, control.config, f"control {name}", ("in_channels",))
 
 
-def check_refiner(network: UNet, refiner: UNet, name: str) -> None:
-    """A refiner goes on with the same latents."""
+def check_refiner(network: UNet, refiner: UNet, vaes: tuple[Autoencoder, Autoencoder], name: str) -> None:
+    """A refiner goes on with the same latents: as many channels, in the same scale."""
     if int(refiner.config.in_channels) != network.latent_channels:
         _same(network.config, refiner.config, f"refiner {name}", ("in_channels",))
+    _same(vaes[0], vaes[1], f"refiner {name}", ("factor", "scale", "shift"))
 
 
 def _same(base: Any, other: Any, what: str, names: tuple[str, ...]) -> None:

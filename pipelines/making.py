@@ -20,7 +20,7 @@ from ldm.diffusion.solver import Run, Solver
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, from_rgb, from_tensor, to_tensor
 from ldm.models.latent import Network
-from ldm.models.tiling import pooled_mask, tiled
+from ldm.models.tiling import in_latents, pooled_mask, tiled
 from ldm.models.unet import UNet
 from pipelines import conditions
 from pipelines.adapting import Acting
@@ -70,7 +70,7 @@ class Making:
 
     def steps(self) -> Iterator[Step]:
         request = self.request
-        if self.canvases and (request.strength == 0.0 or self._nothing_to_paint()):
+        if self.canvases and (request.strength == 0.0 or self.nothing_to_paint()):
             yield self._step("done", done=self._untouched())
             return
         images = torch.cat([c.image for c in self.canvases]) if self.canvases else None
@@ -98,8 +98,8 @@ class Making:
             rest = replace(base, start=share, spacing=spacing)
             passes = [(self.model, replace(base, stop=share), "sample"), (self.refiner, rest, "refine")]
         counted = [(p, Solver(p[1], p[0].parts.scheduler).count) for p in passes]
-        if request.hires is not None and Solver(self._hires_run(), self.model.parts.scheduler).count == 0:
-            raise _no_step("hires.strength", request.hires.strength, self._hires_run().steps)
+        if request.hires is not None and Solver(self.hires_run(), self.model.parts.scheduler).count == 0:
+            raise _no_step("hires.strength", request.hires.strength, self.hires_run().steps)
         if not any(count for _, count in counted) and not (self.canvases and request.strength == 0.0):
             raise _no_step("strength", base.strength, base.steps)
         for (_, _, stage), count in counted:
@@ -107,6 +107,8 @@ class Making:
                 self.notes[f"the part of the {'refiner' if stage == 'refine' else 'base model'} has no step"] = None
         if self.refiner is not None and request.controls:
             self.notes["controls act in the base model's part, not in the refiner's"] = None
+        for model, _, _ in passes:
+            conditions.perturbed_layers(request, model.network)  # refuses places that the network has not
         if request.negative and request.guidance.scale <= 1:
             self.notes["the negative prompt is not used: the guidance scale is 1 or less"] = None
         return [p for p, count in counted if count] or passes[:1]
@@ -138,7 +140,7 @@ class Making:
             family=self.model.parts.family,
         )
 
-    def _hires_run(self) -> Run:
+    def hires_run(self) -> Run:
         hires = self.request.hires
         assert hires is not None
         return replace(self._run(), steps=hires.steps or self.request.steps, strength=hires.strength)
@@ -162,7 +164,7 @@ class Making:
         mask = torch.cat([c.mask for c in self.canvases if c.mask is not None])
         return F.interpolate(mask, size=(size[1], size[0])) if size != self.canvases[0].size else mask
 
-    def _nothing_to_paint(self) -> bool:
+    def nothing_to_paint(self) -> bool:
         mask = self._mask(self.size)
         return mask is not None and not bool((mask > 0).any())
 
@@ -263,8 +265,7 @@ class Making:
         perturb = conditions.perturbed_layers(request, network)
         calls: Network = network
         if request.tile is not None:
-            side = max(request.tile.size // factor, 2)
-            calls = tiled(network, side, min(request.tile.overlap // factor, side - 1), factor)
+            calls = tiled(network, *in_latents(request.tile.size, request.tile.overlap, factor), factor)
 
         def branches(x: Tensor, level: Level, names: tuple[str, ...]) -> dict[str, Prediction]:
             return dict(zip(names, calls(x, level, timeline(level).named(names, perturb)), strict=True))
@@ -291,7 +292,7 @@ class Making:
         else:
             small = from_tensor(vae.decode(x, self._tile))
             rgb = torch.cat([to_tensor(resize(r, size, FILTERS[hires.upscale])) for r in small])
-        run = self._hires_run()
+        run = self.hires_run()
         start = self._start(self.model, run, size, rgb, self._mask(size), known)
         return (yield from self._pass(self.model, run, size, start, "hires"))
 

@@ -202,7 +202,7 @@ class Pipeline:
             return None
         if request.refiner not in self._refiners:
             refiner = Model.of(load_parts(request.refiner, dtype=self.dtype))
-            check_refiner(self.model.network, refiner.network, request.refiner)
+            check_refiner(self.model.network, refiner.network, (self.model.vae, refiner.vae), request.refiner)
             self._refiners[request.refiner] = refiner
         refiner = self._refiners[request.refiner]
         check_request(refiner.parts, refiner.network.kind, request)

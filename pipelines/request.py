@@ -37,7 +37,7 @@ class LoraUse(Record):
 class ControlUse(Record):
     """A spatial control. `hint` names the detector that turns `image` into a hint; "none": it is one already."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     image: ImageInput
     hint: str = "none"
     weight: Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)] = 1.0
@@ -81,11 +81,11 @@ class TileUse(Record):
     """Denoise and decode in overlapping tiles of `size` pixels (pictures larger than memory or than the model)."""
 
     size: Annotated[int, Field(ge=16, le=4096)] = 512
-    overlap: Annotated[int, Field(ge=0)] = 128
+    overlap: Annotated[int, Field(ge=0)] | None = None  # None: a quarter of the size
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> TileUse:
-        if self.overlap >= self.size:
+        if self.overlap is not None and self.overlap >= self.size:
             raise ValueError(f"overlap {self.overlap} is not smaller than the tile size {self.size}")
         return self
 
@@ -102,7 +102,7 @@ class Request(Record):
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
     solver: str = "auto"
     spacing: str = "auto"
-    sigmas: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] | None = None
+    sigmas: tuple[Annotated[float, Field(ge=0.0, le=1e5, allow_inf_nan=False)], ...] | None = None
     eta: Fraction = 0.0  # DDIM only
     zero_snr: bool | None = None  # rescale the schedule to zero terminal SNR (None: as the checkpoint says)
     prediction: Literal["epsilon", "v_prediction", "sample", "flow"] | None = None  # None: as the checkpoint says
@@ -168,6 +168,7 @@ class Request(Record):
                 raise ValueError("pad needs an image")
         if max(self.seed, self.variation_seed or 0) + self.count > 2**63:
             raise ValueError(f"seed {self.seed} and count {self.count} lead beyond the largest seed, {2**63 - 1}")
+        self._nothing_in_vain()
         if self.only_masked and self.mask is None:
             raise ValueError("only_masked needs a mask")
         if self.variation > 0 and self.variation_seed is None:
@@ -175,6 +176,19 @@ class Request(Record):
         if self.guidance.interval[0] > self.guidance.interval[1]:
             raise ValueError(f"guidance.interval {self.guidance.interval} ends before it starts")
         return self
+
+    def _nothing_in_vain(self) -> None:
+        """A field that was set acts, or is refused: who sets a strength means a picture to start from."""
+        needs = {
+            "strength": ("image", self.image is not None),
+            "fill": ("mask or pad", self.mask is not None or any(self.pad)),
+            "mask_blur": ("mask or pad", self.mask is not None or any(self.pad)),
+            "resize_mask": ("mask", self.mask is not None),
+            "refiner_start": ("refiner", self.refiner is not None),
+        }
+        for name, (needed, there) in needs.items():
+            if not there and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} needs {needed}")
 
     def fields_set(self) -> dict[str, Any]:
         """What differs from the defaults; short enough to print."""

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ldm.diffusion.denoise import guided
-from ldm.diffusion.level import Level
-from ldm.diffusion.sample import Prediction
 from ldm.diffusion.solver import Run, Solver
 from ldm.models.latent import Control
-from ldm.models.tiling import tiles
+from ldm.models.tiling import in_latents, tiles
 from pipelines import conditions
 from pipelines.making import Making, guidance_of
 from pipelines.request import nearest_side
@@ -45,7 +42,7 @@ class Work:
 def work_of(making: Making) -> Iterator[Work]:
     """All calls of a batch, in order; none where the source itself is the answer."""
     request, size, batch = making.request, making.size, len(making.batch)
-    if making.canvases and (request.strength == 0.0 or making._nothing_to_paint()):
+    if making.canvases and (request.strength == 0.0 or making.nothing_to_paint()):
         return
     first, run, _ = making.passes[0]
     yield from _encoding(making, first, run, size, len(making.canvases), known=False)
@@ -56,7 +53,7 @@ def work_of(making: Making) -> Iterator[Work]:
         pixels = not latent or _nine(making.model)
         if pixels:
             yield _autoencoding(making, "decode", making.model, large if latent else size, batch, 1)
-        run = making._hires_run()
+        run = making.hires_run()
         yield from _encoding(making, making.model, run, large, batch if pixels else 0, known=latent)
         yield from _evaluations(making, making.model, run, large)
     yield _autoencoding(making, "decode", making.model, final_size(making), 1, batch)
@@ -106,12 +103,9 @@ def _evaluations(making: Making, model: Model, run: Run, size: Size) -> Iterator
     """One use of the loop. Guidance and controls act in parts of it, so its calls are of several kinds."""
     request, factor, network = making.request, model.vae.factor, model.network
     guidance = guidance_of(request.guidance, network, getattr(network.config, "time_cond_proj_dim", None) is not None)
-    guided(_unasked, guidance)  # both refuse what does not fit this network
-    conditions.perturbed_layers(request, network)
     part, count = size, 1
     if request.tile is not None:
-        side = max(request.tile.size // factor, 2)
-        part, count = _tiles(size, factor, side, min(request.tile.overlap // factor, side - 1))
+        part, count = _tiles(size, factor, *in_latents(request.tile.size, request.tile.overlap, factor))
     chunks = (conditions.chunks_needed(model.text, j, request, guidance.needs_null) for j in making.batch)
     controls = _controls(making) if model is making.model else []
     kinds: Counter[tuple[int, tuple[nn.Module, ...]]] = Counter()
@@ -128,7 +122,3 @@ def _controls(making: Making) -> Sequence[Control]:
     nothing = torch.zeros(0)
     pairs = zip(making.request.controls, making.networks, strict=True)
     return [Control(network, nothing, use.weight, (use.start, use.end)) for use, network in pairs]
-
-
-def _unasked(x: Tensor, level: Level, names: tuple[str, ...]) -> dict[str, Prediction]:
-    raise AssertionError("a plan evaluates nothing")

@@ -350,7 +350,7 @@ def _own_sigmas(scheduler: Any, run: Run, spec: Spec, spacing: Spacing) -> sched
         or (spacing in FLAGS and native.get(FLAGS[spacing]))
     ):
         return None
-    if spec.space == "times":
+    if spec.space == "times" or (spacing == "linspace" and "timestep_spacing" not in native):
         return None
     table = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().double().numpy()
     if spacing in UNIFORM:

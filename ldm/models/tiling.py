@@ -23,6 +23,12 @@ def tiles(height: int, width: int, size: int, overlap: int) -> Iterator[Box]:
             yield top, left, min(top + size, height), min(left + size, width)
 
 
+def in_latents(size: int, overlap: int | None, factor: int) -> tuple[int, int]:
+    """Size and overlap of tiles in latents, from pixels; no overlap given: a quarter."""
+    side = max(size // factor, 2)
+    return side, min(side // 4 if overlap is None else overlap // factor, side - 1)
+
+
 def _starts(length: int, size: int, overlap: int) -> list[int]:
     if length <= size:
         return [0]

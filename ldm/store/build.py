@@ -39,6 +39,9 @@ _MOST = {
     "layers_per_block_decoder": 16,
 }
 _WIDEST = 200_000
+_SILENT = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures", "dropout"}
+_IDLE = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "torchscript": False,
+         "use_cache": True, "tie_word_embeddings": True}  # what these libraries write where nothing is asked for  # fmt: skip
 
 
 Plan = Mapping[str, Piece]
@@ -92,8 +95,8 @@ def _known(config: Mapping[str, Any], kind: Any, where: str) -> tuple[dict[str, 
     fields = {key: value for key, value in config.items() if key in allowed}
     for key, value in fields.items():
         _sane(key, value, where)
-    harmless = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures", "dropout"}
-    unknown = [k for k in config if k not in allowed and not k.startswith("_") and k not in harmless]
+    silent = _SILENT | {key for key, value in _IDLE.items() if config.get(key) is value}
+    unknown = [k for k in config if k not in allowed and not k.startswith("_") and k not in silent]
     return fields, [
         f"{where}: the key '{printable(key)}' is not known here and was left out" for key in sorted(unknown)
     ]

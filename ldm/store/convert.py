@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,9 @@ _DENIED = ("socket.", "subprocess.", "os.exec", "os.system", "os.fork", "os.spaw
 
 
 def convert(path: str | Path, out: str | Path | None = None, *, trusted: bool = False) -> Path:
-    """Writes `out` (default: the same name with .safetensors) and returns it; refused unless `trusted`."""
+    """Writes `out` (default: see `safe_name`) and returns it; refused unless `trusted`."""
     from ldm.store.header import read_header
-    from ldm.store.sniff import PICKLES, content_of, refuse_pickle
+    from ldm.store.sniff import PICKLES, content_of, refuse_pickle, safe_name
     from ldm.store.write import staged
 
     path = Path(path)
@@ -43,7 +44,7 @@ def convert(path: str | Path, out: str | Path | None = None, *, trusted: bool = 
         )
     if not trusted:
         refuse_pickle(path, content)
-    goal = Path(out) if out is not None else path.with_suffix(".safetensors")
+    goal = Path(out) if out is not None else safe_name(path)
     with staged(goal) as stage:
         _run(path, stage)
         read_header(stage)
@@ -102,7 +103,13 @@ def _child(source: Path, goal: Path) -> None:
     from ldm.store.write import write_weights
 
     _guard(goal)
-    loaded = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        with source.open("rb") as file:  # by its content: given a path, torch goes by the suffix
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise  # of our guard
+    except Exception as error:
+        raise ValueError(_refusal(error)) from None
     tensors = {name: tensor.detach() for name, tensor in _tensors(loaded)}
     if not tensors:
         raise ValueError("it holds no tensors under text names")
@@ -110,6 +117,16 @@ def _child(source: Path, goal: Path) -> None:
     if isinstance(loaded, dict) and isinstance(loaded.get("name"), str):
         told["ldm.name"] = loaded["name"]
     write_weights(goal, tensors, told)
+
+
+def _refusal(error: Exception) -> str:
+    """Why a pickle was not read, in words of ours: torch's own advise to read it without care."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked:
+        return f"it asks for the Python object {asked[1]}, and only tensors are read"
+    if type(error).__name__ == "UnpicklingError":
+        return "it asks for something else than tensors, or its bytes are not those of a pickle"
+    return f"its bytes break off or contradict each other ({type(error).__name__})"
 
 
 def _guard(goal: Path) -> None:
@@ -128,7 +145,8 @@ def main() -> None:
         _child(Path(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # whatever the file provokes is told in one line, and the parent makes it an LdmError
         text = " ".join(str(error).split())[:300]
-        sys.stderr.write(f"\nldm-convert: {json.dumps(f'{type(error).__name__}: {text}')[1:-1]}\n")
+        said = text if isinstance(error, ValueError | PermissionError | LdmError) else f"{type(error).__name__}: {text}"
+        sys.stderr.write(f"\nldm-convert: {json.dumps(said)[1:-1]}\n")
         raise SystemExit(1) from None
 
 

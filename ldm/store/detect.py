@@ -28,6 +28,10 @@ class Facts:
     channels: int  # input channels: 4, or 9 with mask and masked picture
     added: int | None  # width of the added embedding (XL: pooled text and time ids), None without
 
+    def __str__(self) -> str:
+        added = "no added embedding" if self.added is None else f"an added embedding {self.added} wide"
+        return f"first level {self.width} wide, text {self.text} wide, {self.channels} input channels, {added}"
+
 
 def facts_of_config(config: Mapping[str, Any]) -> Facts:
     """From unet/config.json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ldm.errors import Code, LdmError
 from ldm.store.header import printable
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+MAX_BESIDE = 2_000  # entries of a folder that are looked at for a name like the one that is missing
+_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"})
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -20,6 +23,13 @@ def shipped() -> list[str]:
 
 def find_model(where: str) -> Path:
     """The folder or file of a model; an error lists what there is."""
+    if not where.strip():
+        raise LdmError(
+            Code.USAGE,
+            "The name of a model is empty.",
+            f"A path, a shipped model ({', '.join(shipped()) or 'none'}) or a fetched hub id is needed.",
+            "Give a name, or leave the option out.",
+        )
     path = Path(where).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
         if path.exists():
@@ -30,13 +40,29 @@ def find_model(where: str) -> Path:
         return found
     names = ", ".join(shipped()) or "none"
     pulled = ", ".join(fetched_ids()) or "none"
-    fix = f"Run `ldm models pull {where}`" if HUB_ID.fullmatch(where) else "Check the path"
     raise LdmError(
         Code.FILE,
         f"The model '{printable(where)}' was not found.",
         f"It is no path here, no shipped model ({names}) and no fetched hub id ({pulled}).",
-        f"{fix}, or use one of those names.",
+        _nearest(where, path),
     )
+
+
+def _nearest(where: str, path: Path) -> str:
+    """What to do about a name that is not there: a name like it, a hub id to fetch, or the path to check."""
+    beside: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        beside = [str(path.parent / p.name) for p in sorted(path.parent.iterdir())[:MAX_BESIDE] if _may_be_model(p)]
+    if near := difflib.get_close_matches(where, [*shipped(), *fetched_ids(), *beside], n=1, cutoff=0.7):
+        return f"Use {printable(near[0])} if that is what you mean."
+    a_path = path.suffix.lower() in _SUFFIXES or path.parent.is_dir()
+    if HUB_ID.fullmatch(where) and not a_path:
+        return f"Run `ldm models pull {where}`, or use one of those names."
+    return "Check the path, or use one of those names."
+
+
+def _may_be_model(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES or (path / "config.json").is_file() or (path / "model_index.json").is_file()
 
 
 def fetched(repo: str) -> Path | None:

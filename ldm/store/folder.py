@@ -24,6 +24,9 @@ STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "co
         "text_encoder": "model", "text_encoder_2": "model"}  # fmt: skip
 DEFAULT_CLASS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
                  "text_encoder_2": "CLIPTextModelWithProjection", "controlnet": "ControlNetModel"}  # fmt: skip
+_TOWERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
+_WORDS = {"UNet2DConditionModel": "a U-Net", "AutoencoderKL": "an autoencoder", "ControlNetModel": "a ControlNet",
+          "CLIPTextModel": "a text tower", "CLIPTextModelWithProjection": "a text tower"}  # fmt: skip
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -64,13 +67,27 @@ def load_component(folder: Path, role: str, dtype: torch.dtype, name: str | None
     where = str(folder / "config.json")
     if (said := config.get("_class_name")) is not None:
         known_class(str(said), where)
-    name = name or said or own or DEFAULT_CLASS[role]
-    network, notes = build(str(name), config, where)
+    name = str(name or said or own or DEFAULT_CLASS[role])
+    _right_kind(folder, role, name, str(said or name))
+    network, notes = build(name, config, where)
     weights = component_weights(folder, role, dtype)
     plan = plan_for(network.state_dict(), weights, role)
     check(network, plan, weights, str(folder), _both(role, config, weights))
     fill(network, plan, weights, dtype)
     return network, notes
+
+
+def _right_kind(folder: Path, role: str, *names: str) -> None:
+    """The network that a configuration names is the one that its place asks for."""
+    wanted = _TOWERS if role.startswith("text") else {DEFAULT_CLASS[role]}
+    for name in names:
+        if known_class(name, str(folder / "config.json")) and name not in wanted:
+            raise LdmError(
+                Code.MODEL,
+                f"{folder} is {_WORDS[name]}, not {_WORDS[DEFAULT_CLASS[role]]}.",
+                f"Its config.json describes the class {name}.",
+                f"Point to the folder of {_WORDS[DEFAULT_CLASS[role]]}.",
+            )
 
 
 def plan_for(wanted: Mapping[str, Any], weights: Weights, role: str) -> dict[str, Piece]:
@@ -200,4 +217,5 @@ def _both(role: str, config: Mapping[str, Any], weights: Weights) -> dict[str, s
     if role != "unet":
         return {}
     found = facts_of_shapes(weights.shapes)
-    return {"The configuration says": str(facts_of_config(config)), "the file looks like": str(found)}
+    said = "no U-Net" if found is None else str(found)
+    return {"The configuration says": str(facts_of_config(config)), "The file looks like": said}

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.diffusion.level import Kind
+from ldm.errors import Code, LdmError
 from ldm.store.detect import Family
 
 Tower = tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]
@@ -89,6 +90,13 @@ def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> Co
     from ldm.store.find import find_model
 
     path = find_model(str(where))
+    if (path / "unet").is_dir():
+        raise LdmError(
+            Code.MODEL,
+            f"{path} is a whole model, not a ControlNet.",
+            "It holds a U-Net of its own in unet/.",
+            "Point to the ControlNet's own folder or file.",
+        )
     if path.is_dir():
         return folder.load_component(path, "controlnet", dtype)[0]
     return single.load_single_controlnet(path, dtype)

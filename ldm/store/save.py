@@ -19,6 +19,9 @@ from ldm.store.single import UNET, VAE, towers_of
 from ldm.store.write import staged, write_weights
 
 _VOCABULARY = 49408
+_DROPPED = ("_name_or_path", "_use_default_values", "_commit_hash", "_attn_implementation",
+            "output_attentions", "output_hidden_states", "return_dict", "problem_type", "id2label", "label2id",
+            "is_encoder_decoder", "chunk_size_feed_forward")  # of this machine, or of no text tower  # fmt: skip
 _ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "xl": "stable-diffusion-xl-v1-base",
                  "xl-refiner": "stable-diffusion-xl-v1-refiner", "own": "ldm"}  # fmt: skip
 
@@ -91,8 +94,7 @@ def _config(network: Any) -> dict[str, Any]:
         kept["architectures"] = [type(network).__name__]
     else:
         kept = {**dict(config), "_class_name": type(network).__name__}
-    drop = ("_name_or_path", "_use_default_values", "_commit_hash", "_attn_implementation")
-    return {k: v for k, v in kept.items() if not k.startswith(drop)}
+    return {k: v for k, v in kept.items() if not k.startswith(_DROPPED)}
 
 
 def save_single(parts: Parts, path: str | Path) -> Path:

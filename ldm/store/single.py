@@ -19,7 +19,7 @@ from ldm.diffusion.level import Kind
 from ldm.errors import Code, LdmError
 from ldm.store.build import build, check, fill
 from ldm.store.configs import family_config
-from ldm.store.detect import Facts, Family, facts_of_config, facts_of_shapes, family_of, prediction_of_file
+from ldm.store.detect import Facts, Family, Shapes, facts_of_config, facts_of_shapes, family_of, prediction_of_file
 from ldm.store.fingerprint import unet_fingerprint
 from ldm.store.folder import canonical, plan_for
 from ldm.store.header import printable
@@ -86,7 +86,7 @@ def layout_of(weights: Weights) -> Layout:
             "Its sizes are those of none of the Stable Diffusion families, and it carries no configuration of ours.",
             "Use the model folder (diffusers layout) of this model.",
         )
-    configs = own or _family_configs(family, facts)
+    configs = own or _family_configs(family, facts, weights.shapes)
     if own:
         family = family_of(facts_of_config(own["unet"]), 1 if family == "xl-refiner" else None)
     kind, reason, zero = prediction_of_file(family, weights.shapes, weights.metadata, weights.source.name)
@@ -99,10 +99,13 @@ def layout_of(weights: Weights) -> Layout:
     return Layout(family, {**configs, "scheduler": scheduler, "unet": unet}, kind, reason)
 
 
-def _family_configs(family: Family, facts: Facts) -> dict[str, dict[str, Any]]:
+def _family_configs(family: Family, facts: Facts, shapes: Shapes) -> dict[str, dict[str, Any]]:
+    """As the family has them, with the two sizes in which published variants of one family differ."""
     roles = ("unet", "vae", "scheduler", *(place.role for place in towers_of(family)))
     configs = {role: family_config(family, role) for role in roles}
     configs["unet"]["in_channels"] = facts.channels  # 9: the inpainting variants
+    if len(guided := shapes.get(f"{UNET}time_embedding.cond_proj.weight", ())) == 2:
+        configs["unet"]["time_cond_proj_dim"] = guided[1]  # consistency models are told the guidance scale
     return configs
 
 
@@ -161,7 +164,7 @@ def _unet(weights: Weights, layout: Layout, dtype: torch.dtype, fill_it: bool) -
     unet, notes = build("UNet2DConditionModel", layout.configs["unet"], where)
     plan = _complete(unet_plan(unet.state_dict(), unet.config.layers_per_block, UNET), weights, UNET)
     found = facts_of_shapes(weights.shapes)
-    extra = {"The configuration says": str(facts_of_config(layout.configs["unet"])), "the file looks like": str(found)}
+    extra = {"The configuration says": str(facts_of_config(layout.configs["unet"])), "The file looks like": str(found)}
     check(unet, plan, weights, where, extra)
     if fill_it:
         fill(unet, plan, weights, dtype)
@@ -266,6 +269,7 @@ def load_single_vae(path: Path, dtype: torch.dtype, like: Mapping[str, Any] | No
     A lone file does not tell its latent scale; `like` is the configuration of the one that it replaces.
     """
     weights = load_weights(path)
+    _refuse_other(weights)
     own = _own_configs(weights)
     config = own["vae"] if own else like or family_config("sd1", "vae")
     network, notes = build("AutoencoderKL", config, f"{path} (vae)")
@@ -279,6 +283,20 @@ def load_single_vae(path: Path, dtype: torch.dtype, like: Mapping[str, Any] | No
     return network, notes
 
 
+def _refuse_other(weights: Weights) -> None:
+    """A file that is known to be something else than an autoencoder, named as such."""
+    from ldm.store.describe import kind_of
+
+    kind = kind_of(weights.shapes)
+    if kind in ("controlnet", "unet", "lora", "text tower", "textual inversion"):
+        raise LdmError(
+            Code.MODEL,
+            f"{weights.source} is a {kind}, not an autoencoder.",
+            f"The first tensor in it is {printable(next(iter(weights), 'none'))}.",
+            "Pass the file or folder of an autoencoder.",
+        )
+
+
 def load_single_controlnet(path: Path, dtype: torch.dtype) -> Any:
     """A ControlNet from a file in the diffusers or the original layout."""
     weights = load_weights(path)
@@ -287,9 +305,11 @@ def load_single_controlnet(path: Path, dtype: torch.dtype) -> Any:
     }
     facts = facts_of_shapes({bare: weights.entry(n).shape for bare, n in names.items()})
     if facts is None or not any(n.startswith(("input_hint_block.", "controlnet_cond_embedding.")) for n in names):
+        from ldm.store.describe import kind_of
+
         raise LdmError(
             Code.MODEL,
-            f"{path} is not a ControlNet.",
+            f"{path} is not a ControlNet: it looks like a {kind_of(weights.shapes)}.",
             f"It has no hint embedding; the first tensor is {printable(next(iter(weights), 'none'))}.",
             "Pass a ControlNet file or folder.",
         )

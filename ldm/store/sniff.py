@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -67,6 +68,13 @@ def _plain(head: bytes) -> Content:
     return Content.PICKLE if _TEXT_PICKLE.match(head) else Content.UNKNOWN
 
 
+def safe_name(path: Path) -> Path:
+    """Where the safetensors of a pickle go: beside it, under its name, and under another if it claims to be one."""
+    plain = path.with_suffix(".safetensors")
+    same = plain.name.lower() == path.name.lower()
+    return path.with_name(f"{path.stem}-converted.safetensors") if same else plain
+
+
 def refuse_pickle(path: Path, content: Content) -> None:
     """Raises for the kinds that can run code while they are read."""
     if content in PICKLES:
@@ -75,7 +83,7 @@ def refuse_pickle(path: Path, content: Content) -> None:
             f"{path} is refused: it is a pickle, whatever its name says.",
             f"Reading a pickle can run any program of its author ({content.value}).",
             "Get the .safetensors of the same model, or run "
-            f"`ldm models convert {path.name} {path.stem}.safetensors --i-trust-this-file`.",
+            f"`ldm models convert {shlex.quote(str(path))} {shlex.quote(str(safe_name(path)))} --i-trust-this-file`.",
         )
 
 

@@ -6,6 +6,8 @@ A safetensors file is streamed tensor by tensor, so saving a mapped model needs 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,39 +25,60 @@ from ldm.store.weights import TORCH
 
 _NAMES = {dtype: name for name, dtype in TORCH.items()}
 HASH = "modelspec.hash_sha256"
+_ELSEWHERE = "Choose another folder or name."
+_DENIED = "Choose a folder that you may write into, or change its permissions."
+_REMEDIES = {
+    errno.ENOSPC: "Free some space, or choose a folder on another disk.",
+    errno.EDQUOT: "Free some space, or choose a folder on another disk.",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: "Choose a folder on a disk that can be written.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
 
 
 @contextmanager
 def staged(goal: Path) -> Iterator[Path]:
     """A path beside `goal` to build a file or a folder at; renamed to `goal` when all of it is on the disk."""
-    if goal.exists() or goal.is_symlink():
-        raise LdmError(
-            Code.FILE,
-            f"{goal} exists already.",
-            "Nothing is ever overwritten.",
-            "Choose another name, or remove it first.",
-        )
+    try:
+        there = os.path.lexists(goal)
+    except ValueError:  # NUL
+        raise _unwritten(goal, OSError(errno.EINVAL, "the name holds a NUL character")) from None
+    if there:
+        raise _exists(goal)
     stage = goal.with_name(f".{goal.name}.tmp-{os.getpid()}")
-    _remove(stage)
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
+        _remove(stage)
         yield stage
         for path in [*sorted(stage.rglob("*")), stage] if stage.is_dir() else [stage]:
             _sync(path)
-        if goal.exists():  # somebody else was faster
-            raise FileExistsError(goal)
+        if os.path.lexists(goal):  # somebody else was faster
+            raise _exists(goal)
         stage.rename(goal)
         _sync(goal.parent)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise LdmError(
-            Code.FILE,
-            f"{goal} could not be written.",
-            f"The system says: {why}.",
-            "Free some space or choose another folder.",
-        ) from error
+        raise _unwritten(goal, error) from error
     finally:
-        _remove(stage)
+        with contextlib.suppress(OSError):  # where nothing could be written there is nothing to remove
+            _remove(stage)
+
+
+def _exists(goal: Path) -> LdmError:
+    return LdmError(
+        Code.FILE, f"{goal} exists already.", "Nothing is ever overwritten.", "Choose another name, or remove it first."
+    )
+
+
+def _unwritten(goal: Path, error: OSError) -> LdmError:
+    """Why nothing is at `goal`, with the remedy for that cause; the staged name beside it is no concern of a user."""
+    blocking = next((p for p in goal.parents if p.exists() and not p.is_dir()), None)
+    if blocking is not None:
+        why, fix = f"{blocking} is a file, not a folder.", "Choose a folder to write into."
+    else:
+        why, fix = f"The system says: {error.strerror or error}.", _REMEDIES.get(error.errno or 0, _ELSEWHERE)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return LdmError(Code.RESOURCE if full else Code.FILE, f"{goal} could not be written.", why, fix)
 
 
 def _remove(path: Path) -> None:

@@ -15,7 +15,7 @@ from ldm.images import Picture, open_image, save_image
 from pipelines.pipeline import Pipeline
 from pipelines.request import ControlUse, HiresUse, Request, TileUse
 
-BASE: dict[str, Any] = {"prompt": "a red square", "steps": 3, "seed": 1, "strength": 1.0}
+BASE: dict[str, Any] = {"prompt": "a red square", "steps": 3, "seed": 1}
 
 
 @pytest.fixture(scope="module")

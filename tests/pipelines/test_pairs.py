@@ -147,7 +147,7 @@ def test_pair(names: tuple[str, str], pipeline: Pipeline, files: Mapping[str, Pa
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_without_the_words_the_thing_is_not_there(name: str, pipeline: Pipeline, files: Mapping[str, Path]) -> None:
-    """The control case: the same settings, and nothing that tells of a red circle (a negative prompt tells against it)."""
+    """The control case: the same settings, and nothing that tells of a red circle (or a negative against it)."""
     more: dict[str, Any] = {"prompt": ""}
     more |= {"negative": PROMPT} if name == "negative" else {}
     more |= {"image": scene()} if name == "image" else {}
