@@ -17,7 +17,8 @@ from ldm.errors import Code, LdmError
 
 def inspect(file: str, as_json: bool) -> int:
     """What an adapter changes, how strongly, and what it was made for."""
-    told = _embedding(Path(file)) if _is_embedding(existing(file, "FILE")) else _summary(Path(file))
+    path = existing(file, "FILE", peft=True)
+    told = _embedding(path) if _is_embedding(path) else _summary(path)
     if as_json:
         typer.echo(json.dumps(told))
         return 0
@@ -29,6 +30,7 @@ def inspect(file: str, as_json: bool) -> int:
 
 def convert(file: str, out: str, to: str, as_json: bool) -> int:
     """The same adapter under the names of another program."""
+    from ldm.images.save import make_folder
     from ldm.models.adapters import Dialect
     from ldm.models.adapters import convert as renamed
     from ldm.store.write import staged, write_weights
@@ -43,7 +45,11 @@ def convert(file: str, out: str, to: str, as_json: bool) -> int:
             f"{did_you_mean(to, dialects)}The dialects are {', '.join(dialects)}.",
             "Choose one of them.",
         )
-    source, goal = existing(file, "FILE"), Path(out).expanduser()
+    source, goal = existing(file, "FILE", peft=True), Path(out).expanduser()
+    if goal.suffix.lower() != ".safetensors":
+        what = f"OUT: {goal.name[:80]!r} is not written."
+        raise LdmError(Code.USAGE, what, "Adapters are written as .safetensors.", f"Name it {goal.stem}.safetensors.")
+    make_folder(goal.parent)
     tensors, metadata = renamed(read_adapter(source), dialect)
     with staged(goal) as stage:
         write_weights(stage, tensors, metadata)

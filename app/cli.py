@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -33,8 +34,18 @@ COMMANDS: tuple[Entry, ...] = (
 )
 
 
+class StoppedError(Exception):
+    """A Ctrl-C inside a command; typer would turn a KeyboardInterrupt into an exit status without a word."""
+
+
 class CommandTable(TyperGroup):
     """Names and help come from the table; a command is built when its name is called."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise StoppedError from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [entry.name for entry in COMMANDS]
@@ -94,8 +105,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         status = typer.main.get_command(root)(args=argv, prog_name="ldm", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return errors.INTERRUPTED
+    except (KeyboardInterrupt, StoppedError, typer.Abort):
+        return errors.stopped(argv)
     except BrokenPipeError:  # the reader of our output has gone, and there is nobody to tell
         sys.stdout = None
         return 0
@@ -104,5 +115,15 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The entry point `ldm`."""
-    sys.exit(run(sys.argv[1:]))
+    """The entry point `ldm`. A Ctrl-C after the first, or while Python ends, changes nothing any more."""
+    try:
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = errors.INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # said already, where it happened
+        sys.stdout = None
+    sys.exit(status)

@@ -22,7 +22,8 @@ def read(file: str) -> Request:
 
 def check(file: str, *, json: bool = False) -> int:
     """Say that a file is fine and what it sets; what is wrong is raised with its line."""
-    said = sorted(read(file).model_fields_set)
+    request = read(file)
+    said = [name for name in type(request).model_fields if name in request.model_fields_set]
     if json:
         typer.echo(json_.dumps({"file": file, "ok": True, "set": said}))
     else:

@@ -14,6 +14,8 @@ import typer
 from ldm.errors import Code, LdmError
 
 INTERRUPTED, TERMINATED = 130, 143
+NOTHING_YET = "stopped; nothing was made yet"
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory")  # how torch says it, in a RuntimeError
 UsageError: type[Exception] = typer.BadParameter.__bases__[
     0
 ]  # what the option parser raises; typer gives it no name of its own
@@ -36,7 +38,7 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
         return _usage(error)
     if isinstance(error, OSError) and (found := _system(error)):
         return found
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _out_of_memory(error):
         return LdmError(
             Code.RESOURCE,
             "The memory of the device is not enough.",
@@ -50,6 +52,22 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
         "This is an error of this program, not of yours.",
         f"Report it with the file {log.as_posix()}." if log else "Report it with the command that you gave.",
     )
+
+
+def stopped(argv: Sequence[str]) -> int:
+    """What an interrupted command says, and its exit status."""
+    making = argv[:1] == ["generate"]
+    if "--json" in argv:
+        typer.echo(json.dumps(({"pictures": []} if making else {}) | {"stopped": True}))
+    else:
+        typer.echo(NOTHING_YET if making else "stopped", err=True)
+    return INTERRUPTED
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def write_log(error: Exception, argv: Sequence[str]) -> Path | None:
@@ -91,11 +109,11 @@ def _usage(error: Exception) -> LdmError:
 
 
 def _system(error: OSError) -> LdmError | None:
-    name = Path(str(error.filename)).name if error.filename else "a file"
+    name = Path(str(error.filename)).name if error.filename else "The output"
     said = error.strerror or first_line(error)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return LdmError(
-            Code.RESOURCE, f"{name} could not be written.", f"{said}.", "Free some space, or choose another --out."
+            Code.RESOURCE, f"{name} could not be written.", f"{said}.", "Free some space, or write to another place."
         )
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return LdmError(Code.FILE, f"{name} could not be opened.", f"{said}.", "Check the path and its permissions.")

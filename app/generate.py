@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from app.errors import INTERRUPTED, NOTHING_YET
 from app.grids import Grid, merged
-from app.options import bad, existing, option_of, request_fields
+from app.inputs import opened, prompts_of, request_file
+from app.options import bad, existing, option_of, refuse_empty, request_fields
 from app.outputs import Outputs
-from app.progress import Reporter, Stop, duration
-from app.validation import make_request
+from app.progress import Reporter, Stop
+from app.tell import check_memory, explain, plan
+from app.validation import in_options, make_request
 from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from pipelines.steps import Result, Step
 
 DEFAULT_MODEL = "scenes"
-MAX_PROMPTS_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,17 @@ class Order:
 
 def generate(words: list[str], given: Mapping[str, Any]) -> int:
     """Makes the pictures; the exit status."""
+    from pipelines.request import Request
+
+    try:
+        return _generate(words, given)
+    except LdmError as error:  # what the pipeline calls resize_mask is --resize-mask here
+        told = (in_options(text, Request, option_of) for text in (error.what, error.why, error.fix))
+        raise LdmError(error.code, *told) from error
+
+
+def _generate(words: list[str], given: Mapping[str, Any]) -> int:
+    refuse_empty(given)
     as_json, quiet = bool(given.get("json_")), bool(given.get("quiet_"))
     every = _whole("--preview-every", given.get("preview_every_"))
     with ExitStack() as stack:
@@ -58,29 +71,35 @@ def generate(words: list[str], given: Mapping[str, Any]) -> int:
             reporter.note(f"note: {note}")
         pipeline = _load(order, reporter)
         if given.get("explain_prompt_"):
-            return _explain(pipeline, order, as_json)
+            return explain(pipeline, order, as_json)
         if given.get("dry_run_"):
-            return _plan(pipeline, order, as_json)
+            return plan(pipeline, order, as_json)
+        for request in order.requests:
+            check_memory(pipeline, request)
         return _make(pipeline, order, reporter, stack.enter_context(Stop()), every, as_json)
 
 
 def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     """Everything that can be wrong in a command line is found here, before anything heavy is loaded."""
+    from ldm.store.find import find_model
+
     fields = request_fields(given)
     recipe, notes = None, list[str]()
     if given.get("from_"):
         if Path(given["from_"]).suffix.lower() in (".yaml", ".yml"):
-            fields = merged(_request_file(given["from_"]), fields)
+            fields = merged(request_file(given["from_"]), fields)
         else:
             recipe, fields, told = _repeated(given, fields, bool(words))
             notes += told
-    prompts = _prompts(words, given, fields)
+    prompts = prompts_of(words, given, fields)
     if "seed" not in fields:
         fields |= request_fields({"seed_": "-1"})
     grid = Grid.read(given.get("grid_") or [])
     cells = grid.cells() if grid else [{}]
     base = [merged(fields, {"prompt": p}) for p in prompts]
-    requests = tuple(make_request(_opened(merged(b, cell)), option_of) for b in base for cell in cells)
+    model = given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL
+    where = str(find_model(model))
+    requests = tuple(make_request(opened(merged(b, cell), where), option_of) for b in base for cell in cells)
     outputs = Outputs(
         target=given.get("out_") or "outputs",
         format=given.get("format_"),
@@ -93,9 +112,11 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     if grid and (outputs.is_file or outputs.is_pipe):
         raise bad("--grid", f"--out {outputs.target}", "A grid makes several pictures", "Give --out a folder")
     outputs.check(list(requests))
+    if not (given.get("dry_run_") or given.get("explain_prompt_")):
+        outputs.probe()
     return Order(
         requests=requests,
-        model=given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL,
+        model=model,
         vae=given.get("vae_") or (_model_of(recipe.vae, given) if recipe and recipe.vae else None),
         device=given.get("device_") or (recipe.machine.device if recipe else "") or "auto",
         dtype=given.get("dtype_") or (recipe.machine.dtype if recipe else "") or "auto",
@@ -123,21 +144,6 @@ def _repeated(
     return recipe, merged(base, fields), notes
 
 
-def _request_file(file: str) -> dict[str, Any]:
-    """The fields that a request written as YAML sets (`ldm config show`)."""
-    from app.config import read
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(inner) for inner in value]
-        return str(value) if isinstance(value, Path) else value
-
-    told: dict[str, Any] = plain(read(file).model_dump(exclude_defaults=True))
-    return told
-
-
 def _folders(path: Path, given: Mapping[str, Any]) -> list[Path]:
     return [path.parent, Path(), *(Path(folder).expanduser() for folder in given.get("inputs_") or [])]
 
@@ -146,78 +152,6 @@ def _model_of(model: ModelId, given: Mapping[str, Any]) -> str:
     from pipelines.repeat import model_path
 
     return model_path(model.name, _folders(Path(given["from_"]), given))
-
-
-def _prompts(words: list[str], given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
-    if given.get("prompts_"):
-        if words:
-            raise bad("--prompts", " ".join(words), "The command line has a prompt too", "Give one of them")
-        path = existing(given["prompts_"], "--prompts")
-        if path.stat().st_size > MAX_PROMPTS_BYTES:
-            raise bad("--prompts", path.name, f"It is larger than {MAX_PROMPTS_BYTES} bytes", "Split the file")
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-        if not (prompts := [line.strip() for line in lines if line.strip()]):
-            raise bad("--prompts", path.name, "It has no prompt", "Write one prompt per line")
-        return prompts
-    if words:
-        return [" ".join(words)]
-    if "prompt" not in fields and "prompt" not in {axis.split(":")[0][2:] for axis in given.get("grid_") or []}:
-        raise LdmError(
-            Code.USAGE,
-            "PROMPT is missing.",
-            "Nothing says what the picture should show.",
-            'Write ldm generate "a red circle", or "" for no prompt.',
-        )
-    return [str(fields.get("prompt", ""))]
-
-
-def _opened(fields: dict[str, Any]) -> dict[str, Any]:
-    """Pictures opened, masks made, files found, sampler names understood."""
-    from ldm.images import open_image
-    from pipelines.mask_rule import is_rule, mask_from_rule
-
-    keep = fields.get("keep_location") is True
-
-    def picture(value: Any, option: str) -> Any:
-        return open_image(existing(value, option), keep_location=keep) if isinstance(value, str) else value
-
-    fields = dict(fields)
-    image = fields["image"] = picture(fields.get("image"), "--image")
-
-    def mask(value: Any, option: str, of: Any) -> Any:
-        rule = isinstance(value, str) and is_rule(value)
-        if rule and of is None:
-            raise bad(option, value, "It makes a mask from the input picture, and there is none", "Add --image FILE")
-        return mask_from_rule(value, of) if rule else picture(value, option)
-
-    fields["mask"] = mask(fields.get("mask"), "--mask", image)
-    if isinstance(controls := fields.get("controls"), list):
-        fields["controls"] = [_control(use, image, picture, mask) if isinstance(use, dict) else use for use in controls]
-    if isinstance(loras := fields.get("loras"), list):
-        for use in loras:
-            if isinstance(use, dict) and isinstance(use.get("path"), str):
-                existing(use["path"], "--lora")
-    _name_solver(fields)
-    return fields
-
-
-def _control(use: dict[str, Any], image: Any, picture: Any, mask: Any) -> dict[str, Any]:
-    """A control without a picture of its own looks at the input picture."""
-    if "image" not in use and image is None:
-        raise bad("--control", use.get("model", ""), "It names no picture, and there is no --image", "Add image=FILE")
-    seen = picture(use["image"], "--control image") if "image" in use else image
-    return use | {"image": seen} | ({"mask": mask(use["mask"], "--control mask", seen)} if "mask" in use else {})
-
-
-def _name_solver(fields: dict[str, Any]) -> None:
-    from pipelines.a1111 import solver_from_name, spacing_from_name
-
-    solver, spacing = fields.get("solver", "auto"), fields.get("spacing")
-    if isinstance(solver, str) and solver != "auto":
-        fields["solver"], within = solver_from_name(solver)
-        spacing = spacing if spacing is not None else within
-    if isinstance(spacing, str):
-        fields["spacing"] = spacing_from_name(spacing, fields.get("solver", "auto"))
 
 
 def _load(order: Order, reporter: Reporter) -> Pipeline:
@@ -255,20 +189,18 @@ def _recipe(result: Result, order: Order) -> Recipe:
 def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, every: int, as_json: bool) -> int:
     began, made, tables = time.monotonic(), list[dict[str, Any]](), dict[tuple[int, int], list[Any]]()
     cells = order.grid.columns * order.grid.rows if order.grid else 1
-    for number, request in enumerate(order.requests):
-        for result in _results(pipeline, request, order.outputs, reporter, stop, every):
-            path = order.outputs.save(result.picture, _recipe(result, order))
-            made.append(_told(result, path))
-            if path is not None and not as_json:
-                typer.echo(str(path))
-            seed = f"seed {result.seed}, {result.recipe.steps} steps run" + (
-                ", partial" if result.recipe.partial else ""
-            )
-            reporter.note(f"{path.name if path else 'picture'}: {seed}")
-            if order.grid and not result.recipe.partial:
-                tables.setdefault((number // cells, result.index), []).append(result.picture)
-        if stop.status is not None:
-            break
+    try:
+        for number, request in enumerate(order.requests):
+            for result in _results(pipeline, request, order.outputs, reporter, stop, every):
+                path = order.outputs.save(result.picture, _recipe(result, order))
+                made.append(_told(result, path))
+                _show(result, path, reporter, as_json)
+                if order.grid and not result.recipe.partial:
+                    tables.setdefault((number // cells, result.index), []).append(result.picture)
+            if stop.status is not None:
+                break
+    except KeyboardInterrupt:  # the second Ctrl-C: at once, and what is saved is still told
+        stop.status, tables = stop.status or INTERRUPTED, {}
     if order.grid:
         made += [{"grid": str(p)} for p in _tables(order, tables, cells, as_json)]
     if as_json:
@@ -278,8 +210,24 @@ def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, ever
             )
         )
     elif stop.status is not None:
-        reporter.note("stopped; what was made so far is kept")
+        reporter.note("stopped; what was made so far is kept" if made else NOTHING_YET)
     return stop.status or 0
+
+
+def _show(result: Result, path: Path | None, reporter: Reporter, as_json: bool) -> None:
+    """The path on stdout; how the picture was made, and what was changed on the way, on stderr."""
+    if path is not None and not as_json:
+        try:
+            typer.echo(str(path))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            why = f"The system says: {error.strerror}; {path} was saved."
+            raise LdmError(Code.RESOURCE, "Standard output cannot be written.", why, "Check where it leads.") from error
+    partial = ", partial" if result.recipe.partial else ""
+    reporter.note(f"{path.name if path else 'picture'}: seed {result.seed}, {result.recipe.steps} steps run{partial}")
+    for note in result.recipe.notes:
+        reporter.note(f"note: {note}")
 
 
 def _results(
@@ -331,36 +279,6 @@ def _told(result: Result, path: Path | None) -> dict[str, Any]:
         "pixels": recipe.pixels,
         "notes": list(recipe.notes),
     }
-
-
-def _explain(pipeline: Pipeline, order: Order, as_json: bool) -> int:
-    from pipelines.jobs import jobs
-
-    told = []
-    for request in order.requests:
-        for side, text in (("prompt", jobs(request)[0].prompt.text), ("negative", request.negative)):
-            if text is not None:
-                told.append(
-                    {"side": side, "text": text, "explanation": str(pipeline.model.text.explain(text, request.dialect))}
-                )
-    if as_json:
-        typer.echo(json.dumps({"prompts": told}))
-    else:
-        typer.echo("\n\n".join(f"{t['side']}: {t['text']}\n{t['explanation']}" for t in told))
-    return 0
-
-
-def _plan(pipeline: Pipeline, order: Order, as_json: bool) -> int:
-    from pipelines.plan import plan
-
-    plans = [plan(pipeline, request) for request in order.requests]
-    if as_json:
-        typer.echo(json.dumps({"plans": [made.as_dict() for made in plans]}))
-    else:
-        typer.echo("\n\n".join(str(made) for made in plans))
-        if len(plans) > 1:
-            typer.echo(f"\nall {len(plans)} requests: {duration(sum(made.seconds for made in plans))}")
-    return 0
 
 
 def _offload(name: str) -> Offload:

@@ -11,6 +11,12 @@ import typer
 
 from ldm.errors import Code, LdmError
 
+# Suffixes of files that other programs write: none becomes the name of a folder by mistake.
+OTHERS = frozenset(
+    {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".msgpack", ".h5", ".npz", ".sft", ".zip", ".tar", ".gz"}
+    | {".json", ".yaml", ".txt", ".png", ".jpg", ".jpeg", ".webp"}
+)
+
 
 def list_models(as_json: bool) -> int:
     """The shipped models, and those that were pulled."""
@@ -72,10 +78,18 @@ def pull(repo: str, revision: str | None, yes: bool, as_json: bool) -> int:
 
 def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
     """A pickle to safetensors (beside it, if OUT is not given); else a model between folder and single file."""
-    from ldm.store.sniff import PICKLES, content_of
+    from ldm.store.find import find_model
+    from ldm.store.sniff import PICKLES, content_of, safe_name
 
-    source = Path(model).expanduser()
-    goal = source.with_suffix(".safetensors") if out is None else Path(out).expanduser()
+    source = find_model(model)
+    goal = safe_name(source) if out is None else Path(out).expanduser()
+    if out is not None and goal.suffix.lower() in OTHERS:
+        raise LdmError(
+            Code.USAGE,
+            f"{goal.name} cannot be written.",
+            f"Models are written as one .safetensors file, or as a folder; {goal.suffix} is the suffix of other files.",
+            f"Name OUT {goal.stem}.safetensors, or {goal.stem} for a folder.",
+        )
     if out is None and not (source.is_file() and content_of(source) in PICKLES):
         raise LdmError(
             Code.USAGE,
@@ -86,7 +100,7 @@ def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
     if source.is_file() and content_of(source) in PICKLES:
         from ldm.store.convert import convert as from_pickle
 
-        if goal.suffix != ".safetensors":
+        if goal.suffix.lower() != ".safetensors":
             raise LdmError(
                 Code.USAGE,
                 f"{goal.name} cannot be made of {source.name} in one step.",
@@ -98,7 +112,7 @@ def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
         from ldm.store.parts import load_parts
         from ldm.store.save import save_folder, save_single
 
-        (save_single if goal.suffix == ".safetensors" else save_folder)(load_parts(model), goal)
+        (save_single if goal.suffix.lower() == ".safetensors" else save_folder)(load_parts(model), goal)
     typer.echo(json.dumps({"path": str(goal)}) if as_json else str(goal))
     return 0
 

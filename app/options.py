@@ -341,7 +341,9 @@ def existing(path: str, option: str, *, peft: bool = False) -> Path:
         why = f"Of folders it takes those of peft, which hold {weights}." if peft else "A file is needed."
         raise LdmError(Code.FILE, f"{option}: {name or path} is a folder.", why, "Name a file in it.")
     if "\0" in path or not found.is_file():
-        raise LdmError(Code.FILE, f"{option}: {name} was not found.", "There is no file of that name.", "Check the path.")
+        raise LdmError(
+            Code.FILE, f"{option}: {name} was not found.", "There is no file of that name.", "Check the path."
+        )
     return found
 
 

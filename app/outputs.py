@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.request import Request
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "webp": ".webp"}
+OTHERS = frozenset({".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".svg", ".pdf", ".ico", ".json"})
 _NUMBERED = re.compile(r"(\d{4,9})-")
 
 
@@ -45,6 +47,13 @@ class Outputs:
                     "Leave --format out.",
                 )
             self.suffix = suffix
+        elif not self.is_pipe and Path(self.target).suffix.lower() in OTHERS and not Path(self.target).is_dir():
+            raise LdmError(
+                Code.USAGE,
+                f"--out: {Path(self.target).suffix} pictures are not written.",
+                "The formats are png, jpg and webp.",
+                "Name a folder, or a file that ends in .png, .jpg or .webp.",
+            )
 
     @property
     def is_pipe(self) -> bool:
@@ -83,6 +92,31 @@ class Outputs:
                 "Nothing outside a mask may change, and JPEG changes samples everywhere.",
                 "Choose --format png or webp, or add --allow-lossy.",
             )
+
+    def probe(self) -> None:
+        """Writes an empty file where the pictures will be and takes it away again: better now than after the work."""
+        if self.is_pipe:
+            return
+        target = Path(self.target)
+        names = [target, self._sidecar(target)] if self.is_file else [self.folder / f".ldm-{os.getpid()}.tmp"]
+        from ldm.images.save import make_folder, way_out
+
+        made = [folder for folder in (self.folder, *self.folder.parents) if not os.path.lexists(folder)]
+        try:
+            make_folder(self.folder)
+            for path in names:
+                try:
+                    with path.open("xb"):
+                        pass
+                except OSError as error:
+                    why = f"The system says: {error.strerror}."
+                    what = f"--out: {path.name[:80]} cannot be written."
+                    raise LdmError(Code.FILE, what, why, way_out(error.errno)) from error
+                path.unlink()
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
     def save(self, picture: Picture, recipe: Recipe) -> Path | None:
         """Writes one picture with its recipe; the path, or None for a pipe."""

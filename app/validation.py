@@ -76,7 +76,8 @@ def in_options(text: str, model: type[BaseModel], option: Callable[[str], str]) 
     names = [name for name in model.model_fields if "_" in name and option(name).startswith("--")]
     for name in [*names, "guidance.interval"]:
         text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w])", option(name), text)
-    return text
+    first, needs, rest = text.partition(" needs ")
+    return f"{option(first)}{needs}{rest}" if first in model.model_fields else text
 
 
 def did_you_mean(wrong: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.text import TextEncoder
 
 Offload = Literal["none", "model"]
+KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Movable = TypeVar("Movable", nn.Module, Autoencoder, TextEncoder)
@@ -22,9 +24,17 @@ def pick_device(name: str) -> torch.device:
     there = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if "cuda" in there else there[-1])
-    kind, _, number = name.partition(":")
+    kind, colon, number = name.partition(":")
+    if kind not in KINDS or (colon and not number.isdecimal()):
+        near = difflib.get_close_matches(kind, (*KINDS, "auto"), n=1)
+        raise LdmError(
+            Code.USAGE,
+            f"device {name!r} is unknown",
+            f"devices are auto, {', '.join(KINDS)}, and a card by its number as cuda:1",
+            f"Write {near[0]}." if near else "Choose one of those.",
+        )
     cards = torch.cuda.device_count() if kind == "cuda" else 1
-    if kind not in there or (number and (not number.isdigit() or int(number) >= cards)):
+    if kind not in there or (number and int(number) >= cards):
         raise LdmError(
             Code.RESOURCE,
             f"device {name!r} is not there",

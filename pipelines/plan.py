@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -151,18 +152,21 @@ def _seconds(pipeline: Pipeline, work: Work, price: Cost, speed: float) -> tuple
     extra = int(network.config.in_channels) - network.latent_channels
     channels = torch.zeros(work.rows, extra, *x.shape[-2:]) if extra else None
     cond = Cond(text=torch.zeros(work.rows, work.tokens, network.config.cross_attention_dim), channels=channels)
-    network(x, level, [cond])  # the first call warms caches
-    begin = time.perf_counter()
-    network(x, level, [cond])
-    return time.perf_counter() - begin, True
+    return _best(lambda: network(x, level, [cond])), True
 
 
 def _speed(pipeline: Pipeline) -> float:
     """Floating-point operations a second of a matrix product, times the share that whole networks reach of it."""
     side = 1024
     a = torch.ones(side, side, dtype=pipeline.dtype, device=pipeline.device)
-    a @ a
-    begin, repeats = time.perf_counter(), 4
+    return 0.6 * 2 * side**3 / _best(lambda: (a @ a)[0, 0].item())
+
+
+def _best(call: Callable[[], object], repeats: int = 4) -> float:
+    """Seconds of the fastest of several calls: the first warms caches, and others may share the machine."""
+    times = []
     for _ in range(repeats):
-        (a @ a)[0, 0].item()
-    return 0.6 * repeats * 2 * side**3 / (time.perf_counter() - begin)
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)

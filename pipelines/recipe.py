@@ -127,7 +127,7 @@ class Recipe(Record):
         return foreign_recipe(read(text), "a1111")
 
     def without_prompt(self) -> Recipe:
-        """Hashes instead of words: no prompt, no template, no names of pictures, adapters or wildcards."""
+        """Hashes instead of words: no prompt, no template, no names of files. Models that ship keep theirs."""
         return self.model_copy(
             update={
                 "private": True,
@@ -139,6 +139,10 @@ class Recipe(Record):
                 "template": None,
                 "wildcards": {},
                 "request": _nameless({k: v for k, v in self.request.items() if k not in {"prompt", "negative"}}),
+                "model": _unnamed(self.model),
+                "vae": self.vae and _unnamed(self.vae),
+                "refiner": self.refiner and _unnamed(self.refiner),
+                "controls": tuple(_unnamed(c) for c in self.controls),
                 "adapters": tuple(a.model_copy(update={"name": ""}) for a in self.adapters),
                 "embeddings": tuple(e.model_copy(update={"name": ""}) for e in self.embeddings),
                 "notes": (),
@@ -282,12 +286,24 @@ def printable(text: str) -> str:
     return "".join("\ufffd" if c == "\0" or 0xD800 <= ord(c) < 0xE000 else c for c in text)
 
 
+def _unnamed(model: ModelId) -> ModelId:
+    """A model by its fingerprint alone, unless everybody who has this program has it."""
+    return model if _public(model.name) else model.model_copy(update={"name": ""})
+
+
+def _public(name: str) -> bool:
+    from ldm.store.find import shipped, shipped_controls
+
+    return name in shipped() or name in shipped_controls()
+
+
 def _nameless(value: Any) -> Any:
     """The same JSON without names of files (mask rules stay: they are no names, and nothing else would find them)."""
     if isinstance(value, Mapping):
         if "sha256" in value:
             return {k: v for k, v in value.items() if k != "name" or is_rule(str(v))}
-        return {k: _nameless(v) for k, v in value.items()}
+        private = {k for k in ("model", "refiner") if isinstance(value.get(k), str) and not _public(value[k])}
+        return {k: "" if k in private else _nameless(v) for k, v in value.items()}
     return [_nameless(v) for v in value] if isinstance(value, list) else value
 
 
@@ -332,8 +348,8 @@ def _pairs(recipe: Recipe) -> dict[str, str]:
         "Denoising strength": request.get("strength", 0.8) if "image" in request else None,
         "Clip skip": request["clip_skip"] + 1 if "clip_skip" in request else None,
         "Mask blur": request.get("mask_blur"),
-        "Lora hashes": ", ".join(f"{a.name}: {a.sha256[:12]}" for a in recipe.adapters),
-        "TI hashes": ", ".join(f"{e.name}: {e.sha256[:12]}" for e in recipe.embeddings),
+        "Lora hashes": ", ".join(f"{a.name}: {a.sha256[:12]}" for a in recipe.adapters if a.name),
+        "TI hashes": ", ".join(f"{e.name}: {e.sha256[:12]}" for e in recipe.embeddings if e.name),
         "RNG": "CPU",
         "Version": f"ldm {recipe.version}",
     }

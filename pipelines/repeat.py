@@ -50,6 +50,13 @@ class Finder:
         self.missing.append(f"{what} {label}(sha256 {source.sha256[:12]}) is missing{changed}")
         return None
 
+    def model(self, told: ModelId, what: str) -> str:
+        """Where a model of a recipe is; one that a private recipe does not name is missing unless it is found."""
+        found = model_path(told.name, self.folders, told.fingerprint)
+        if not found:
+            self.missing.append(f"{what} (fingerprint {told.fingerprint or 'unknown'}) is missing")
+        return found
+
     def _all(self, suffixes: frozenset[str]) -> Iterable[Path]:
         for folder in self.folders:
             if folder.is_dir():
@@ -92,7 +99,9 @@ def request_fields(
     if "mask" in fields:
         fields["mask"] = _open(fields["mask"], "mask", finder, image)
     if "controls" in fields:
-        fields["controls"] = [_control(use, i, finder) for i, use in enumerate(_items(fields["controls"]))]
+        known = {i: control.fingerprint for i, control in enumerate(recipe.controls)}
+        uses = enumerate(_items(fields["controls"]))
+        fields["controls"] = [_control(use, i, finder, known.get(i, "")) for i, use in uses]
     if "loras" in fields:
         fields["loras"] = [
             use | {"path": finder.find(_source(use.get("path")), f"lora {i + 1}", WEIGHTS)}
@@ -104,19 +113,44 @@ def request_fields(
         )
         fields["embeddings"] = list(found)
     if isinstance(fields.get("refiner"), str):
-        fields["refiner"] = model_path(ModelId(name=fields["refiner"]).name, finder.folders)
+        told = ModelId(name=fields["refiner"], fingerprint=recipe.refiner.fingerprint if recipe.refiner else "")
+        fields["refiner"] = finder.model(told, "refiner")
     if finder.missing:
         raise MissingInputError(finder.missing, finder.folders)
     return fields
 
 
-def model_path(name: str, folders: Sequence[Path]) -> str:
-    """A model of that name in one of the folders, else the name itself (a shipped model, or a hub id)."""
+def model_path(name: str, folders: Sequence[Path], fingerprint: str = "") -> str:
+    """A model of that name in one of the folders, else the name itself (a shipped model, or a hub id).
+
+    A private recipe leaves the name out: then the first model of that fingerprint, or "" if there is none.
+    """
+    if not name and fingerprint:
+        candidates = (path for folder in folders for path in _models_in(folder))
+        return next((str(path) for path in candidates if _fingerprint(path) == fingerprint), "")
     for folder in folders:
         for candidate in (folder / name, folder / f"{name}.safetensors"):
             if name and candidate.exists():
                 return str(candidate)
     return name
+
+
+def _models_in(folder: Path) -> Iterable[Path]:
+    """What may be a model, an autoencoder or a control: weight files, and folders with a configuration."""
+    for path in sorted(folder.iterdir())[:MAX_FILES] if folder.is_dir() else []:
+        parts = (path / "model_index.json", path / "config.json")
+        if path.suffix.lower() in WEIGHTS or any(part.is_file() for part in parts):
+            yield path
+
+
+def _fingerprint(path: Path) -> str | None:
+    from ldm.store.describe import describe
+
+    try:
+        found = describe(path)
+        return None if found.kind == "unet" else found.fingerprint  # of a U-Net alone it is that of its model
+    except (LdmError, OSError):  # what cannot be read is not the one we look for
+        return None
 
 
 def with_prompt(recipe: Recipe, prompt: str, negative: str | None) -> Recipe:
@@ -134,9 +168,10 @@ def with_prompt(recipe: Recipe, prompt: str, negative: str | None) -> Recipe:
     )
 
 
-def _control(use: dict[str, Any], i: int, finder: Finder) -> dict[str, Any]:
+def _control(use: dict[str, Any], i: int, finder: Finder, fingerprint: str) -> dict[str, Any]:
     image = _open(use.get("image"), f"control {i + 1}: image", finder)
-    told = use | {"image": image, "model": model_path(ModelId(name=str(use.get("model", ""))).name, finder.folders)}
+    model = ModelId(name=str(use.get("model", "")), fingerprint=fingerprint)
+    told = use | {"image": image, "model": finder.model(model, f"control {i + 1}: model")}
     return told | ({"mask": _open(use["mask"], f"control {i + 1}: mask", finder, image)} if "mask" in use else {})
 
 

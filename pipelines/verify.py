@@ -13,7 +13,7 @@ import numpy as np
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
 from ldm.images.picture import unit
-from pipelines.recipe import Recipe, pixel_hash, processor_class, recipe_of
+from pipelines.recipe import ModelId, Recipe, pixel_hash, processor_class, read_recipe, recipe_of
 from pipelines.repeat import MissingInputError, model_path, request_fields, with_prompt
 from pipelines.request import Record, Request
 
@@ -58,10 +58,15 @@ def verify(
     prompt: str | None = None,
     negative: str | None = None,
 ) -> Verdict:
-    """Inputs are sought beside the picture, in the current folder and in `inputs`; private recipes need the prompt."""
+    """Inputs are sought beside the picture, in the current folder and in `inputs`; private recipes need the prompt.
+
+    A sidecar stands for the picture beside it: so pictures are proved whose metadata a site stripped.
+    """
     path = Path(path)
+    told = read_recipe(path) if path.suffix.lower() == ".json" else None
+    path = path if told is None else picture_of(path)
     picture = open_image(path, keep_location=True)
-    recipe = recipe_of(picture, path.name)
+    recipe = told or recipe_of(picture, path.name)
     if recipe.origin != "ldm" or not recipe.pixels:
         raise LdmError(
             Code.DIFFERENT,
@@ -74,13 +79,27 @@ def verify(
         if recipe.private and prompt is not None:
             recipe = with_prompt(recipe, prompt, negative)
         request = Request.model_validate(request_fields(recipe, folders))
-        pipeline = _pipeline(recipe, model or model_path(recipe.model.name, folders), folders)
+        where = model or model_path(recipe.model.name, folders, recipe.model.fingerprint)
+        pipeline = _pipeline(recipe, where, folders)
         _same_parts(recipe, request, pipeline, folders)
     except MissingInputError as error:
         return Verdict(file=path.name, outcome="missing", missing=error.inputs)
     with _threads(recipe):
         again = _repeat(pipeline, request, recipe)
     return judge(path.name, recipe, picture, again, caveats(recipe, str(pipeline.device)))
+
+
+def picture_of(sidecar: Path) -> Path:
+    """The picture that a sidecar lies beside."""
+    for suffix in (".png", ".jpg", ".jpeg", ".webp"):
+        if (picture := sidecar.with_suffix(suffix)).is_file():
+            return picture
+    raise LdmError(
+        Code.FILE,
+        f"{sidecar.name} has no picture beside it.",
+        f"There is no {sidecar.stem}.png, .jpg or .webp in its folder.",
+        "Put the picture there, under the name of the sidecar.",
+    )
 
 
 def judge(name: str, recipe: Recipe, picture: Picture, again: Picture, caveats: Sequence[str]) -> Verdict:
@@ -150,16 +169,17 @@ def _pipeline(recipe: Recipe, where: str, folders: Sequence[Path]) -> Pipeline:
     try:
         found = describe(find_model(where)).fingerprint
     except LdmError as error:
-        raise MissingInputError(
-            [f"the model {recipe.model.name} ({recipe.model.fingerprint}) is missing"], folders
-        ) from error
+        raise MissingInputError([f"the model {_label(recipe.model)} is missing"], folders) from error
     if recipe.model.fingerprint and found != recipe.model.fingerprint:
-        label = f"the model {recipe.model.name} ({recipe.model.fingerprint}) is missing: what has that name is {found}"
+        label = f"the model {_label(recipe.model)} is missing: what is there is {found}"
         raise MissingInputError([label], folders)
     machine = recipe.machine
+    vae = None if recipe.vae is None else model_path(recipe.vae.name, folders, recipe.vae.fingerprint)
+    if vae == "" and recipe.vae is not None:
+        raise MissingInputError([f"the autoencoder {_label(recipe.vae)} is missing"], folders)
     return Pipeline.load(
         where,
-        vae=None if recipe.vae is None else model_path(recipe.vae.name, folders),
+        vae=vae,
         device=same_device(machine.device),
         dtype=machine.dtype or "auto",
         prediction=recipe.request.get("prediction"),
@@ -175,12 +195,17 @@ def _same_parts(recipe: Recipe, request: Request, pipeline: Pipeline, folders: S
         try:
             found = pipeline.identity(where).fingerprint
         except LdmError:
-            missing.append(f"{part.name} ({part.fingerprint}) is missing")
+            missing.append(f"{_label(part)} is missing")
             continue
         if part.fingerprint and found != part.fingerprint:
-            missing.append(f"{part.name} ({part.fingerprint}) is missing: what has that name is {found}")
+            missing.append(f"{_label(part)} is missing: what is there is {found}")
     if missing:
         raise MissingInputError(missing, folders)
+
+
+def _label(part: ModelId) -> str:
+    """Name and fingerprint; a private recipe has no name."""
+    return f"{part.name} ({part.fingerprint})".strip()
 
 
 def same_device(wanted: str) -> str:

@@ -101,11 +101,11 @@ def train(out: Path, seed: int, share: float, stages: list[str]) -> None:
     if set(stages) - {"autoencoder"}:
         vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32)
         latents, tokens = encode(vae, pictures), make_tokens(scenes, tokenizer)
-    for name in ("denoiser", "layout"):
+    for name in ("denoiser", "layout", "finish"):
         if name in stages:
             with stage(out, name, seed, share) as (plan, generator):
                 model = new_denoiser(vocabulary) if name == "denoiser" else load_denoiser(out)
-                model = train_denoiser(model, latents, tokens, plan, generator, layout=name == "layout")
+                model = train_denoiser(model, latents, tokens, plan, generator, name)
                 save(model.text, out / "text_encoder")
                 save(model.unet, out / "unet")
     if "control" in stages:
@@ -118,10 +118,10 @@ def train(out: Path, seed: int, share: float, stages: list[str]) -> None:
 @contextmanager
 def stage(out: Path, name: str, seed: int, share: float) -> Iterator[tuple[Plan, torch.Generator]]:
     """The plan and the randomness of one stage, which do not depend on the stages before; notes its time."""
-    torch.manual_seed(seed)
     plan = STAGES[name]
+    torch.manual_seed(seed + plan.stream)
     began, cpu = time.perf_counter(), time.process_time()
-    yield replace(plan, steps=max(1, round(plan.steps * share))), torch.Generator().manual_seed(seed)
+    yield replace(plan, steps=max(1, round(plan.steps * share))), torch.Generator().manual_seed(seed + plan.stream)
     note = out / "training.json"
     spent = json.loads(note.read_text("utf-8")) if note.exists() else {}
     seconds = {"seconds": round(time.perf_counter() - began), "cpu_seconds": round(time.process_time() - cpu)}

@@ -34,14 +34,17 @@ class Plan:
     batch: int
     muon: float
     adamw: float
+    stream: int = 0  # added to the seed: another order of examples and noise
 
 
 AUTOENCODER = Plan(4000, 16, 0.02, 3e-3)
 DENOISER = Plan(3000, 64, 0.02, 2e-3)
 LAYOUT = Plan(1200, 64, 0.012, 1e-3)
+FINISH = Plan(1200, 64, 0.012, 1e-3, stream=1)
 CONTROL = Plan(2000, 64, 0.02, 2e-3)
 DROP_CAPTION = 0.12
-STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "layout": LAYOUT, "control": CONTROL}
+STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "layout": LAYOUT, "finish": FINISH, "control": CONTROL}
+HIGH_NOISE = {"layout": 0.6}  # the power of u in t = T u^power
 
 
 def steps(plan: Plan, module: nn.Module, name: str) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
@@ -166,24 +169,25 @@ def new_denoiser(vocabulary: int) -> TextUNet:
 
 
 def train_denoiser(
-    model: TextUNet, latents: Tensor, tokens: Tensor, plan: Plan, generator: torch.Generator, layout: bool = False
+    model: TextUNet, latents: Tensor, tokens: Tensor, plan: Plan, generator: torch.Generator, name: str
 ) -> TextUNet:
     """v-prediction, captions dropped to the empty prompt; returns the moving average.
 
     First with min-SNR weights, which give clean shapes and colours soonest. They nearly ignore high noise, where places
-    are decided (measured: 29 % of positions right), so the `layout` stage has no weights and prefers high noise.
+    are decided (measured: 29 % of positions right), so `layout` has no weights and prefers high noise (77 %), and
+    `finish` has no weights and takes all noise levels alike.
     """
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
     empty, noiser = _empty(model.text.config.vocab_size), Noiser()
-    for step, update in steps(plan, model, "layout" if layout else "denoiser"):
+    for step, update in steps(plan, model, name):
         index = torch.randint(len(latents), (plan.batch,), generator=generator)
         dropped = torch.rand(plan.batch, 1, generator=generator) < DROP_CAPTION
         ids = torch.where(dropped, empty, tokens[index])
         clean = latents[index].repeat(2, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=generator)
-        level = noiser.level(len(clean), generator, 0.6 if layout else 1.0)
+        level = noiser.level(len(clean), generator, HIGH_NOISE.get(name, 1.0))
         output = model(level.noisy(clean, noise), level.t, ids)
-        weighting: Weighting = "none" if layout else "min_snr"
+        weighting: Weighting = "min_snr" if name == "denoiser" else "none"
         update(denoising_loss(output, clean, noise, level, noiser.kind, weighting=weighting).mean())
         if step >= plan.steps // 4:
             average.update_parameters(model)

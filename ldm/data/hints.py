@@ -88,11 +88,16 @@ HINTS: Mapping[str, Hint] = MappingProxyType(
 )
 
 
+# Hints that only another program's network can make; under these names, too, the picture is taken as it is.
+READY = ("depth", "pose", "openpose", "normal", "normals", "segmentation", "seg")
+
+
 def make_hint(name: str, rgb: Array) -> Array:
     """The hint picture [H,W,3] in 0..1 that the detector `name` makes of a picture [H,W,3] in 0..1."""
+    name = "none" if name in READY else name
     if name not in HINTS:
-        near = difflib.get_close_matches(name, HINTS, n=1)
-        fix = f"write {near[0]}" if near else "choose one of them; a hint picture made elsewhere is none"
+        near = difflib.get_close_matches(name, (*HINTS, *READY), n=1)
+        fix = f"write {near[0]}" if near else "choose one of them; a hint picture made elsewhere is none, depth or pose"
         raise LdmError(Code.USAGE, f"hint {name!r}: unknown", f"hints are {', '.join(HINTS)}", fix)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or not np.isfinite(rgb).all():
         why = f"it is {'x'.join(map(str, rgb.shape))}" + ("" if np.isfinite(rgb).all() else " with non-finite values")

@@ -24,6 +24,7 @@ from ldm.images.picture import KEPT_TEXT, Picture, unit
 Format = Literal["PNG", "JPEG", "WEBP"]
 SUFFIXES: Mapping[str, Format] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 JPEG_SEGMENT = 65_533 - 64  # bytes that one EXIF or XMP segment may hold, with room for its own name
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WEBP_SIDE, JPEG_SIDE = 16_383, 65_500
 
 
@@ -138,8 +139,8 @@ def eight_bits(array: np.ndarray) -> np.ndarray:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name only when it is complete and on disk, and never replaces another one."""
     temp = path.with_name(f".ldm-{secrets.token_hex(8)}.tmp")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):  # asked early, so that nothing is encoded in vain
             raise FileExistsError
         with temp.open("xb") as file:
@@ -151,17 +152,44 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         why = "There is a file of that name, and pictures are never overwritten."
         raise LdmError(Code.FILE, f"{path.name!r} exists already", why, "Choose another name or folder.") from error
     except (OSError, ValueError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = getattr(error, "errno", None) in FULL
         reason = getattr(error, "strerror", None) or str(error)
         raise LdmError(
             Code.RESOURCE if full else Code.FILE,
             f"{path.name!r} cannot be written",
             f"{reason}; nothing was left behind.",
-            "Free some space." if full else "Check the folder and the right to write there.",
+            way_out(getattr(error, "errno", None)),
         ) from error
     finally:
         with contextlib.suppress(OSError, ValueError):
             temp.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder with its parents; an error names the part of it that is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        with contextlib.suppress(OSError, ValueError):
+            files = [part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()]
+            if files:
+                what, why = f"{str(files[0])!r} is a file, not a folder", "Pictures are written into folders."
+                raise LdmError(Code.FILE, what, why, "Choose another folder.") from error
+        why = f"{getattr(error, 'strerror', None) or error}; nothing was left behind."
+        code = Code.RESOURCE if number in FULL else Code.FILE
+        raise LdmError(code, f"the folder {folder.name[:80]!r} cannot be made", why, way_out(number)) from error
+
+
+def way_out(number: int | None) -> str:
+    """What mends an error of the system, by its number."""
+    if number in FULL:
+        return "Free some space."
+    if number == errno.ENAMETOOLONG:
+        return "Choose a shorter name."
+    if number == errno.EROFS:
+        return "Choose a folder on a disk that can be written."
+    return "Check the folder and the right to write there."
 
 
 def publish(temp: Path, path: Path) -> None:

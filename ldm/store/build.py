@@ -40,8 +40,9 @@ _MOST = {
 }
 _WIDEST = 200_000
 _SILENT = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures", "dropout"}
+# What these libraries write where nothing is asked for.
 _IDLE = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "torchscript": False,
-         "use_cache": True, "tie_word_embeddings": True}  # what these libraries write where nothing is asked for  # fmt: skip
+         "use_cache": True, "tie_word_embeddings": True}  # fmt: skip
 
 
 Plan = Mapping[str, Piece]

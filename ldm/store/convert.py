@@ -121,11 +121,11 @@ def _child(source: Path, goal: Path) -> None:
 
 def _refusal(error: Exception) -> str:
     """Why a pickle was not read, in words of ours: torch's own advise to read it without care."""
-    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    asked = re.search(r"GLOBAL ([\w.]*\w)", str(error))
     if asked:
         return f"it asks for the Python object {asked[1]}, and only tensors are read"
     if type(error).__name__ == "UnpicklingError":
-        return "it asks for something else than tensors, or its bytes are not those of a pickle"
+        return "it uses instructions that a file of tensors does not need, or its bytes are not those of a pickle"
     return f"its bytes break off or contradict each other ({type(error).__name__})"
 
 

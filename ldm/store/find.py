@@ -21,6 +21,12 @@ def shipped() -> list[str]:
     return sorted(p.name for p in _PRETRAINED.iterdir() if (p / "model_index.json").is_file())
 
 
+def shipped_controls() -> list[str]:
+    """The names by which a control inside a shipped model is asked for: "edges" and "controlnet-edges"."""
+    folders = [p.name for name in shipped() for p in (_PRETRAINED / name).glob("controlnet-*") if p.is_dir()]
+    return sorted({name for folder in folders for name in (folder, folder.removeprefix("controlnet-"))})
+
+
 def find_model(where: str) -> Path:
     """The folder or file of a model; an error lists what there is."""
     if not where.strip():

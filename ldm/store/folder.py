@@ -81,7 +81,8 @@ def _right_kind(folder: Path, role: str, *names: str) -> None:
     """The network that a configuration names is the one that its place asks for."""
     wanted = _TOWERS if role.startswith("text") else {DEFAULT_CLASS[role]}
     for name in names:
-        if known_class(name, str(folder / "config.json")) and name not in wanted:
+        known_class(name, str(folder / "config.json"))
+        if name not in wanted:
             raise LdmError(
                 Code.MODEL,
                 f"{folder} is {_WORDS[name]}, not {_WORDS[DEFAULT_CLASS[role]]}.",

@@ -112,6 +112,7 @@ def test_a_bug_in_a_folder_without_rights_is_still_told(
         (FileNotFoundError(errno.ENOENT, "No such file", "a.png"), Code.FILE),
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), Code.FILE),
         (MemoryError(), Code.RESOURCE),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), Code.RESOURCE),
     ],
 )
 def test_what_the_system_refuses_is_no_bug(error: Exception, code: Code) -> None:
@@ -129,7 +130,38 @@ def test_keyboard_interrupts_end_quietly(ldm: Ldm, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("app.generate.understand", interrupted)
-    assert ldm("generate", "x").status == errors.INTERRUPTED
+    done = ldm("generate", "x")
+    assert (done.status, done.err.strip()) == (errors.INTERRUPTED, "stopped; nothing was made yet")
+    assert ldm("generate", "x", "--json").json == {"pictures": [], "stopped": True}
+
+
+def test_two_quick_interrupts_still_end_with_our_status() -> None:
+    code = """
+import os, signal, app.cli, app.errors
+def twice(argv):
+    os.kill(os.getpid(), signal.SIGINT)
+def again(argv):
+    os.kill(os.getpid(), signal.SIGINT)
+    return 130
+app.cli.load, app.errors.stopped = twice, again
+app.cli.sys.argv = ["ldm", "doctor"]
+app.cli.main()
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == errors.INTERRUPTED
+
+
+def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from app.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+sys.argv = ["ldm", "models", "list"]
+main()
+"""
+    with (tmp_path / "out.txt").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == Code.RESOURCE
+    assert "The output could not be written" in done.stderr
 
 
 def test_every_exit_status_is_documented(root: Path) -> None:

@@ -158,7 +158,7 @@ def test_another_model_under_the_name_counts_as_missing(ldm: Ldm, tiny_sd1: Path
     ldm("generate", "a cat", "--model", tiny_sd1, "--seed", 1, *FEW)
     done = ldm("verify", "outputs/0001-1.png", "--model", tiny_inpaint9, "--json")
     assert done.status == Code.DIFFERENT
-    assert "what has that name is" in done.json["verdicts"][0]["missing"][0]
+    assert "what is there is" in done.json["verdicts"][0]["missing"][0]
 
 
 def test_private_pictures_need_their_words(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
@@ -214,6 +214,41 @@ def test_prompts_come_from_a_file(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> N
     assert prompts == ["a cat", "a dog"]
 
 
+@pytest.mark.parametrize(("raw", "line"), [(b"a\n\xff\xfe\n", "Line 2"), (b"a\n\nb\0c", "Line 3")])
+def test_prompts_that_are_no_text_are_refused(ldm: Ldm, tiny_sd1: Path, tmp_path: Path, raw: bytes, line: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes(raw)
+    done = ldm("generate", "--prompts", "prompts.txt", "--model", tiny_sd1)
+    assert done.status == Code.FILE
+    assert line in done.err
+
+
+def test_what_was_changed_on_the_way_is_told_once(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16)).save(tmp_path / "print.jpg")
+    done = ldm("generate", "a cat", "--image", "print.jpg", "--model", tiny_sd1, "--seed", 1, *FEW, "--count", 2)
+    assert done.status == 0
+    assert len([line for line in done.err.splitlines() if line.startswith("note: ") and "CMYK" in line]) == 1
+    assert "CMYK" not in done.out
+
+
+def test_a_seed_of_zero_in_a_request_file_is_a_seed(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat.yaml").write_text("prompt: a cat\nsteps: 1\nseed: 0\n")
+    done = ldm("generate", "--from", "cat.yaml", "--model", tiny_sd1, "--json")
+    assert done.json["pictures"][0]["seed"] == 0
+
+
+def test_a_sidecar_proves_a_picture_whose_metadata_is_gone(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
+    ldm("generate", "a cat", "--model", tiny_sd1, "--seed", 1, *FEW)
+    path = tmp_path / "outputs" / "0001-1.png"
+    bare = Picture(open_image(path).pixels)
+    path.unlink()
+    alone = ldm("verify", path.with_suffix(".json"), "--model", tiny_sd1)
+    assert (alone.status, "no picture beside it" in alone.err) == (Code.FILE, True)
+    save_image(bare, path)
+    assert ldm("verify", path, "--model", tiny_sd1).status == Code.FILE
+    done = ldm("verify", path.with_suffix(".json"), "--model", tiny_sd1)
+    assert (done.status, "equal" in done.out) == (0, True)
+
+
 def test_a_pipe_takes_the_bytes(
     tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -241,6 +276,11 @@ def test_a_dry_run_makes_nothing(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> No
     assert (plan["pictures"], plan["steps"]) == (3, 25)
     assert plan["seconds"] > 0 and plan["weights_mb"] > 0
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_plan_is_told_in_words(ldm: Ldm, tiny_sd1: Path) -> None:
+    done = ldm("generate", "a cat", "--model", tiny_sd1, "--dry-run", "--steps", 1)
+    assert done.out.startswith("1 picture of ") and " 1 step of " in done.out and " MB of work" in done.out
 
 
 def test_a_prompt_is_explained(ldm: Ldm, tiny_sd1: Path) -> None:
@@ -284,7 +324,7 @@ def test_a_request_file_is_run(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None
     ("argv", "status", "said"),
     [
         (["--model", "nowhere"], Code.FILE, "nowhere"),
-        (["--device", "warp"], Code.RESOURCE, "warp"),
+        (["--device", "warp"], Code.USAGE, "warp"),
         (["--dtype", "int3"], Code.USAGE, "int3"),
         (["--offload", "all"], Code.USAGE, "none or model"),
         (["--image", "none.png"], Code.FILE, "--image: none.png"),
@@ -301,6 +341,15 @@ def test_a_request_file_is_run(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None
         (["--out", "blank.png"], Code.FILE, "exists already"),
         (["--preview-every", "0"], Code.USAGE, "whole number"),
         (["--lora", "blank.png:0.5"], Code.FILE, "blank.png"),
+        (["--wildcards", "nowhere"], Code.FILE, "--wildcards: nowhere"),
+        (["--lora-folder", "blank.png"], Code.FILE, "is a file"),
+        (["--refiner", "nowhere"], Code.FILE, "--refiner: "),
+        (["--image", "blank.png", "--control", "model=nowhere"], Code.FILE, "--control: "),
+        (["<lora:nowhere:1>"], Code.FILE, "nowhere.safetensors"),
+        (["--out", "blank.png/x.png"], Code.FILE, "is a file, not a folder"),
+        (["--out", "x.gif"], Code.USAGE, "not written"),
+        (["--model", ""], Code.USAGE, "empty"),
+        (["--size", "16384x16384"], Code.RESOURCE, "--tile"),
         (["--embedding", "none.safetensors"], Code.FILE, "none.safetensors"),
     ],
 )

@@ -91,3 +91,14 @@ def test_what_is_no_adapter_is_refused(ldm: Ldm, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_text("<html>")
     assert ldm("adapter", "inspect", "x.safetensors").status == Code.FILE
     assert ldm("adapter", "inspect", "none.safetensors").status == Code.FILE
+
+
+@pytest.mark.parametrize(("out", "status"), [("out.ckpt", Code.USAGE), ("out.BIN", Code.USAGE), ("v1.5", 0)])
+def test_no_folder_gets_the_name_of_a_file(ldm: Ldm, tiny_sd1: Path, tmp_path: Path, out: str, status: int) -> None:
+    done = ldm("models", "convert", tiny_sd1, out)
+    assert done.status == status
+    assert (tmp_path / out).is_dir() == (status == 0)
+
+
+def test_a_model_that_is_not_there_is_told_before_a_missing_out(ldm: Ldm) -> None:
+    assert ldm("models", "convert", "nope.ckpt").status == Code.FILE

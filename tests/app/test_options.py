@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 from app import options
@@ -98,14 +100,14 @@ def test_controls_are_read() -> None:
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({"size_": "33x32"}, ["--size: '33'", "nearest legal size is 32", "Use 32."]),
-        ({"size_": "0x32"}, ["--size: '0'", "nearest legal size is 8"]),
-        ({"size_": "big"}, ["--size: 'big'"]),
-        ({"size_": "99999999x8"}, ["--size: '99999999'", "16384"]),
-        ({"steps_": "0"}, ["--steps: '0'", "greater than or equal to 1"]),
+        ({"size_": "33x32"}, ["--size: 33x32", "nearest legal size is 32", "Use --size 32x32."]),
+        ({"size_": "0x32"}, ["--size: 0x32", "nearest legal size is 8", "Use --size 8x32."]),
+        ({"size_": "big"}, ["--size: 'big'", "Write --size 512x512."]),
+        ({"size_": "99999999x8"}, ["--size: 99999999x8", "Use --size 16384x8."]),
+        ({"steps_": "0"}, ["--steps: '0'", "greater than or equal to 1", "Use 1 to 1000."]),
         ({"guidance_": "nan"}, ["--guidance: 'nan'", "finite"]),
         ({"guidance_": "inf"}, ["--guidance: 'inf'", "finite"]),
-        ({"strength_": "1.5"}, ["--strength: '1.5'", "less than or equal to 1"]),
+        ({"strength_": "1.5"}, ["--strength: '1.5'", "less than or equal to 1", "Use 0 to 1."]),
         ({"fill_": "colr"}, ["--fill: 'colr'", "Did you mean colour?", "Choose one of original, blur, noise, colour."]),
         ({"dialect_": "a111"}, ["Did you mean a1111?"]),
         ({"seed_": "-2"}, ["--seed: '-2'"]),
@@ -118,8 +120,14 @@ def test_controls_are_read() -> None:
         ({"hires_": "scale=9"}, ["--hires scale: '9'"]),
         ({"tile_": "8"}, ["--tile size: '8'"]),
         ({"pad_": "1,2"}, ["--pad: '1,2'", "left, top, right, bottom"]),
-        ({"mask_": "x.png"}, ["mask needs an image"]),
-        ({"only_masked_": True}, ["only_masked needs a mask"]),
+        ({"mask_": "x.png"}, ["--mask needs an image", "Add --image FILE."]),
+        ({"only_masked_": True}, ["--only-masked needs a mask", "Add --mask MASK."]),
+        ({"set_": ["guidance=5"]}, ["guidance is a record", "Write --set guidance.scale=5."]),
+        ({"control_": ["image=b.png"]}, ["--control: model= is missing."]),
+        ({"variation_": "0.5"}, ["--variation needs a --variation-seed", "Add --variation-seed N."]),
+        ({"pad_": "8,0,-1,0"}, ["--pad: 8,0,-1,0 is not"]),
+        ({"tile_": "size=64,overlap=64"}, ["--tile: size=64,overlap=64 is not"]),
+        ({"guidance_interval_": "0.9,0.1"}, ["--guidance-interval (0.9, 0.1) ends before it starts", "Write "]),
         ({"fill_colour_": "red"}, ["--fill-colour: 'red'"]),
         ({"fill_colour_": "1,2,300"}, ["--fill-colour"]),
         ({"sigmas_": "3,x"}, ["--sigmas: 'x'"]),
@@ -141,3 +149,32 @@ def test_any_seed_is_drawn_anew() -> None:
     drawn = {options.seed("-1") for _ in range(20)}
     assert len(drawn) == 20
     assert all(0 <= seed < 2**32 for seed in drawn)
+
+
+def test_a_picture_in_a_wrong_control_is_not_printed() -> None:
+    with pytest.raises(LdmError) as caught:
+        make_request({"controls": [{"image": Image.new("RGB", (8, 8)), "weight": "9e9", "model": "m"}]}, option_of)
+    assert "PIL" not in str(caught.value) and "Use 0 to 10." in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["model_", "out_", "vae_", "from_", "lora_"])
+def test_an_empty_text_is_no_name(option: str) -> None:
+    with pytest.raises(LdmError, match="value is empty") as caught:
+        options.refuse_empty({option: [""] if option == "lora_" else ""})
+    assert caught.value.code == Code.USAGE
+    options.refuse_empty({"negative_": "", "model_": None})
+
+
+def test_folders_are_told_from_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LdmError, match="is a folder"):
+        options.existing(str(tmp_path), "--image")
+    with pytest.raises(LdmError, match="the name is empty"):
+        options.existing("", "--image")
+    with pytest.raises(LdmError, match="was not found"):
+        options.existing(str(tmp_path / "x"), "--image")
+    with pytest.raises(LdmError, match="adapter_model"):
+        options.existing(str(tmp_path), "--lora", peft=True)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert options.existing(str(tmp_path), "--lora", peft=True) == tmp_path
+    with pytest.raises(LdmError, match="is a file"):
+        options.existing_folder(str(tmp_path / "adapter_model.safetensors"), "--wildcards")

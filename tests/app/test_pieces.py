@@ -65,6 +65,32 @@ def test_a_format_that_cannot_keep_the_promise_is_refused_before_the_work() -> N
     Outputs(format="png").check(painted)
 
 
+@pytest.mark.parametrize("target", ["file/x.png", "file", "file/deeper/x.png", "/dev/null", "x" * 300 + ".png"])
+def test_a_place_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    with pytest.raises(LdmError, match=r"is a file, not a folder|cannot be written") as caught:
+        Outputs(target).probe()
+    assert caught.value.code == Code.FILE
+    assert "exists already" not in str(caught.value)
+
+
+def test_asking_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in ("a/b", "c/d.png", "e.webp", "-"):
+        Outputs(target).probe()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_are_not_written_are_refused_by_their_suffix(tmp_path: Path) -> None:
+    with pytest.raises(LdmError, match=r"\.gif pictures are not written"):
+        Outputs("x.gif")
+    (tmp_path / "old.gif").mkdir()
+    assert Outputs(str(tmp_path / "old.gif")).folder == tmp_path / "old.gif"
+
+
 def test_formats_are_named() -> None:
     with pytest.raises(LdmError, match="Did you mean jpg"):
         Outputs(format="jpgg")
@@ -89,6 +115,12 @@ def test_axes_are_read() -> None:
     assert Axis.read("x=guidance.apg_eta:1").fields("1") == {"guidance": {"apg_eta": 1}}
     assert Axis.read("x=lora:a").fields("a.safetensors:0.5") == {"loras": [{"path": "a.safetensors", "weight": "0.5"}]}
     assert Axis.read("x=exact:yes").fields("yes") == {"exact": True}
+
+
+def test_a_switch_is_on_or_off_and_nothing_else() -> None:
+    assert Axis.read("x=exact:off").fields("off") == {"exact": False}
+    with pytest.raises(LdmError, match="takes yes or no"):
+        Axis.read("x=exact:maybe").fields("maybe")
 
 
 @pytest.mark.parametrize("text", ["z=a:1", "x=guidance", "x", "x=guidance:", ":", "=:"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ldm.data import edges, lines
 from ldm.data.filters import dilate, gaussian, gradient
-from ldm.data.hints import HINTS, make_hint
+from ldm.data.hints import HINTS, READY, make_hint
 from ldm.data.scenes import PALETTE, draw, make_scene
 from ldm.data.shapes import SHAPES
 from ldm.errors import LdmError
@@ -186,7 +186,7 @@ def test_a_ready_hint_passes_unchanged() -> None:
     ("name", "rgb", "words"),
     [
         ("cany", np.zeros((4, 4, 3), np.float32), "write canny"),
-        ("depth", np.zeros((4, 4, 3), np.float32), "a hint picture made elsewhere is none"),
+        ("xyz", np.zeros((4, 4, 3), np.float32), "a hint picture made elsewhere is none"),
         ("canny", np.zeros((4, 4), np.float32), "4x4"),
         ("canny", np.full((4, 4, 3), np.nan, np.float32), "non-finite"),
         ("canny", np.zeros((0, 4, 3), np.float32), "0x4x3"),
@@ -231,3 +231,9 @@ if importlib.util.find_spec("cv2") is not None:  # only where the extra `control
         ours = edges.canny(rgb)
         near = dilate(theirs.astype(np.float32), 1) > 0
         assert (ours & near).sum() > 0.9 * ours.sum()
+
+
+@pytest.mark.parametrize("name", READY)
+def test_hints_of_other_programs_are_taken_as_they_are(name: str) -> None:
+    rgb = np.random.default_rng(0).random((8, 8, 3), np.float32)
+    assert np.array_equal(make_hint(name, rgb), rgb)

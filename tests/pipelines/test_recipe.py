@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
+from ldm.store.describe import describe
 from pipelines import a1111
 from pipelines.a1111 import Parameters, a1111_name, comfy_name, solver_from_name, spacing_from_name
 from pipelines.comfyui import read_graph
@@ -31,6 +32,7 @@ from pipelines.recipe import (
 )
 from pipelines.repeat import MissingInputError, request_fields, with_prompt
 from pipelines.request import ControlUse, GuidanceUse, HiresUse, LoraUse, Request
+from tests import components
 
 SHARDS = [
     "Negative prompt: ",
@@ -384,6 +386,38 @@ def test_private_holds_hashes_and_no_words(tmp_path: Path) -> None:
     assert request_fields(back, [tmp_path])["prompt"] == "secret words"
     with pytest.raises(LdmError, match="not the one"):
         with_prompt(private, "secret word", "hidden")
+
+
+def test_private_models_have_fingerprints_and_no_names(tmp_path: Path) -> None:
+    """Shipped models keep their names: everybody has them. The others are found again by what they are."""
+    image = square(tmp_path, "photo.png", 9)
+    net = components.controlnet(components.unet())
+    net.save_pretrained(tmp_path / "secret-control")
+    known = describe(tmp_path / "secret-control").fingerprint or ""
+    use = ControlUse(model=str(tmp_path / "secret-control"), image=image)
+    recipe = Recipe(
+        request=request_json(Request(controls=(use,), refiner="me/secret-refiner")),
+        model=ModelId(name="secret-model", fingerprint="aa"),
+        vae=ModelId(name="secret-vae", fingerprint="bb"),
+        refiner=ModelId(name="secret-refiner", fingerprint="cc"),
+        controls=(ModelId(name="secret-control", fingerprint=known),),
+        adapters=(AdapterSource(name="secret.safetensors", sha256="ff"),),
+    )
+    written = chunks(recipe, private=True)
+    assert "secret" not in json.dumps(written)
+    assert "Lora hashes" not in written["parameters"]
+    private = Recipe.from_json(written["ldm"])
+    assert [m.fingerprint for m in (private.model, private.vae, private.refiner) if m] == ["aa", "bb", "cc"]
+
+    told = with_prompt(private, "", None)
+    with pytest.raises(MissingInputError, match=r"refiner \(fingerprint cc\)") as caught:
+        request_fields(told, [tmp_path])
+    assert len(caught.value.inputs) == 1
+    fields = request_fields(told.model_copy(update={"request": told.request | {"refiner": "scenes"}}), [tmp_path])
+    assert fields["controls"][0]["model"] == str(tmp_path / "secret-control")
+
+    shipped = Recipe(model=ModelId(name="scenes", fingerprint="dd")).without_prompt()
+    assert shipped.model.name == "scenes"
 
 
 def test_chunks_of_comfyui_are_kept_and_others_are_not() -> None:

@@ -20,7 +20,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from ldm.errors import Code, LdmError
-from ldm.store.parts import load_controlnet, load_parts
+from ldm.store.parts import load_controlnet, load_parts, load_vae
 from ldm.store.save import save_folder
 from ldm.store.weights import load_weights
 from tests import components
@@ -319,3 +319,33 @@ def test_controlnet_folder(tiny_controlnet: Path) -> None:
     assert difference(load_controlnet(tiny_controlnet), stock) == 0
     with pytest.raises(LdmError):
         load_controlnet(tiny_controlnet.parent)
+
+
+def test_another_part_in_the_place_of_one_is_named(tiny_sd1: Path, tmp_path: Path) -> None:
+    """--vae and --control with a folder of something else: what it is, and what is wanted."""
+    control = tmp_path / "control"
+    components.controlnet(components.unet()).save_pretrained(control)
+    cases: list[tuple[Callable[[Path], Any], Path, str]] = [
+        (load_vae, control, "is a ControlNet, not an autoencoder"),
+        (load_vae, tiny_sd1 / "unet", "is a U-Net, not an autoencoder"),
+        (load_vae, tiny_sd1 / "text_encoder", "is a text tower, not an autoencoder"),
+        (load_vae, control / "diffusion_pytorch_model.safetensors", "is a controlnet, not an autoencoder"),
+        (load_vae, tiny_sd1 / UNET, "is a unet, not an autoencoder"),
+        (load_controlnet, tiny_sd1 / "unet", "is a U-Net, not a ControlNet"),
+        (load_controlnet, tiny_sd1 / "vae", "is an autoencoder, not a ControlNet"),
+        (load_controlnet, tiny_sd1, "is a whole model, not a ControlNet"),
+        (load_controlnet, tiny_sd1 / UNET, "is not a ControlNet: it looks like a unet"),
+    ]
+    for load, where, said in cases:
+        with pytest.raises(LdmError, match=said) as caught:
+            load(where)
+        assert caught.value.code is Code.MODEL
+
+
+def test_what_is_saved_loads_without_a_note(tiny_sd1: Path, tmp_path: Path) -> None:
+    parts = load_parts(save_folder(load_parts(tiny_sd1), tmp_path / "again"))
+    assert parts.notes == []
+    edit(tmp_path / "again" / "text_encoder" / "config.json", output_attentions=False)
+    assert load_parts(tmp_path / "again").notes == []
+    edit(tmp_path / "again" / "text_encoder" / "config.json", output_attentions=True)
+    assert "output_attentions" in load_parts(tmp_path / "again").notes[0]

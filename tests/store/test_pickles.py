@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ldm.errors import Code, LdmError
-from ldm.store.convert import convert
+from ldm.store.convert import _refusal, convert
 from ldm.store.describe import describe
 from ldm.store.parts import load_controlnet, load_parts, load_vae
 from ldm.store.weights import load_weights
@@ -104,8 +104,8 @@ def test_no_hostile_pickle_runs(tmp_path: Path) -> None:
         assert not canary.exists(), name
 
 
-@pytest.mark.parametrize("index", [2, 13])
-def test_trusted_conversion_runs_no_code_either(tmp_path: Path, index: int) -> None:
+@pytest.mark.parametrize(("index", "said"), [(1, "posix.system"), (2, "instructions"), (13, "posix.system")])
+def test_trusted_conversion_runs_no_code_either(tmp_path: Path, index: int, said: str) -> None:
     canary = tmp_path / "canary"
     name, data = bombs(canary)[index]
     (tmp_path / name).write_bytes(data)
@@ -113,6 +113,8 @@ def test_trusted_conversion_runs_no_code_either(tmp_path: Path, index: int) -> N
     with pytest.raises(LdmError) as caught:
         convert(tmp_path / name, tmp_path / "out.safetensors", trusted=True)
     assert caught.value.code is Code.REFUSED
+    assert said in caught.value.why
+    assert "weights_only" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -127,6 +129,33 @@ def test_trusted_tensors_come_out_equal(tmp_path: Path, zipped: bool) -> None:
     assert all(torch.equal(back[n], state[n]) for n in state)
     with pytest.raises(LdmError, match="exists already"):
         convert(tmp_path / "m.ckpt", trusted=True)
+
+
+@pytest.mark.parametrize("name", ["evil.safetensors", "EVIL.SafeTensors"])
+def test_a_pickle_that_claims_to_be_safetensors_is_converted_beside_itself(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    torch.save({"a": torch.ones(2)}, path)
+    with pytest.raises(LdmError) as caught:
+        convert(path)
+    out = convert(path, trusted=True)
+    assert str(out) in caught.value.fix
+    assert out.parent == tmp_path
+    assert torch.equal(load_file(out)["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("index", range(24))
+def test_a_refusal_is_in_our_own_words(tmp_path: Path, index: int) -> None:
+    """What torch says is not passed on: it advises to read the file without care."""
+    name, data = bombs(tmp_path / "canary")[index]
+    (tmp_path / name).write_bytes(data)
+    try:
+        with (tmp_path / name).open("rb") as file:
+            torch.load(file, weights_only=True)
+    except Exception as error:
+        said = _refusal(error)
+    assert "weights_only" not in said and "torch" not in said
+    named = {1: "posix.system", 4: "posix.mkdir", 7: "subprocess.check_call", 10: "eval", 21: "os.system"}
+    assert named.get(index, "it") in said
 
 
 def test_a1111_embedding(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_stock_reads_what_we_write_and_we_read_it_back(tmp_path: Path, name: str
     stock, parts, path = written(tmp_path, name)
     theirs = CASES[name][1].from_single_file(str(path), config=str(tmp_path / "stock"), local_files_only=True)
     ours = load_parts(path)
+    assert ours.notes == parts.notes == []
     assert ours.prediction == parts.prediction
     assert ours.fingerprint == parts.fingerprint
     assert models.difference(theirs.unet, stock.unet) == models.difference(ours.unet, stock.unet) == 0
@@ -253,6 +254,19 @@ def test_known_families_need_no_configuration_of_ours(tmp_path: Path) -> None:
         assert layout.prediction == ("v_prediction" if family == "sd2" else "epsilon")
 
 
+@pytest.mark.parametrize("family", ["sd1", "xl"])
+def test_a_consistency_model_is_told_the_guidance_scale(tmp_path: Path, family: Any) -> None:
+    """Published LCM files carry no configuration of ours: the width of the guidance embedding is in their header."""
+    shapes = {n: t.shape for n, t in single_state(models.full_size(family, 4)).items()}
+    shapes["model.diffusion_model.time_embedding.cond_proj.weight"] = torch.Size((320, 256))
+    _hollow(tmp_path / "lcm.safetensors", shapes)
+    layout = layout_of(load_weights(tmp_path / "lcm.safetensors"))
+    assert layout.configs["unet"]["time_cond_proj_dim"] == 256
+    if family == "sd1":
+        unet = load_parts(tmp_path / "lcm.safetensors", dtype=torch.float16, components={"unet"}).unet
+        assert unet.time_embedding.cond_proj.weight.shape == (320, 256)
+
+
 def _hollow(path: Path, shapes: dict[str, Any], told: dict[str, str] | None = None) -> None:
     """A file of the right header and size whose data is a hole: half precision, no disk."""
     header: dict[str, Any] = {"__metadata__": told or {}}
@@ -298,7 +312,7 @@ def test_incomplete_and_foreign_files(tmp_path: Path) -> None:
     assert load_parts(folder, vae=path).vae is not None
     assert load_parts(folder, components={"unet"}).vae is None
     save_file(state, tmp_path / "unknown.safetensors")
-    with pytest.raises(LdmError, match="no known family"):
+    with pytest.raises(LdmError, match="no known family: first level 32 wide, text 32 wide, 4 input channels, no"):
         load_parts(tmp_path / "unknown.safetensors")
     save_file(
         state, tmp_path / "hostile.safetensors", {"ldm.config": '{"unet": {"auto_map": 1}, "vae": {}, "scheduler": {}}'}

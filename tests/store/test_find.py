@@ -1,0 +1,48 @@
+"""Models by name: what is meant is suggested, and a path is not taken for a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ldm.errors import Code, LdmError
+from ldm.store.find import find_model, shipped
+
+
+def test_a_shipped_name_is_found() -> None:
+    assert [find_model(name).name for name in shipped()] == shipped()
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_an_empty_name_is_no_path(name: str) -> None:
+    with pytest.raises(LdmError, match="is empty") as caught:
+        find_model(name)
+    assert caught.value.code is Code.USAGE
+
+
+def test_a_name_like_it_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.store.find.shipped", lambda: ["scenes"])
+    (tmp_path / "dreams.safetensors").touch()
+    (tmp_path / "dream.txt").touch()
+    cases = {
+        "scnes": "Use scenes ",
+        str(tmp_path / "dream.safetensors"): f"Use {tmp_path / 'dreams.safetensors'} ",
+        "owner/model": "Run `ldm models pull owner/model`",
+        "owner/model.safetensors": "Check the path",
+        "a" * 5000: "Check the path",
+        "\0": "Check the path",
+    }
+    for name, fix in cases.items():
+        with pytest.raises(LdmError) as caught:
+            find_model(name)
+        assert caught.value.code is Code.FILE
+        assert caught.value.fix.startswith(fix), name
+
+
+def test_a_path_in_a_folder_that_is_there_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(LdmError) as caught:
+        find_model("models/dream")
+    assert "pull" not in caught.value.fix
