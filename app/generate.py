@@ -151,7 +151,7 @@ def _folders(path: Path, given: Mapping[str, Any]) -> list[Path]:
 def _model_of(model: ModelId, given: Mapping[str, Any]) -> str:
     from pipelines.repeat import model_path
 
-    return model_path(model.name, _folders(Path(given["from_"]), given))
+    return model_path(model.name, _folders(Path(given["from_"]), given), model.fingerprint)
 
 
 def _load(order: Order, reporter: Reporter) -> Pipeline:

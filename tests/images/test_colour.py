@@ -75,7 +75,11 @@ def test_parametric_curve_is_the_srgb_curve():
     assert np.abs(to_srgb(array, icc) - by_littlecms(array, icc)).max() <= 2 / 255
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 200, SRGB[:100], SRGB[:300], b"\0" * 36 + b"acsp" + b"\xff" * 200])
+@pytest.mark.parametrize(  # named, because a profile holds the second of its making
+    "damage",
+    [b"", b"x" * 200, SRGB[:100], SRGB[:300], b"\0" * 36 + b"acsp" + b"\xff" * 200],
+    ids=["empty", "letters", "header cut", "table cut", "false table"],
+)
 def test_damaged_profiles_are_recognised(damage):
     assert space(damage) in (None, "RGB")
     if len(damage) != 300:

@@ -236,8 +236,8 @@ def test_wrong_architecture_names_the_first_differing_tensors(copy: Path, name: 
 def test_both_values_are_told(copy: Path) -> None:
     edit(copy / "unet" / "config.json", cross_attention_dim=48)
     why = refused(copy, Code.MODEL).why
-    assert "configuration says: Facts(width=32, text=48" in why
-    assert "file looks like: Facts(width=32, text=32" in why
+    assert "text 48 wide" in why
+    assert "file looks like: first level 32 wide, text 32 wide" in why
 
 
 HOSTILE: dict[str, tuple[str, dict[str, Any], Code]] = {

@@ -154,7 +154,7 @@ def test_a_refusal_is_in_our_own_words(tmp_path: Path, index: int) -> None:
     except Exception as error:
         said = _refusal(error)
     assert "weights_only" not in said and "torch" not in said
-    named = {1: "posix.system", 4: "posix.mkdir", 7: "subprocess.check_call", 10: "eval", 21: "os.system"}
+    named = {1: "posix.system", 4: "posix.mkdir", 7: "commands.check_call", 10: "eval", 21: "os.system"}
     assert named.get(index, "it") in said
 
 
