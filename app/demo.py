@@ -82,7 +82,7 @@ class Demo:
         text = "Only what the mask covers is painted; every other sample value of the picture stays as it was."
         section = Section("Inpainting and outpainting", text)
         scene = from_rgb(draw(make_scene("circle", "red", position="left", background="white")))
-        hole = masks.from_box(scene.size, (16, 4, 15, 24))
+        hole = masks.from_box(scene.size, (16, 4, 31, 28))
         mask = from_rgb(np.repeat(hole[..., None], 3, axis=2).astype(np.float32))
         self._keep(section, scene.pixels, "the picture")
         self._keep(section, mask.pixels, "the mask")
