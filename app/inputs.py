@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.options import bad, existing, existing_folder
+from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 
 MAX_PROMPTS_BYTES = 10_000_000
@@ -69,7 +70,7 @@ def _text(path: Path) -> str:
 def opened(fields: dict[str, Any], model: str) -> dict[str, Any]:
     """Pictures opened, masks made, files found, sampler names understood. `model`: where short control names live."""
     from ldm.images import open_image
-    from pipelines.mask_rule import is_rule, mask_from_rule
+    from pipelines.mask_rule import RULES, is_rule, mask_from_rule
 
     keep = fields.get("keep_location") is True
 
@@ -83,6 +84,10 @@ def opened(fields: dict[str, Any], model: str) -> dict[str, Any]:
         rule = isinstance(value, str) and is_rule(value)
         if rule and of is None:
             raise bad(option, value, "It makes a mask from the input picture, and there is none", "Add --image FILE")
+        if isinstance(value, str) and not rule and ":" in value and not Path(value).expanduser().exists():
+            near = did_you_mean(value.partition(":")[0], RULES)
+            why = f"{near}It is neither a file nor a rule: alpha, colour:#00ff00:20, box:x,y,w,h, polygon:x,y x,y x,y"
+            raise bad(option, value, why, "Write one of these rules, or name a picture")
         return mask_from_rule(value, of) if rule else picture(value, option)
 
     fields["mask"] = mask(fields.get("mask"), "--mask", image)

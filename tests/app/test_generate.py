@@ -330,6 +330,7 @@ def test_a_request_file_is_run(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None
         (["--image", "none.png"], Code.FILE, "--image: none.png"),
         (["--image", "text.png"], Code.FILE, "text.png"),
         (["--mask", "alpha"], Code.USAGE, "--image"),
+        (["--image", "blank.png", "--mask", "boxx:1,2,3,4"], Code.USAGE, "Did you mean box?"),
         (["--control", "model=x"], Code.USAGE, "image=FILE"),
         (["--solver", "DPM fast"], Code.USAGE, "solver 'DPM fast'"),
         (["--spacing", "karas"], Code.USAGE, "karras"),
