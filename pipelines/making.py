@@ -180,7 +180,7 @@ class Making:
         """x of the first level. Random numbers are drawn as stock draws them: picture, noise, masked picture."""
         vae = place(model.vae, self.device)
         shape = (model.network.latent_channels, size[1] // vae.factor, size[0] // vae.factor)
-        nine = int(model.network.config.in_channels) == 9
+        nine = model.network.inpaints
         if known is None and images is not None and (mask is None or run.strength < 1.0 or not nine):
             known = vae.encode(images, self.generators, self._tile)
         noises = [
@@ -237,8 +237,7 @@ class Making:
     ) -> Denoiser:
         """The network with everything that this request puts around it."""
         request, network, factor = self.request, model.network, model.vae.factor
-        told_scale = getattr(network.config, "time_cond_proj_dim", None) is not None
-        guidance = guidance_of(request.guidance, network, told_scale)
+        guidance = guidance_of(request.guidance, network)
         text = place(model.text, self.device)
         words = conditions.Words(
             text,
@@ -259,7 +258,7 @@ class Making:
             size=size,
             channels=start.channels,
             controls=conditions.controls(uses, controls, size, canvas, factor),
-            guidance=request.guidance.scale if told_scale else None,
+            guidance=request.guidance.scale if network.told_scale else None,
             device=self.device,
         )
         perturb = conditions.perturbed_layers(request, network)
@@ -288,7 +287,7 @@ class Making:
             known = F.interpolate(
                 x, size=(size[1] // vae.factor, size[0] // vae.factor), mode="bicubic", antialias=True
             )
-            rgb = vae.decode(known, self._tile).cpu() if int(self.model.network.config.in_channels) == 9 else None
+            rgb = vae.decode(known, self._tile).cpu() if self.model.network.inpaints else None
         else:
             small = from_tensor(vae.decode(x, self._tile))
             rgb = torch.cat([to_tensor(resize(r, size, FILTERS[hires.upscale])) for r in small])
@@ -340,10 +339,10 @@ class Making:
         return tuple(made)
 
 
-def guidance_of(asked: GuidanceUse, network: UNet, told_scale: bool) -> Guidance:
+def guidance_of(asked: GuidanceUse, network: UNet) -> Guidance:
     """The request's guidance for a network; one that is told the scale needs no second call."""
     return Guidance(
-        scale=1.0 if told_scale else asked.scale,
+        scale=1.0 if network.told_scale else asked.scale,
         rescale=asked.rescale,
         interval=asked.interval,
         method=asked.method,

@@ -29,7 +29,7 @@ from pipelines.conditions import chunks_needed
 from pipelines.device import Offload, pick_device, pick_dtype, place
 from pipelines.fit import check_control, check_refiner, check_request, check_size, folder_stamp
 from pipelines.jobs import batches, jobs
-from pipelines.making import Making
+from pipelines.making import Making, guidance_of
 from pipelines.recipe import ModelId
 from pipelines.request import Request
 from pipelines.steps import Result, Step
@@ -147,8 +147,7 @@ class Pipeline:
         self.check(request)
         all_jobs = jobs(request)
         size = 1 if request.exact else request.batch
-        told_scale = getattr(self.model.network.config, "time_cond_proj_dim", None) is not None
-        guided = request.guidance.scale > 1 and not told_scale
+        guided = guidance_of(request.guidance, self.model.network).needs_null
         for group in batches(all_jobs, len(all_jobs), lambda job: job.loras):
             acting = self.adapting.use(request, group[0].loras)
             # padding to a longer neighbour would change a picture, so only prompts of equal length share a call

@@ -50,7 +50,7 @@ def work_of(making: Making) -> Iterator[Work]:
         yield from _evaluations(making, model, run, size)
     if request.hires is not None:
         large, latent = final_size(making), request.hires.upscale == "latent"
-        pixels = not latent or _nine(making.model)
+        pixels = not latent or making.model.network.inpaints
         if pixels:
             yield _autoencoding(making, "decode", making.model, large if latent else size, batch, 1)
         run = making.hires_run()
@@ -66,16 +66,12 @@ def final_size(making: Making) -> Size:
     return (width, height) if scale == 1.0 else (nearest_side(width * scale), nearest_side(height * scale))
 
 
-def _nine(model: Model) -> bool:
-    return int(model.network.config.in_channels) == 9
-
-
 def _encoding(making: Making, model: Model, run: Run, size: Size, images: int, known: bool) -> Iterator[Work]:
     """The start of a pass: the picture itself, and for a 9-channel network the masked one."""
     masked = bool(making.canvases) and making.canvases[0].mask is not None
-    if images and not known and (not masked or run.strength < 1.0 or not _nine(model)):
+    if images and not known and (not masked or run.strength < 1.0 or not model.network.inpaints):
         yield _autoencoding(making, "encode", model, size, images, 1)
-    if _nine(model):
+    if model.network.inpaints:
         yield _autoencoding(making, "encode", model, size, max(images, 1), 1)
 
 
@@ -102,7 +98,7 @@ def _tiles(size: Size, factor: int, side: int, overlap: int) -> tuple[Size, int]
 def _evaluations(making: Making, model: Model, run: Run, size: Size) -> Iterator[Work]:
     """One use of the loop. Guidance and controls act in parts of it, so its calls are of several kinds."""
     request, factor, network = making.request, model.vae.factor, model.network
-    guidance = guidance_of(request.guidance, network, getattr(network.config, "time_cond_proj_dim", None) is not None)
+    guidance = guidance_of(request.guidance, network)
     part, count = size, 1
     if request.tile is not None:
         part, count = _tiles(size, factor, *in_latents(request.tile.size, request.tile.overlap, factor))

@@ -39,10 +39,19 @@ class UNet:
         return self.model.config
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the network is shown mask and masked picture: 9 channels are 4 + 1 + 4."""
+        return int(self.config.in_channels) == 9
+
+    @property
     def latent_channels(self) -> int:
-        """Channels of the latent, without mask channels: 9 means 4 + 1 + 4."""
-        channels = int(self.config.in_channels)
-        return 4 if channels == 9 else channels
+        """Channels of the latent, without those of mask and masked picture."""
+        return 4 if self.inpaints else int(self.config.in_channels)
+
+    @property
+    def told_scale(self) -> bool:
+        """Whether the network is told the guidance scale, and needs no second call for it."""
+        return getattr(self.config, "time_cond_proj_dim", None) is not None
 
     @torch.no_grad()
     def __call__(self, x: Tensor, level: Level, conds: Sequence[Cond]) -> list[Prediction]:
