@@ -151,13 +151,17 @@ def _models_show(
 def _models_pull(
     repo: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.", show_default=False)],
     revision: Annotated[str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit.")] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", metavar="NAME", help="fp16: the half-precision files, where there are some."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> int:
     """Fetch a model from the hub, safetensors only; size and licence are shown first: ldm models pull owner/name"""
     from app.models import pull
 
-    return pull(repo, revision, yes, as_json)
+    return pull(repo, revision, variant, yes, as_json)
 
 
 def _models_convert(

@@ -15,7 +15,7 @@ import typer
 
 from app.errors import INTERRUPTED, NOTHING_YET
 from app.grids import Grid, merged
-from app.inputs import opened, prompts_of, request_file
+from app.inputs import check_words, opened, prompts_of, request_file
 from app.options import bad, existing, option_of, refuse_empty, request_fields
 from app.outputs import Outputs
 from app.progress import Reporter, Stop
@@ -100,6 +100,8 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     model = given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL
     where = str(find_model(model))
     requests = tuple(make_request(opened(merged(b, cell), where), option_of) for b in base for cell in cells)
+    for request in requests:
+        check_words(request)
     outputs = Outputs(
         target=given.get("out_") or "outputs",
         format=given.get("format_"),

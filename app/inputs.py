@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from app.options import bad, existing, existing_folder
+from app.options import bad, existing, existing_folder, request_fields
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:
+    from pipelines.request import Request
 
 MAX_PROMPTS_BYTES = 10_000_000
 
@@ -30,6 +32,9 @@ def request_file(file: str) -> dict[str, Any]:
 
 
 def prompts_of(words: list[str], given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+    """The prompts of a command line: `--set prompt=...`, else one for each line of a file, else the words."""
+    if "prompt" in (told := request_fields({"set_": given.get("set_")})):
+        return [str(told["prompt"])]
     if given.get("prompts_"):
         if words:
             raise bad("--prompts", " ".join(words), "The command line has a prompt too", "Give one of them")
@@ -100,8 +105,6 @@ def opened(fields: dict[str, Any], model: str) -> dict[str, Any]:
 
 def _found(fields: Mapping[str, Any], model: str) -> None:
     """Whatever is named is there: asked before a model is loaded for nothing."""
-    from pipelines.adapting import find_tagged
-
     for use in _records(fields.get("loras")):
         if isinstance(use.get("path"), str):
             existing(use["path"], "--lora", peft=True)
@@ -117,10 +120,14 @@ def _found(fields: Mapping[str, Any], model: str) -> None:
             _find(use["model"], "--control", Path(model))
     if isinstance(fields.get("refiner"), str):
         _find(fields["refiner"], "--refiner", None)
-    folder, prompt = fields.get("lora_folder"), fields.get("prompt")
-    if isinstance(prompt, str) and isinstance(folder, str | None):
-        for name in re.findall(r"<lora:([^:<>{}|]+):[^:<>]*>", prompt):
-            find_tagged(name.strip(), None if folder is None else Path(folder))
+
+
+def check_words(request: Request) -> None:
+    """The words of every picture can be made: each wildcard is filled in, and each `<lora:...>` tag has its file."""
+    from pipelines.adapting import check_tags
+    from pipelines.jobs import jobs
+
+    check_tags(request, (tag for job in jobs(request) for tag in job.loras))
 
 
 def _records(value: Any) -> list[dict[str, Any]]:

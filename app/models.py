@@ -51,11 +51,11 @@ def show(model: str, as_json: bool) -> int:
     return 0
 
 
-def pull(repo: str, revision: str | None, yes: bool, as_json: bool) -> int:
+def pull(repo: str, revision: str | None, variant: str | None, yes: bool, as_json: bool) -> int:
     """Fetches a model after showing its size and licence; without a terminal nothing is asked, so `--yes` is needed."""
     from ldm.store import pull as store
 
-    wanted = store.plan(repo, revision=revision or "main")
+    wanted = store.plan(repo, revision=revision or "main", variant=variant)
     typer.echo(
         f"{repo} {wanted.commit[:12]}: {_bytes(wanted.size)} in {len(wanted.files)} files, licence {wanted.licence}",
         err=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +114,12 @@ def read_adapter(path: Path) -> Adapter:
         return parse_adapter(weights, weights.metadata, path.name)
     config = json.dumps(read_json(path / "adapter_config.json"))
     return parse_adapter(weights, weights.metadata | {"lora_adapter_metadata": config}, path.name)
+
+
+def check_tags(request: Request, tags: Iterable[Tag]) -> None:
+    """Each of these tags has its file: asked before anything is made in vain."""
+    for name in dict.fromkeys(name for name, *_ in tags):
+        find_tagged(name, request.lora_folder)
 
 
 def find_tagged(name: str, folder: Path | None) -> Path:

@@ -41,6 +41,7 @@ class Told:
 
 
 Timeline = Callable[[Level], Told]
+Known = dict[tuple[str, int, int], Encoded]  # what was encoded, by text, layers left out, and chunks
 
 
 class Words:
@@ -55,8 +56,12 @@ class Words:
         steps: int,
         guided: bool,
         zero_null: bool,
+        known: Known,
     ) -> None:
-        """`steps` of the run; `zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None."""
+        """`steps` of the run; `zero_null`: a negative of None is all zeros, as stock XL has it; "" is not None.
+
+        `known` grows: the same words are encoded once for all pictures, and for all passes of one model.
+        """
         dialect = request.dialect
         prompts = [parse(j.prompt.text, dialect, steps=steps) for j in batch]
         negatives = [None if j.negative is None else parse(j.negative.text, dialect, steps=steps) for j in batch]
@@ -66,13 +71,11 @@ class Words:
         self._stretches: list[tuple[Encoded, Encoded | None]] = []
         self.dropped: dict[str, None] = {}  # words beyond the chunk limit, in order
 
-        known: dict[tuple[str, int], Encoded] = {}  # the same words are encoded once for all pictures
-
         def encode(prompt: Prompt, at: float, clip_skip: int = 0) -> Encoded:
-            key = prompt.at(at), clip_skip
+            key = prompt.at(at), clip_skip, chunks
             if key not in known:
                 known[key] = text.encode(prompt, dialect=dialect, clip_skip=clip_skip, at=at, chunks=chunks)
-                self.dropped |= dict.fromkeys(known[key].dropped)
+            self.dropped |= dict.fromkeys(known[key].dropped)
             return known[key]
 
         nothing = parse("", dialect)

@@ -66,6 +66,7 @@ class Making:
         self.evaluations = 0  # done so far, in all stages
         self.spacing = ""
         self.notes: dict[str, None] = {}
+        self.encoded: dict[Model, conditions.Known] = {}  # by whose text towers
         self.passes = self._passes()
 
     def steps(self) -> Iterator[Step]:
@@ -238,6 +239,7 @@ class Making:
         """The network with everything that this request puts around it."""
         request, network, factor = self.request, model.network, model.vae.factor
         guidance = guidance_of(request.guidance, network)
+        self.pipeline.adapting.install(self.acting)  # if another run of this pipeline came before these words are read
         text = place(model.text, self.device)
         words = conditions.Words(
             text,
@@ -246,6 +248,7 @@ class Making:
             steps=solver.steps,
             guided=guidance.needs_null,
             zero_null=model.zero_null,
+            known=self.encoded.setdefault(model, {}),
         )
         self._release(*(tower.model for tower in text.towers))
         if words.dropped:

@@ -24,7 +24,7 @@ from ldm.store.describe import describe
 from ldm.store.find import find_model
 from ldm.store.parts import Parts, load_controlnet, load_parts
 from ldm.store.shards import read_json
-from pipelines.adapting import Adapting
+from pipelines.adapting import Adapting, check_tags
 from pipelines.conditions import chunks_needed
 from pipelines.device import Offload, pick_device, pick_dtype, place
 from pipelines.fit import check_control, check_refiner, check_request, check_size, folder_stamp
@@ -146,6 +146,7 @@ class Pipeline:
         """The steps of a request; the pictures come with the steps that finish them. Stop iterating to cancel."""
         self.check(request)
         all_jobs = jobs(request)
+        check_tags(request, (tag for job in all_jobs for tag in job.loras))
         size = 1 if request.exact else request.batch
         guided = guidance_of(request.guidance, self.model.network).needs_null
         for group in batches(all_jobs, len(all_jobs), lambda job: job.loras):

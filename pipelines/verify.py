@@ -46,8 +46,11 @@ class Verdict(Record):
             "different": f"different: the greatest difference is {self.difference} of 255",
             "missing": f"not repeated: {'; '.join(self.missing)}",
         }[self.outcome]
-        fix = ("fix: put it beside the picture, or name its folder with --inputs, the model with --model",)
-        return "\n  ".join((f"{self.file}: {said}", *self.notes, *(fix if self.outcome == "missing" else ())))
+        fix = (
+            "fix: put it beside the picture, or name its folder with --inputs, the model with --model, "
+            "private words with --prompt and --negative"
+        )
+        return "\n  ".join((f"{self.file}: {said}", *self.notes, *([fix] if self.outcome == "missing" else [])))
 
 
 def verify(
@@ -192,20 +195,21 @@ def _same_parts(recipe: Recipe, request: Request, pipeline: Pipeline, folders: S
     there = [*([pipeline.vae_source] if pipeline.vae_source else []), *(use.model for use in request.controls)]
     missing = []
     for part, where in zip(told, there, strict=False):
+        label = f"the {'autoencoder' if part is recipe.vae else 'control'} {_label(part)}"
         try:
             found = pipeline.identity(where).fingerprint
         except LdmError:
-            missing.append(f"{_label(part)} is missing")
+            missing.append(f"{label} is missing")
             continue
         if part.fingerprint and found != part.fingerprint:
-            missing.append(f"{_label(part)} is missing: what is there is {found}")
+            missing.append(f"{label} is missing: what is there is {found}")
     if missing:
         raise MissingInputError(missing, folders)
 
 
 def _label(part: ModelId) -> str:
     """Name and fingerprint; a private recipe has no name."""
-    return f"{part.name} ({part.fingerprint})".strip()
+    return f"{part.name} ({part.fingerprint})" if part.name else f"with the fingerprint {part.fingerprint}"
 
 
 def same_device(wanted: str) -> str:

@@ -109,7 +109,8 @@ def find(name: str | Path, folder: Path | None = None) -> Path:
         return known[wanted]
     near = nearest(wanted, list(known))
     fix = f"write {near}" if near else "give the path of a .yaml file"
-    raise LdmError(Code.FILE, f"{name}: no such run file", f"shipped are {', '.join(known) or 'none'}", fix)
+    why = f"shipped are {', '.join(known)}" if known else "no run file ships with this version"
+    raise LdmError(Code.FILE, f"{name}: no such run file", why, fix)
 
 
 def shipped() -> Path | None:

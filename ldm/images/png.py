@@ -61,13 +61,18 @@ def chunks(data: bytes, what: str) -> Iterator[tuple[bytes, bytes, bytes]]:
         size = struct.unpack_from(">I", data, at)[0]
         name, end = data[at + 4 : at + 8], at + 12 + size
         if end > len(data):
-            raise broken(what, f"chunk {name!r} claims {size} bytes, but the file ends after {len(data)}")
+            raise broken(what, f"chunk {printable(name)} claims {size} bytes, but the file ends after {len(data)}")
         if zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise broken(what, f"the checksum of chunk {name!r} at byte {at} is wrong")
+            raise broken(what, f"the checksum of chunk {printable(name)} at byte {at} is wrong")
         yield name, data[at + 8 : end - 4], data[at:end]
         if name == b"IEND":
             return
         at = end
+
+
+def printable(name: bytes) -> str:
+    """A chunk's name: four letters, or the bytes of a damaged one, which a terminal might obey."""
+    return name.decode("ascii") if name.isalpha() else name.hex(" ")
 
 
 def parse(data: bytes, what: str) -> Png:

@@ -85,16 +85,17 @@ def _choose(repo: str, files: list[RemoteFile], variant: str | None) -> list[Rem
     ]
     if folder:
         weights = [f for f in weights if "/" in f.name]
+    _refuse_unknown(repo, weights, variant)
     weights = _of_variant(weights, variant)
     if not any(f.name.endswith(".safetensors") for f in weights):
         pickles = [f.name for f in files if f.name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
         raise LdmError(
             Code.REFUSED if pickles else Code.FILE,
-            f"{repo} offers no safetensors weights" + (f" of the variant {variant}." if variant else "."),
+            f"{repo} offers no safetensors weights.",
             f"It has only pickles ({pickles[0]}), which can run code."
             if pickles
             else "No file of it ends in .safetensors.",
-            "Choose another variant or another repository of the same model.",
+            "Choose another repository of the same model.",
         )
     return [*(f for f in safe if PurePosixPath(f.name).name in _TEXTS), *weights]
 
@@ -103,6 +104,18 @@ def _plain(name: str) -> bool:
     """A name that stays below the folder of the model."""
     parts = PurePosixPath(name).parts
     return bool(parts) and name.isprintable() and ".." not in parts and parts[0] != "/" and not set(name) & set("\\:%")
+
+
+def _refuse_unknown(repo: str, weights: list[RemoteFile], variant: str | None) -> None:
+    """A variant that no file has is a mistake: fetching the plain files instead would hide it."""
+    offered = sorted({_variant(f.name) for f in weights} - {""})
+    if variant and weights and variant not in offered:
+        raise LdmError(
+            Code.USAGE,
+            f"{repo} has no weights of the variant '{printable(variant)}'.",
+            f"It offers {', '.join(map(printable, offered))}." if offered else "It offers plain weights only.",
+            f"Write --variant {printable(offered[0])}, or leave it out." if offered else "Leave --variant out.",
+        )
 
 
 def _of_variant(weights: list[RemoteFile], variant: str | None) -> list[RemoteFile]:

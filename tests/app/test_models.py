@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 
 from ldm.errors import Code
 from tests.app.conftest import Ldm
+from tests.store.hub import Hub, files_of, serving
 
 
 def test_models_are_listed(ldm: Ldm) -> None:
@@ -54,6 +59,31 @@ def test_pickles_are_refused_until_trusted(ldm: Ldm, tmp_path: Path) -> None:
 @pytest.mark.parametrize("repo", ["no id", "../x/y", "/etc/passwd", ""])
 def test_what_is_no_hub_id_is_not_asked_for(ldm: Ldm, repo: str) -> None:
     assert ldm("models", "pull", repo).status == Code.USAGE
+
+
+@pytest.mark.loopback
+def test_a_variant_is_pulled_and_used(tiny_sd1: Path, tmp_path: Path) -> None:
+    """In processes of their own: huggingface_hub reads its settings once, when it is imported."""
+    plain = "unet/diffusion_pytorch_model.safetensors"
+    half = "unet/diffusion_pytorch_model.fp16.safetensors"
+    tensors = {name: tensor.half() for name, tensor in load_file(tiny_sd1 / plain).items()}
+    with serving(Hub("author/tiny", files_of(tiny_sd1) | {half: save(tensors)})) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+
+        def ldm(*argv: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", "from app.cli import main; main()", *argv]
+            return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+        wrong = ldm("models", "pull", "author/tiny", "--variant", "fp61", "--yes")
+        assert (wrong.returncode, "--variant fp16" in wrong.stderr) == (Code.USAGE, True)
+        pulled = ldm("models", "pull", "author/tiny", "--variant", "fp16", "--yes", "--json")
+        assert pulled.returncode == 0, pulled.stderr
+        folder = Path(json.loads(pulled.stdout)["path"])
+        assert (folder / half).is_file() and not (folder / plain).exists()
+        assert (folder / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+        made = ldm("generate", "a cat", "--model", "author/tiny", "--steps", "1", "--seed", "1")
+        assert made.returncode == 0, made.stderr
+    assert (tmp_path / "outputs" / "0001-1.png").is_file()
 
 
 @pytest.fixture

@@ -245,3 +245,19 @@ def test_shipped_files_are_found_by_name(tmp_path: Path) -> None:
         assert find(name, tmp_path) == file
     with pytest.raises(LdmError, match="write diffusion/emoji-64"):
         find("diffusion/emojy-64", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ([], "no run file ships with this version"),
+        (["b.yaml", "a/c.yaml"], "shipped are a/c, b"),
+    ],
+)
+def test_a_run_file_that_is_not_there_is_told_with_those_that_ship(tmp_path: Path, files: list[str], why: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(GOOD)
+    with pytest.raises(LdmError) as caught:
+        find("nothing like them", tmp_path)
+    assert caught.value.why == why

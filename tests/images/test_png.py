@@ -128,6 +128,20 @@ def test_every_cut_and_every_flipped_checksum_is_an_error(bits):
         assert error.value.code == Code.FILE, damaged[:60]
 
 
+def test_a_damaged_chunk_is_named_as_text():
+    data = written(drawn(1, 20, 20, 3, np.uint8, False))
+    flipped = data[:29] + bytes([data[29] ^ 1]) + data[30:]
+    hostile = png.SIGNATURE + struct.pack(">I", 999) + b"\x1b[2J" + bytes(12)
+    for damaged, words in (
+        (data[:-20], "Chunk IDAT claims "),
+        (flipped, "The checksum of chunk IHDR at byte 8 is wrong."),
+        (hostile, "Chunk 1b 5b 32 4a claims 999 bytes"),
+    ):
+        with pytest.raises(LdmError) as error:
+            open_image(damaged)
+        assert error.value.why.startswith(words)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("interlace", [0, 1])
 @pytest.mark.parametrize("kind", ["short", "cut", "garbage", "filter", "none", "empty"])

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ldm.errors import Code, LdmError
 from ldm.images import Picture
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.prompt import resolve
 from pipelines.canvas import prepare
 from pipelines.conditions import companion
 from pipelines.pipeline import Pipeline
@@ -82,6 +83,35 @@ def test_two_runs_of_one_pipeline_do_not_mix(pipeline: Pipeline, tmp_path: Path)
     made(pipeline, loras=(use,))
     results = [r for s in steps for r in s.done]
     assert np.array_equal(results[0].picture.pixels, plain)
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_another_run_does_not_change_the_words_of_this_one(pipeline: Pipeline, tmp_path: Path, done: int) -> None:
+    """A learned word holds for the run that brought it, whenever another one comes between."""
+    save_file({"red": torch.full((3, components.TEXT), 2.0)}, tmp_path / "red.safetensors")
+    hires = HiresUse(strength=0.5)
+    plain, learned = (
+        made(pipeline, hires=hires),
+        made(pipeline, hires=hires, embeddings=(tmp_path / "red.safetensors",)),
+    )
+    assert np.abs(plain - learned).max() > 5
+    steps = pipeline.run(Request(**BASE, hires=hires, embeddings=(tmp_path / "red.safetensors",)))
+    for _ in range(done):
+        next(steps)
+    made(pipeline)
+    results = [r for s in steps for r in s.done]
+    assert np.array_equal(results[0].picture.pixels, learned)
+
+
+def test_a_missing_tag_is_told_before_the_first_picture(pipeline: Pipeline) -> None:
+    """Also where only a later picture draws it."""
+    prompt = "a {<lora:nowhere:1>|cat}"
+    last = next(seed for seed in range(1, 100) if resolve(prompt, seed=seed).loras)
+    assert not resolve(prompt, seed=0).loras
+    fields = BASE | {"prompt": prompt, "seed": 0}
+    assert next(pipeline.run(Request(**fields, count=last))).stage == "prepare"
+    with pytest.raises(LdmError, match="'nowhere' of the prompt's <lora:"):
+        next(pipeline.run(Request(**fields, count=last + 1)))
 
 
 @pytest.mark.parametrize("mode", ["whole", "only masked", "cover", "outpaint", "hires"])

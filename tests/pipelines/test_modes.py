@@ -12,6 +12,7 @@ from PIL import Image
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
+from pipelines.conditions import Words
 from pipelines.pipeline import Pipeline
 from pipelines.request import ControlUse, HiresUse, Request, TileUse
 
@@ -121,6 +122,51 @@ def test_a_control_mask_limits_where_it_acts(four: Pipeline, tiny_controlnet: Pa
     nowhere = Picture(np.zeros((16, 16, 1), np.uint8))
     assert np.abs(run() - plain).mean() > 5
     assert np.abs(run(mask=nowhere) - plain).max() <= 1
+
+
+SAME_WORDS: dict[str, tuple[str, dict[str, Any]]] = {  # prompt, second pass
+    "half of the steps": ("a red square", {"strength": 0.5}),
+    "other steps": ("a red square", {"strength": 0.5, "steps": 8}),
+    "a switch": ("a [red:blue:0.5] square", {"strength": 0.5}),
+    "a long prompt": ("a red square " * 30, {"strength": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", SAME_WORDS)
+def test_a_second_pass_reads_no_words_again(four: Pipeline, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, hires = SAME_WORDS[case]
+    request = Request(**(BASE | {"prompt": prompt, "negative": "dog", "steps": 4, "exact": True}))
+    two_passes = request.model_copy(update={"hires": HiresUse(**hires)})
+    read: list[object] = []
+    hook = four.model.text.towers[0].model.register_forward_pre_hook(lambda module, args: read.append(module))
+    try:
+        four.results(request)
+        once = len(read)
+        reused = four.results(two_passes)[0].picture.pixels
+        assert once and len(read) == 2 * once
+        with monkeypatch.context() as patch:  # nothing is known in the second pass: it reads all of them again
+            patch.setattr("pipelines.conditions.Words", _forgetful(Words))
+            anew = four.results(two_passes)[0].picture.pixels
+        assert len(read) == 4 * once
+    finally:
+        hook.remove()
+    assert np.array_equal(reused, anew)
+
+
+def _forgetful(words: type[Words]) -> Any:
+    return lambda *args, **named: words(*args, **(named | {"known": {}}))
+
+
+def test_a_second_pass_reads_words_that_the_first_did_not_say(four: Pipeline) -> None:
+    """`[red:blue:3]` counts steps: the first pass of two never comes to blue, the second of eight does."""
+    first = Request(**(BASE | {"prompt": "a [red:blue:3] square", "steps": 2, "exact": True}))
+    told = [
+        four.results(first.model_copy(update={"prompt": prompt, "hires": HiresUse(strength=1.0, steps=8)}))[0]
+        for prompt in (first.prompt, "a red square")
+    ]
+    alone = [four.results(first.model_copy(update={"prompt": p}))[0] for p in (first.prompt, "a red square")]
+    assert np.array_equal(alone[0].picture.pixels, alone[1].picture.pixels)
+    assert not np.array_equal(told[0].picture.pixels, told[1].picture.pixels)
 
 
 def test_preview_and_partial(four: Pipeline) -> None:

@@ -153,7 +153,24 @@ def test_choice_of_files() -> None:
     half = ["unet/m.fp16-00001-of-00002.safetensors", "unet/m.safetensors.index.fp16.json"]
     assert chosen(["model_index.json", *shards, *half]) == sorted(["model_index.json", *shards])
     assert chosen(["model_index.json", *shards, *half], "fp16") == sorted(["model_index.json", *half])
+    part = ["vae/m.safetensors"]  # has no half-precision file: its plain one is taken
+    assert chosen(["model_index.json", *shards, *half, *part], "fp16") == sorted(["model_index.json", *half, *part])
     assert chosen(["a.safetensors", "b.bin", "../c.safetensors", "/d.safetensors"]) == ["a.safetensors"]
+
+
+@pytest.mark.loopback
+def test_a_variant_that_no_file_has_is_refused(files: dict[str, bytes]) -> None:
+    plain = {name: data for name, data in files.items() if ".fp16." not in name}
+    for there, variant, fix in ((files, "fp61", "--variant fp16"), (plain, "fp16", "Leave --variant out")):
+        with serving(Hub(REPO, there)) as hub:
+            with pytest.raises(LdmError, match=f"no weights of the variant '{variant}'") as caught:
+                plan(REPO, variant=variant, endpoint=hub.address)
+            assert caught.value.code is Code.USAGE
+            assert fix in caught.value.fix
+            assert [f.name for f in plan(REPO, endpoint=hub.address).files if "unet/" in f.name] == [
+                "unet/config.json",
+                WEIGHTS,
+            ]
 
 
 def test_nothing_is_fetched_by_finding() -> None:
