@@ -1,6 +1,6 @@
 """Trains the shipped `scenes` model from nothing: autoencoder, text tower with U-Net, edge ControlNet.
 
-python -m train.scenes --out ldm/pretrained/scenes        # 2 cores: about 25 minutes
+python -m train.scenes --out ldm/pretrained/scenes        # 2 cores: about 28 minutes
 python -m train.scenes --evaluate ldm/pretrained/scenes   # writes docs/results/scenes.json
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -61,8 +61,11 @@ def make_tokens(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
 
 
 def save(module: Any, folder: Path) -> None:
-    """In half precision, which halves the folder; the module itself keeps its own."""
-    copy.deepcopy(module).half().save_pretrained(folder)
+    """In half precision, which halves the folder; the module itself keeps its own, and no path of this machine."""
+    half = copy.deepcopy(module).half()
+    if isinstance(half, ModelMixin):  # of diffusers, which writes where a network was loaded from
+        half.register_to_config(_name_or_path="")
+    half.save_pretrained(folder)
 
 
 def load_denoiser(out: Path) -> TextUNet:

@@ -1,4 +1,4 @@
-"""The three stages of the scenes recipe: autoencoder, text tower with U-Net, edge ControlNet."""
+"""The stages of the scenes recipe: autoencoder; text tower with U-Net, in three; edge ControlNet."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Plan:
     stream: int = 0  # added to the seed: another order of examples and noise
 
 
-AUTOENCODER = Plan(4000, 16, 0.02, 3e-3)
-DENOISER = Plan(3000, 64, 0.02, 2e-3)
-LAYOUT = Plan(1200, 64, 0.012, 1e-3)
-FINISH = Plan(1200, 64, 0.012, 1e-3, stream=1)
-CONTROL = Plan(2000, 64, 0.02, 2e-3)
+AUTOENCODER = Plan(3500, 16, 0.02, 3e-3)
+DENOISER = Plan(1800, 64, 0.02, 2e-3)
+LAYOUT = Plan(1300, 64, 0.012, 1e-3)
+FINISH = Plan(900, 64, 0.012, 1e-3, stream=1)
+CONTROL = Plan(2300, 64, 0.02, 2e-3)
 DROP_CAPTION = 0.12
 STAGES = {"autoencoder": AUTOENCODER, "denoiser": DENOISER, "layout": LAYOUT, "finish": FINISH, "control": CONTROL}
-HIGH_NOISE = {"layout": 0.6}  # the power of u in t = T u^power
+HIGH_NOISE = {"layout": 0.6, "control": 0.6}  # the power of u in t = T u^power
 
 
 def steps(plan: Plan, module: nn.Module, name: str) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
@@ -210,7 +210,7 @@ def train_control(
         hint = varied(hints[index] / 255.0, generator)[:, None].expand(-1, 3, -1, -1)
         clean = latents[index]
         noise = torch.randn(clean.shape, generator=generator)
-        level = noiser.level(len(clean), generator)
+        level = noiser.level(len(clean), generator, HIGH_NOISE["control"])
         x, states = level.noisy(clean, noise), model.text(ids).last_hidden_state
         residuals = control(x, level.t, states, controlnet_cond=hint, return_dict=False)
         output = model(x, level.t, ids, residuals)

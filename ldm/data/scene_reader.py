@@ -16,6 +16,8 @@ from ldm.data.shapes import PALETTE, SHAPES, Array, coverage, moments
 Box = tuple[float, float, float, float]
 Mask = npt.NDArray[np.bool_]
 
+POSITIONS = ("left", "right", "top", "bottom", "centre")
+
 _NAMES = tuple(PALETTE)
 _LEAST_AREA = 0.012  # of the picture; smaller blobs are specks
 _LEAST_FIT = 0.72  # overlap (intersection over union) under which a blob has no shape

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.data.scene_reader import Found, Seen, position_word, read, size_word
+from ldm.data.held_out import Split, is_held_out, tells_held_out
+from ldm.data.scene_reader import POSITIONS, Found, Seen, position_word, read, size_word
 from ldm.data.shapes import PALETTE, SHAPES, Array, coverage
 from ldm.errors import Code, LdmError
 
@@ -30,7 +31,6 @@ __all__ = [
 ]
 __all__ += ["matches", "outline", "read", "sample_scene", "words"]
 
-POSITIONS = ("left", "right", "top", "bottom", "centre")
 SIZES = ("small", "big")
 
 _RADIUS = {None: (0.15, 0.30), "small": (0.15, 0.18), "big": (0.26, 0.30)}
@@ -99,9 +99,24 @@ def make_scene(
     return Scene(_place(rng, [(shape, colour)] * count, size, position), ground, frozenset(told), seed)
 
 
-def sample_scene(index: int, seed: int = 0) -> Scene:
-    """Scene `index` of the endless list `seed`: seven in ten hold one thing, the others several or a mixed pair."""
-    rng = np.random.default_rng((seed, index, 2))
+def sample_scene(index: int, seed: int = 0, split: Split = "all") -> Scene:
+    """Scene `index` of the endless list `seed`: seven in ten hold one thing, the others several or a mixed pair.
+
+    "seen" draws again until nothing in the scene is held out; "held_out" until the caption asks for something that is.
+    """
+    attempt = 0
+    while True:
+        scene = _any_scene(np.random.default_rng((seed, index, 2, *([attempt] if attempt else []))))
+        if (
+            split == "all"
+            or (split == "seen" and not is_held_out(scene))
+            or (split == "held_out" and tells_held_out(scene))
+        ):
+            return scene
+        attempt += 1
+
+
+def _any_scene(rng: np.random.Generator) -> Scene:
     wording = int(rng.integers(2**31))
     told = {"shape", "colour", "count"} | {n for n in ("background", "size", "position") if rng.random() < 0.6}
     told -= {n for n in ("shape", "colour") if rng.random() < 0.04}
