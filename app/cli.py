@@ -29,6 +29,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("verify", commands.verify, "Repeat the recipe in a picture and compare."),
     Entry("models", commands.models, "List, show, pull and convert models."),
     Entry("adapter", commands.adapter, "Inspect and convert LoRAs and embeddings."),
+    Entry("train", commands.train, "Train what a run file says, and go on where it was left."),
+    Entry("data", commands.data, "Look at a set of pictures before training on it."),
     Entry("doctor", commands.doctor, "Check this installation."),
     Entry("config", commands.config, "Check and show configuration files."),
 )

@@ -43,6 +43,10 @@ def verify() -> typer.Typer:
     return _single(_verify)
 
 
+def train() -> typer.Typer:
+    return _single(_train)
+
+
 def doctor() -> typer.Typer:
     return _single(_doctor)
 
@@ -76,6 +80,14 @@ def adapter() -> typer.Typer:
     return app
 
 
+def data() -> typer.Typer:
+    """`ldm data check`."""
+    app = _app("Look at a set of pictures before training on it.")
+    app.callback()(lambda: None)  # without it typer takes a single command for the whole
+    app.command("check")(_data_check)
+    return app
+
+
 def _app(help: str) -> typer.Typer:
     return typer.Typer(help=help, add_completion=False, pretty_exceptions_enable=False)
 
@@ -100,6 +112,38 @@ def _verify(
     from app.verify import run
 
     return run(files, inputs or [], model=model, prompt=prompt, negative=negative, as_json=as_json)
+
+
+def _train(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A run file (YAML), or the name of a shipped one.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="section.key=value...", help="What is to differ from the file.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Memory, disk and time it will take; nothing is written.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only write report.html of the run folder anew.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Short for run.seed=N.")] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="Short for run.device=NAME.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the path of the result alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Each line of the log, results and errors as JSON.")] = False,
+) -> int:
+    """Train what a run file says; the same command again goes on: ldm train diffusion/scenes run.steps=2000"""
+    from app.training import train as run
+
+    return run(
+        file,
+        overrides or [],
+        dry_run=dry_run,
+        report=report,
+        seed=seed,
+        device=device,
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 def _doctor(as_json: Json = False) -> int:
@@ -200,3 +244,28 @@ def _adapter_convert(
     from app.adapter import convert
 
     return convert(file, out, to, as_json)
+
+
+def _data_check(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A folder, parquet file, tar shards, or a run file (YAML).", show_default=False
+        ),
+    ],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", metavar="N", min=8, max=16384, help="Pixels of training; else what most pictures reach."
+        ),
+    ] = None,
+    buckets: Annotated[bool, typer.Option("--buckets", help="Train several shapes, not squares alone.")] = False,
+    sheet: Annotated[
+        str | None, typer.Option("--sheet", metavar="FILE", help="A picture that shows what was found.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Decode every picture and list what is worth mending before training: ldm data check photos --size 512"""
+    from app.data import check
+
+    return check(path, size, buckets, sheet, as_json)

@@ -1,13 +1,15 @@
-"""The one loss of every task that denoises: squared error in the network's own output space, optionally weighted."""
+"""The losses of tasks that denoise: squared error in the network's own output space, optionally weighted; the bound."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.level import Kind, Level
+from ldm.diffusion.training import Posterior
 
 Weighting = Literal["none", "min_snr"]
 
@@ -50,15 +52,45 @@ def denoising_loss(
     *,
     weighting: Weighting = "none",
     gamma: float = 5.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """[B] losses w(level) * mean |output - target|^2 over all but the batch (Ho et al. 2020, eq. 14; w = 1 there).
 
-    One number an example, not their mean, so that a task can weigh, mask or log them; taken in fp32 whatever the type
-    of the network.
+    One number an example, not their mean, so that a task can weigh or log them; taken in fp32 whatever the type of the
+    network. `mask` [B,1,h,w] in [0,1] says what counts: the mean is taken over that much.
     """
     error = (output.float() - target(clean, noise, level, kind).float()) ** 2
-    each = error.flatten(1).mean(1)
+    if mask is None:
+        each = error.flatten(1).mean(1)
+    else:
+        each = (error * mask).flatten(1).sum(1) / mask.expand_as(error).flatten(1).sum(1).clamp(min=1e-6)
     return each if weighting == "none" else each * min_snr_weight(level, kind, gamma).to(each)
+
+
+def variational_bound(
+    clean: Tensor, predicted: Tensor, x: Tensor, variance: Tensor, t: Tensor, posterior: Posterior
+) -> Tensor:
+    """[B] terms L_t of the bound on -log p(clean), in bits a dimension (Nichol & Dhariwal 2021, section 3.1).
+
+    t > 0: KL(q(x_{t-1} | x_t, clean) || p), t = 0: -log p(clean | x_0), a density since latents are continuous. p has
+    the mean that belongs to the `predicted` clean latent, and log variance = f log beta + (1 - f) log beta~ with
+    f = (variance + 1) / 2. The mean is held fixed: the bound teaches variances alone.
+    """
+    wide = [_wide(v, x) for v in (posterior.from_clean, posterior.log_variance, posterior.log_beta)]
+    from_clean, true_log, log_beta = wide
+    share = (variance.float() + 1) / 2
+    narrower = share * (true_log - log_beta)  # by what the true log variance is below the predicted one
+    log = true_log - narrower
+    apart = (from_clean * (clean - predicted.detach())).float() ** 2  # the part of x_t is common to both means
+    divergence = 0.5 * (torch.expm1(narrower) - narrower + apart * (-log).exp())  # no 1 is added and taken away
+    density = 0.5 * (math.log(2 * math.pi) + log + apart * (-log).exp())
+    each = torch.where(_wide(t, x) == 0, density, divergence)
+    return each.flatten(1).mean(1) / math.log(2)
+
+
+def pseudo_huber(a: Tensor, b: Tensor, size: float) -> Tensor:
+    """[B] means of sqrt((a - b)^2 + size^2) - size: a square near 0, absolute far off (Song & Dhariwal 2023, 3.3)."""
+    return (((a.float() - b.float()) ** 2 + size**2).sqrt() - size).flatten(1).mean(1)
 
 
 def _wide(value: Tensor, like: Tensor) -> Tensor:

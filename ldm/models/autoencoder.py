@@ -30,7 +30,7 @@ class Autoencoder:
 
     @property
     def channels(self) -> int:
-        return int(self.config.latent_channels)
+        return int(self.config.get("vq_embed_dim") or self.config.latent_channels)
 
     @torch.no_grad()
     def encode(self, picture: Tensor, generators: Sequence[Generator], tile: int | None = None) -> Tensor:

@@ -26,8 +26,12 @@ class Cost:
     peak: int
 
 
-class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations make, and takes them off when they die, as an eager run would."""
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that operations make, and takes them off when they die: `now` and at `most`, in bytes.
+
+    On the meta device that is what an eager run would hold; around a real forward and backward pass, what it holds,
+    the tensors kept for the backward pass and the gradients among it. What a kernel takes inside itself is not seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -80,7 +84,7 @@ def cost(network: nn.Module, call: Callable[[nn.Module], object]) -> Cost:
         config = copy.deepcopy(dict(network.config))  # type: ignore[arg-type]
         twin = type(network).from_config(config)  # type: ignore[attr-defined]
         nn.Module.to(twin, next(network.parameters()).dtype)  # past diffusers' own `to`, which logs advice
-        counter, peak, fused = FlopCounterMode(display=False), _Peak(), _Fused()
+        counter, peak, fused = FlopCounterMode(display=False), Allocations(), _Fused()
         with torch.no_grad(), counter, peak, fused:
             call(twin)
     return Cost(int(counter.get_total_flops()) + fused.flops, peak.most)

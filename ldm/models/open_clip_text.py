@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from ldm.errors import Code, LdmError
@@ -46,13 +47,8 @@ def open_clip_text_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Ten
         key = name.removeprefix(prefix)
         if key in _OUTSIDE:
             out[_OUTSIDE[key]] = tensor
-        elif match := _FUSED.fullmatch(key):
-            layer, kind = match.groups()
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                out[f"text_model.encoder.layers.{layer}.self_attn.{part}_proj.{kind}"] = piece.contiguous()
-        elif (match := _BLOCK.fullmatch(key)) and match.group(2) in _INSIDE:
-            layer, inside, kind = match.groups()
-            out[f"text_model.encoder.layers.{layer}.{_INSIDE[inside]}.{kind}"] = tensor
+        elif inside := block_tensors(key, tensor):
+            out |= {f"text_model.{place}": piece for place, piece in inside.items()}
         elif key == "text_projection":
             out["text_projection.weight"] = tensor.T.contiguous()
         elif key == "text_projection.weight":  # saved by open_clip where the projection is a layer of its own
@@ -60,53 +56,74 @@ def open_clip_text_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Ten
     return out
 
 
-def text_config(state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None) -> CLIPTextConfig:
+def block_tensors(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor of a block of open_clip under its names in transformers, from `encoder.` on; {} for other tensors."""
+    if match := _FUSED.fullmatch(key):
+        layer, kind = match.groups()
+        pieces = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}": piece.contiguous() for part, piece in pieces}
+    if (match := _BLOCK.fullmatch(key)) and match.group(2) in _INSIDE:
+        layer, inside, kind = match.groups()
+        return {f"encoder.layers.{layer}.{_INSIDE[inside]}.{kind}": tensor}
+    return {}
+
+
+def text_config(
+    state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None, **told: Any
+) -> CLIPTextConfig:
     """The configuration that the shapes of a converted state tell.
 
-    They do not tell `quick_gelu` (OpenAI's own weights and open_clip's `-quickgelu` models use it) and `heads`.
+    They do not tell `quick_gelu` (OpenAI's own weights and open_clip's `-quickgelu` models use it), `heads`, and what a
+    configuration may say besides (`told`, in the words of transformers).
     """
     entries, width = state["text_model.embeddings.token_embedding.weight"].shape
     projection = state.get("text_projection.weight")
-    return CLIPTextConfig(
-        vocab_size=entries,
-        hidden_size=width,
-        intermediate_size=state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=sum(name.endswith("layer_norm1.weight") for name in state),
-        num_attention_heads=heads or max(1, width // _HEAD_WIDTH),
-        max_position_embeddings=state["text_model.embeddings.position_embedding.weight"].shape[0],
-        projection_dim=width if projection is None else projection.shape[0],
-        hidden_act="quick_gelu" if quick_gelu else "gelu",
-        bos_token_id=entries - 2,
-        eos_token_id=entries - 1,
-        pad_token_id=0,
-    )
+    values: dict[str, Any] = {
+        "vocab_size": entries,
+        "hidden_size": width,
+        "intermediate_size": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": sum(name.endswith("layer_norm1.weight") for name in state),
+        "num_attention_heads": heads or max(1, width // _HEAD_WIDTH),
+        "max_position_embeddings": state["text_model.embeddings.position_embedding.weight"].shape[0],
+        "projection_dim": width if projection is None else projection.shape[0],
+        "hidden_act": "quick_gelu" if quick_gelu else "gelu",
+        "bos_token_id": entries - 2,
+        "eos_token_id": entries - 1,
+        "pad_token_id": 0,
+    }
+    return CLIPTextConfig(**(values | told))
 
 
 def open_clip_text_model(
-    state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None
+    state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None, **told: Any
 ) -> CLIPTextModelWithProjection:
     """The text tower of an open_clip state, on the device and in the type of its weights."""
     converted = open_clip_text_to_transformers(state)
-    config = text_config(converted, quick_gelu=quick_gelu, heads=heads)
+    config = text_config(converted, quick_gelu=quick_gelu, heads=heads, **told)
     if "text_projection.weight" not in converted:  # LDM files of SD 2 leave it out, and nothing there reads it
         like = converted["text_model.final_layer_norm.weight"]
         converted["text_projection.weight"] = torch.eye(config.hidden_size, dtype=like.dtype, device=like.device)
     with torch.device("meta"):
         model = CLIPTextModelWithProjection(config)
+    fill_tower(model, converted, "text tower")
+    embeddings = model.text_model.embeddings
+    embeddings.position_ids = torch.arange(config.max_position_embeddings, device=model.device)[None]
+    return model.eval().requires_grad_(False)
+
+
+def fill_tower(model: nn.Module, converted: Mapping[str, Tensor], name: str) -> None:
+    """Puts converted tensors into a tower on the meta device; every one has its place, or none is put in."""
     expected = model.state_dict()
     wrong = [n for n, t in expected.items() if n not in converted or converted[n].shape != t.shape]
     wrong += [n for n in converted if n not in expected]
     if wrong:
         raise LdmError(
             Code.MODEL,
-            f"the text tower does not fit: {', '.join(wrong[:5])}",
+            f"the {name} does not fit: {', '.join(wrong[:5])}",
             f"{len(wrong)} tensors are missing, of another shape or unknown",
-            "use a checkpoint written by open_clip whose text tower is a CLIP transformer",
+            f"use a checkpoint written by open_clip whose {name} is a CLIP transformer",
         )
     model.load_state_dict(converted, assign=True)
-    embeddings = model.text_model.embeddings
-    embeddings.position_ids = torch.arange(config.max_position_embeddings, device=model.device)[None]
-    return model.eval().requires_grad_(False)
 
 
 def open_clip_tower(state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None) -> Tower:

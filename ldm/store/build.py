@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, VQModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -20,6 +20,8 @@ from ldm.store.weights import Weights
 NETWORKS: dict[str, type[nn.Module]] = {
     "UNet2DConditionModel": UNet2DConditionModel,
     "AutoencoderKL": AutoencoderKL,
+    "VQModel": VQModel,
+    "AutoencoderTiny": AutoencoderTiny,
     "ControlNetModel": ControlNetModel,
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
@@ -39,7 +41,8 @@ _MOST = {
     "layers_per_block_decoder": 16,
 }
 _WIDEST = 200_000
-_SILENT = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures", "dropout"}
+_SILENT = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures", "dropout",
+           "block_out_channels"}  # the last: AutoencoderTiny notes its decoder's widths twice  # fmt: skip
 # What these libraries write where nothing is asked for.
 _IDLE = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "torchscript": False,
          "use_cache": True, "tie_word_embeddings": True}  # fmt: skip

@@ -25,7 +25,9 @@ STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "co
 DEFAULT_CLASS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
                  "text_encoder_2": "CLIPTextModelWithProjection", "controlnet": "ControlNetModel"}  # fmt: skip
 _TOWERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
+_VAES = frozenset({"AutoencoderKL", "VQModel", "AutoencoderTiny"})
 _WORDS = {"UNet2DConditionModel": "a U-Net", "AutoencoderKL": "an autoencoder", "ControlNetModel": "a ControlNet",
+          "VQModel": "an autoencoder", "AutoencoderTiny": "an autoencoder",
           "CLIPTextModel": "a text tower", "CLIPTextModelWithProjection": "a text tower"}  # fmt: skip
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -79,7 +81,7 @@ def load_component(folder: Path, role: str, dtype: torch.dtype, name: str | None
 
 def _right_kind(folder: Path, role: str, *names: str) -> None:
     """The network that a configuration names is the one that its place asks for."""
-    wanted = _TOWERS if role.startswith("text") else {DEFAULT_CLASS[role]}
+    wanted = _TOWERS if role.startswith("text") else _VAES if role == "vae" else {DEFAULT_CLASS[role]}
     for name in names:
         known_class(name, str(folder / "config.json"))
         if name not in wanted:
@@ -98,6 +100,8 @@ def plan_for(wanted: Mapping[str, Any], weights: Weights, role: str) -> dict[str
     for source in weights:
         if source.endswith("position_ids") and len(weights.entry(source).shape) <= 2:
             continue  # a constant that older versions stored
+        if source == "text_projection.weight" and role.startswith("text") and source not in wanted:
+            continue  # a tower with a projection, read as one without
         plan[spelled.get(canonical(source, role), source)] = Piece(source)
     return plan
 
@@ -170,6 +174,11 @@ def load_tokenizer(path: Path, suffix: str) -> CLIPTokenizer:
 
         gelu = read_config(path / f"text_encoder{suffix}").get("hidden_act") == "gelu"
         return clip_tokenizer(pad_token="!" if gelu else "<|endoftext|>")  # towers of open_clip pad with token 0
+    return tokenizer_at(folder)
+
+
+def tokenizer_at(folder: Path) -> CLIPTokenizer:
+    """The CLIP tokenizer in a folder, from its files alone."""
     for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
         if (folder / name).is_file() and "auto_map" in read_json(folder / name, 20_000_000):
             raise LdmError(
@@ -197,7 +206,7 @@ def _scheduler(path: Path) -> dict[str, Any]:
 def _refuse_foreign(path: Path, classes: Mapping[str, str], index: Mapping[str, Any]) -> None:
     """A model of another kind is named as such, before its parts are looked at."""
     for role, name in classes.items():
-        if role in DEFAULT_CLASS and name is not None and name not in DEFAULT_CLASS.values():
+        if role in DEFAULT_CLASS and name is not None and name not in {*DEFAULT_CLASS.values(), *_VAES}:
             raise LdmError(
                 Code.REFUSED,
                 f"{path / 'model_index.json'} asks for the class '{printable(str(name))}' as {role}.",

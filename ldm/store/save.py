@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
@@ -100,6 +101,13 @@ def _config(network: Any) -> dict[str, Any]:
 def save_single(parts: Parts, path: str | Path) -> Path:
     """One safetensors file in the original layout of the family, with our configurations in its metadata."""
     goal = Path(path)
+    if not isinstance(parts.vae, AutoencoderKL):
+        raise LdmError(
+            Code.MODEL,
+            f"{parts.name} cannot be one file: its autoencoder is a {type(parts.vae).__name__}.",
+            "The original layout has names for AutoencoderKL only.",
+            "Save it as a folder.",
+        )
     for tokenizer, _ in parts.towers:
         if len(tokenizer) != _VOCABULARY:
             raise LdmError(

@@ -1,4 +1,4 @@
-"""Held-out combinations: a tenth of the pairs, a fifth of the triples; training never draws them, captions tell them."""
+"""Held-out combinations: a tenth of the pairs, a fifth of the triples; training draws none, captions tell them."""
 
 from __future__ import annotations
 

@@ -88,3 +88,17 @@ def test_half_precision_output_is_compared_in_fp32() -> None:
     level = levels("epsilon")
     output = (noise + 300.0).half()
     assert (denoising_loss(output, clean, noise, level, "epsilon") / 300.0**2 - 1.0).abs().max() < 1e-3
+
+
+def test_a_mask_says_what_counts() -> None:
+    clean, noise = (t.float() for t in pair())
+    level = levels("epsilon")
+    mask = torch.zeros(5, 1, 4, 4)
+    mask[:, :, :2] = 1.0
+    wrong = noise.clone()
+    wrong[:, :, 2:] += 100.0
+    wrong[:, :, :2] += 2.0
+    assert (denoising_loss(wrong, clean, noise, level, "epsilon", mask=mask) - 4.0).abs().max() < 1e-4
+    whole = denoising_loss(wrong, clean, noise, level, "epsilon")
+    assert (denoising_loss(wrong, clean, noise, level, "epsilon", mask=mask * 0 + 1) / whole - 1).abs().max() < 1e-6
+    assert denoising_loss(wrong, clean, noise, level, "epsilon", mask=mask * 0).abs().max() == 0

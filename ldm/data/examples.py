@@ -1,0 +1,93 @@
+"""From the `data:` section to its examples: what lies at a path decides how it is read, unless `kind` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ldm.data.drawn import Scenes
+from ldm.data.folders import METADATA, hash_file, open_folder
+from ldm.data.mixture import Mixture
+from ldm.data.parquet import open_parquet
+from ldm.data.settings import DataSettings, Part
+from ldm.data.shards import find_shards, open_shards
+from ldm.data.source import About, Source, listed
+from ldm.errors import Code, LdmError
+
+__all__ = ["About", "Source", "open_source"]
+
+CHECKED = 100_000  # of a larger set, so many captions are looked at
+
+
+def open_source(settings: DataSettings, hash_file: Callable[[Path], str] = hash_file) -> Mixture:
+    """All examples of the section, also of a single path, as a mixture; `hash_file` gives the sha256 of a file."""
+    parts = settings.parts
+    sources = [_open(part, settings, hash_file) for part in parts]
+    return Mixture(sources, [part.weight for part in parts], [part.repeats for part in parts])
+
+
+def _open(part: Part, settings: DataSettings, hash_file: Callable[[Path], str]) -> Source:
+    name = part.path or ""
+    path = Path(name)
+    kind = part.kind if part.kind != "auto" else _kind(name, path)
+    if kind == "scenes":
+        return Scenes(part, settings.size)
+    if kind == "shards":
+        return open_shards(find_shards(f"{name}/*.tar" if path.is_dir() else name), part, settings.index)
+    if kind == "parquet":
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise _missing(name)
+        return open_parquet(files, part, settings.memory, settings.index)
+    if not path.exists():
+        raise _missing(name)
+    return open_folder(path, part, hash_file)
+
+
+def _kind(name: str, path: Path) -> str:
+    """By the name where nothing must be looked up, else by what the folder holds."""
+    if name == "scenes":
+        return "scenes"
+    if path.is_dir():
+        if any((path / table).is_file() for table in METADATA):
+            return "folder"
+        return next(
+            (kind for form, kind in (("*.tar", "shards"), ("*.parquet", "parquet")) if any(path.glob(form))), "auto"
+        )
+    if path.suffix == ".parquet":
+        return "parquet"
+    if path.suffix == ".tar" or any(c in name for c in "{*"):
+        return "shards"
+    if path.is_file() and path.suffix not in (".jsonl", ".csv"):
+        what = f"data.path {name!r} is neither a folder nor a file of examples"
+        why = "files of examples are .parquet, .tar, .jsonl and .csv"
+        raise LdmError(Code.USAGE, what, why, "give the folder that holds the pictures")
+    return "auto"
+
+
+def _missing(name: str) -> LdmError:
+    why = "there is no such file or folder"
+    return LdmError(Code.FILE, f"data.path {name!r} is not there", why, "check the path for a spelling mistake")
+
+
+def check_captions(source: Source, settings: DataSettings) -> None:
+    """For a task that needs words: an error that says how many pictures have none. Drawn ones always have some."""
+    if settings.uncaptioned == "empty":
+        return
+    for part in source.parts if isinstance(source, Mixture) else [source]:
+        if not part.quick:
+            _check_part(part)
+
+
+def _check_part(source: Source) -> None:
+    step = max(1, -(-len(source) // CHECKED))
+    places = range(0, len(source), step)
+    bare = [i for i in places if not source.about(i).captions]
+    if not bare:
+        return
+    looked = f"{len(bare)} of {len(places)} pictures" + (" looked at" if step > 1 else "")
+    fix = (
+        "write each caption into a .txt file beside its picture, give data.caption a template, "
+        "or train with empty ones: data.uncaptioned=empty"
+    )
+    raise LdmError(Code.FILE, f"{source.title}: {looked} have no caption", listed([source.name(i) for i in bare]), fix)

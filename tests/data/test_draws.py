@@ -1,0 +1,53 @@
+"""The counter-based generator gives the published numbers, and rows that know nothing of their neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import train.draws
+from ldm.data.draws import Draws, philox
+
+# Known answers of the authors' own library, Random123: philox4x32 with 10 rounds (counter, key, result).
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "wanted"), KNOWN)
+def test_the_published_numbers(counter: tuple[int, ...], key: tuple[int, int], wanted: tuple[int, ...]) -> None:
+    found = philox([torch.tensor([c]) for c in counter], key)
+    assert tuple(int(word) for word in found) == wanted
+
+
+def test_a_row_is_the_same_alone_and_a_short_row_begins_a_long_one() -> None:
+    places = torch.tensor([0, 7, 2**40 + 3])
+    whole = Draws(1, places, 4).words("x", 9)
+    for row, place in enumerate(places):
+        assert torch.equal(Draws(1, place[None], 4).words("x", 9)[0], whole[row])
+        assert torch.equal(Draws(1, place[None], 4).words("x", 5)[0], whole[row, :5])
+
+
+def test_seed_name_scope_and_place_are_apart() -> None:
+    places = torch.arange(4)
+    rows = [Draws(s, places, 4, scope).words(name, 4) for s in (0, 1) for scope in "ab" for name in "xy"]
+    assert len({tuple(row.tolist()) for words in rows for row in words}) == 32
+
+
+def test_uniform_is_uniform() -> None:
+    found = Draws(3, torch.arange(20000), 16).uniform("u", (2,))
+    assert found.min() >= 0 and found.max() < 1
+    counts = torch.histc(found, 10, 0, 1)
+    assert (counts - 4000).abs().max() < 5 * 4000**0.5
+    below = Draws(3, torch.arange(6000), 16).below("k", 6)
+    assert (torch.bincount(below) - 1000).abs().max() < 5 * 1000**0.5
+
+
+def test_training_draws_by_the_same_rule() -> None:
+    assert train.draws.Draws is Draws and train.draws.philox is philox

@@ -1,0 +1,87 @@
+"""Latents and text states that are computed once and kept between runs, where the run file names a folder for them.
+
+The task says what it can take from a cache (`cached_latents`, `cached_text`); everything else about caches lies in
+`ldm/data`. A latent keeps its mean and deviation, so that each step draws anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.data.batch import Batch
+from ldm.data.cache import Cache, fingerprint
+from ldm.data.encode import Filled
+from ldm.data.latents import Latents, Texts
+from ldm.data.loader import Loader
+from ldm.data.settings import DataSettings
+from ldm.data.source import Source
+from ldm.errors import Code, LdmError
+from train.processes import Processes
+from train.task import Task
+
+log = logging.getLogger("train.caching")
+Progress = Callable[[int, int], None]
+
+
+def check(task: Task, name: str) -> None:
+    """Refuses a cache for a task that looks at pictures each time."""
+    if not hasattr(task, "cached_latents") or getattr(getattr(task, "settings", None), "inpaint", False):
+        raise LdmError(
+            Code.USAGE,
+            f"run.cache does nothing for this task ({name}).",
+            "It looks at the pictures themselves at each step, not at latents alone.",
+            "Leave run.cache out.",
+        )
+
+
+def latents(
+    folder: Path,
+    task: Any,
+    source: Source,
+    data: DataSettings,
+    processes: Processes,
+    stop: Callable[[], bool],
+    progress: Progress,
+) -> tuple[Latents, Filled]:
+    """All latents of the set, made where they are missing; each process encodes its own share."""
+    network = task.vae.model.to(processes.device)
+    cache = Cache(folder, log.warning)
+
+    def encode(images: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return dict(task.cached_latents(images.to(processes.device)))
+
+    made = Latents(cache, source, data, encode, fingerprint(network))
+    filled = made.fill(on_progress=progress, stop=stop, part=(processes.rank, processes.world))
+    processes.wait()
+    cache.refresh()
+    return made, filled
+
+
+def with_texts(folder: Path, task: Any, loader: Loader, processes: Processes) -> Callable[[int], Iterator[Batch]]:
+    """Batches with "text_states"; a caption is read by the tower when it is first met, and kept."""
+    captions = task.captions
+    captions.model.to(processes.device)
+    texts = Texts(
+        Cache(folder, log.warning),
+        lambda some: task.cached_text(some),
+        fingerprint(captions.model, str(captions.words.own.tolist())),
+    )
+
+    def batches(first: int) -> Iterator[Batch]:
+        for batch in loader.batches(first):
+            yield replace(batch, extra={**batch.extra, **texts.extra(batch.text)}) if batch.text else batch
+
+    return batches
+
+
+def failures(filled: Filled) -> dict[int, str]:
+    """Pictures that could not be read while the cache was filled, for the loader's quarantine."""
+    return dict(filled.failed)

@@ -1,0 +1,53 @@
+"""The machine that a run is on: its name beside every figure, and how much of its memory nobody holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIMITS = (  # memory of a container: its limit, and what it holds
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, device, threads and versions."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text("utf-8", "replace").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    told: dict[str, Any] = {"processor": cpu, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        told["device"] = torch.cuda.get_device_name(device)
+    elif device.type != "cpu":
+        told["device"] = device.type
+    return told | {"python": platform.python_version(), "torch": torch.__version__, "ldm": _version()}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device's memory that nobody holds; on the CPU within the container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, usage in LIMITS:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return max(free, 0)
+
+
+def _version() -> str:
+    try:
+        return version("ldm")
+    except PackageNotFoundError:
+        return "unknown"

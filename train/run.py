@@ -1,0 +1,267 @@
+"""Puts a run together from its file: data, task, trainer, folder, log. The command line and tests start here.
+
+Whatever is wrong is found in the order of what it costs: names of trackers, the data set, the run folder and its lock,
+the task. A start that fails before anything was trained leaves no new run folder behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.data.batch import Batch
+from ldm.data.examples import open_source
+from ldm.data.loader import Loader
+from ldm.data.source import Source
+from train import caching, trackers
+from train.actions import actions
+from train.checkpoint import candidates, read_manifest
+from train.config import RunFile
+from train.folder import RunFolder, flat
+from train.forecast import Forecast, forecast
+from train.log import Listener, Log, ended
+from train.machine import machine
+from train.processes import Processes
+from train.report import write_report
+from train.signals import Stop, polled
+from train.task import Setting, Task
+from train.tasks import build
+from train.trainer import Step, Trainer
+
+log = logging.getLogger("train.run")
+# Whether a task needs captions: True: an error if there are none; None: taken where they are; False: never read.
+WORDS: Mapping[str, bool | None] = {
+    "autoencoder": False,
+    "decoder": False,
+    "classifier": True,
+    "clip": True,
+    "diffusion": True,
+}
+VALIDATED = 1024  # pictures of a validation loss, at most
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(eq=False)
+class Run:
+    """A run that may begin, or go on: `done` steps are in its folder already."""
+
+    file: RunFile
+    task: Task
+    loader: Loader
+    trainer: Trainer
+    folder: RunFolder
+    record: Log
+    done: int
+    _began: float = field(default_factory=time.monotonic)
+
+    def steps(self) -> Iterator[Step]:
+        """Trains, and writes the report at the end, also when the run is stopped."""
+        try:
+            yield from self.trainer.steps()
+            if self.trainer.processes.main:
+                self.record.end(self.trainer.step, seconds=round(time.monotonic() - self._began, 1))
+        finally:
+            self.record.close()
+            self.report()
+
+    def fit(self) -> None:
+        for _ in self.steps():
+            pass
+
+    def report(self) -> None:
+        """`report.html` of what is there so far. It never ends a run."""
+        if not self.trainer.processes.main:
+            return
+        try:
+            write_report(self.folder.path)
+        except Exception as error:
+            log.warning("report.html is not up to date: %s: %s", type(error).__name__, error)
+
+    def told(self) -> dict[str, Any]:
+        """What is known before the first step, in numbers."""
+        networks = {name: sum(p.numel() for p in n.parameters()) for name, n in self.task.networks().items()}
+        return {
+            "out": str(self.folder.path),
+            "task": self.file.task.type,
+            "parameters": {name: count for name, count in networks.items() if count},
+            "data": self.loader.facts(),
+            "steps": self.file.run.steps,
+            "batch": self.file.run.batch,
+            "done": self.done,
+            "machine": machine(self.trainer.processes.device),
+            "processes": self.trainer.processes.world,
+        }
+
+
+def finished(file: RunFile) -> int | None:
+    """How many steps a run took whose last one is done and whose model/ is written; None while there is work left."""
+    step = ended(file.run.out)
+    if step is None or step < file.run.steps:
+        return None
+    with RunFolder(file.run.out, file, writer=_processes(file).main):  # which refuses another configuration
+        return step
+
+
+@contextmanager
+def opened(
+    file: RunFile,
+    *,
+    listeners: Sequence[Listener] = (),
+    stop: Stop | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Iterator[Run]:
+    """The run of a file, its folder locked while it is open. `listeners` get every line of the log as it is written;
+    `progress` hears of caches that are filled."""
+    trackers.check(file.run.trackers)
+    processes = _processes(file)
+    source, loader = _data(file, processes)
+    folder = RunFolder(file.run.out, file, writer=processes.main)
+    with contextlib.ExitStack() as stack:
+        stop = stop or stack.enter_context(Stop())
+        stack.enter_context(_tidy(file.run.out, folder))
+        done = int(processes.tell(str(steps_done(file.run.out))))
+        task = build(file.task, _setting(file, loader))
+        batches, validation = _feed(file, source, loader, task, processes, stop, progress)
+        record = Log(folder, _start(file, task, loader, processes), listeners, _trackers(file, processes))
+        run: Run
+        trainer = Trainer(
+            task,
+            batches,
+            file.run,
+            file.optim,
+            folder,
+            validation,
+            actions(file.run, record, lambda: run.report()),
+            stop,
+        )
+        run = Run(file, task, loader, trainer, folder, record, done)
+        yield run
+
+
+def forecasted(file: RunFile) -> Forecast:
+    """What the run of a file will cost here. Nothing is written, and nobody's lock is taken."""
+    trackers.check(file.run.trackers)
+    processes = _processes(file)
+    _, loader = _data(file, processes)
+    task = build(file.task, _setting(file, loader))
+    folder = RunFolder(file.run.out, file, writer=False)
+    trainer = Trainer(task, loader.batches, file.run, file.optim, folder)
+    return forecast(trainer, loader.facts(), steps_done(file.run.out))
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint by its manifest, without reading the rest of it."""
+    for path in candidates(folder):
+        with contextlib.suppress(Exception):
+            return read_manifest(path).step
+    return 0
+
+
+def _processes(file: RunFile) -> Processes:
+    if file.run.threads is not None:
+        torch.set_num_threads(file.run.threads)
+    return Processes.start(file.run.device)
+
+
+def _data(file: RunFile, processes: Processes) -> tuple[Source, Loader]:
+    source = open_source(file.data)
+    return source, _loader(file, source, processes)
+
+
+def _loader(file: RunFile, source: Source, processes: Processes, latents: Any = None) -> Loader:
+    processes.share(file.run.batch)  # refuses a batch that cannot be divided
+    return Loader(
+        source,
+        file.data,
+        file.run.batch,
+        file.run.seed,
+        processes.rank,
+        processes.world,
+        words=WORDS.get(file.task.type),
+        latents=latents,
+        warn=log.warning,
+    )
+
+
+def _setting(file: RunFile, loader: Loader) -> Setting:
+    run = file.run
+    return Setting(run.seed, file.data.size, run.steps, loader.look, loader.captions, run.out.name)
+
+
+def _feed(
+    file: RunFile,
+    source: Source,
+    loader: Loader,
+    task: Task,
+    processes: Processes,
+    stop: Stop,
+    progress: Progress,
+) -> tuple[Callable[[int], Iterator[Batch]], list[Batch]]:
+    """Batches for training, and those of the validation loss; from a cache where the file names a folder for one."""
+    if file.run.cache is None:
+        return loader.batches, loader.validation(VALIDATED)
+    caching.check(task, file.task.type)
+    asked = polled(stop)
+    made, filled = caching.latents(
+        file.run.cache,
+        task,
+        source,
+        file.data,
+        processes,
+        asked,
+        lambda done, total: progress("latents", done, total),
+    )
+    stop.check()  # what was encoded is kept; there is nothing else to save yet
+    cached = _loader(file, source, processes, made.extra)
+    cached.leave_out(caching.failures(filled))
+    validation = cached.validation(VALIDATED)
+    if task.captions.trained:  # type: ignore[attr-defined]  # `caching.check` knows that it has them
+        return cached.batches, validation
+    return caching.with_texts(file.run.cache, task, cached, processes), validation
+
+
+def _start(file: RunFile, task: Task, loader: Loader, processes: Processes) -> dict[str, Any]:
+    """The line of the log that says where and on what the run goes."""
+    networks = {name: sum(p.numel() for p in n.parameters()) for name, n in task.networks().items()}
+    return {
+        "machine": machine(processes.device),
+        "processes": processes.world,
+        "pid": os.getpid(),
+        "parameters": {name: count for name, count in networks.items() if count},
+        "phases": [phase.name for phase in task.phases()],
+        "data": loader.facts(),
+    }
+
+
+def _trackers(file: RunFile, processes: Processes) -> trackers.Trackers | None:
+    if not file.run.trackers or not processes.main:
+        return None
+    about = {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat(file).items()}
+    return trackers.Trackers(file.run.trackers, file.run.out / "trackers", file.run.out.name, about)
+
+
+@contextmanager
+def _tidy(out: Path, folder: RunFolder) -> Iterator[None]:
+    """Holds the run folder. After an error before anything was trained, one that was not there before goes again: the
+    next start is free to have another configuration."""
+    before, config = out.exists(), (out / "config.yaml").exists()
+    with folder:
+        try:
+            yield
+        except BaseException:
+            if folder.writer and not config and not (out / "state").exists() and not (out / "log.jsonl").exists():
+                (out / "config.yaml").unlink(missing_ok=True)
+                if not before:
+                    (out / ".lock").unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        out.rmdir()
+            raise

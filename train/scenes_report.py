@@ -1,0 +1,216 @@
+"""What the chain in miniature learned: text alignment on combinations that it never saw, read back by the checker.
+
+python -m train.scenes_report --model runs/scenes/diffusion/model --out runs/scenes/report
+
+Every share comes with its 95 % interval (Wilson 1927) and its count. Beside the model stands what it is compared with:
+the checker on true renders and on noise, and the model's own pictures read against other captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import itertools
+import json
+import logging
+import math
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+
+from ldm.data.held_out import Split, pair_is_held_out
+from ldm.data.scenes import Scene, caption, draw, matches, outline, read, sample_scene
+from ldm.images import from_rgb, save_image
+from train.scenes_check import GUIDANCE, STEPS, along_edges, pictures_of, psnr
+
+log = logging.getLogger("train.scenes_report")
+SEED = 20_011  # of scenes that no training run draws
+Shares = dict[str, dict[str, float]]
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of a share: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    p, n = right / count, count
+    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
+def shares(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> Shares:
+    """For each attribute that captions tell: the share of pictures that show it, its interval, and the count."""
+    told: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
+    for picture, scene in zip(pictures, scenes, strict=True):
+        verdict = matches(read(picture), scene)
+        verdict["all"] = all(verdict.values())
+        told.update(verdict.keys())
+        shown.update(name for name, right in verdict.items() if right)
+    result: Shares = {}
+    for name in sorted(told):
+        low, high = wilson(shown[name], told[name])
+        share = shown[name] / told[name]
+        result[name] = {"share": round(share, 4), "low": round(low, 4), "high": round(high, 4), "count": told[name]}
+    return result
+
+
+def scenes_of(split: Split, count: int, wanted: Callable[[Scene], bool] = lambda scene: True) -> list[Scene]:
+    """The first `count` scenes of a split that are wanted."""
+    found: list[Scene] = []
+    index = 0
+    while len(found) < count:
+        scene = sample_scene(index, SEED, split)
+        found += [scene] if wanted(scene) else []
+        index += 1
+    return found
+
+
+def _has_new_pair(scene: Scene) -> bool:
+    return any(pair_is_held_out(t.shape, t.colour) for t in scene.things)
+
+
+def alignment(pipeline: Any, count: int, steps: int) -> tuple[dict[str, Shares], list[np.ndarray]]:
+    """Seen and held-out captions, and the comparisons; and the held-out pictures, to look at."""
+    kinds = {
+        "seen": scenes_of("seen", count),
+        "held_out": scenes_of("held_out", count),
+        "held_out_pairs": scenes_of("held_out", count // 2, _has_new_pair),
+        "held_out_triples": scenes_of("held_out", count // 2, lambda scene: not _has_new_pair(scene)),
+    }
+    result: dict[str, Shares] = {}
+    made: dict[str, list[np.ndarray]] = {}
+    for name, scenes in kinds.items():
+        made[name] = pictures_of(pipeline, [caption(scene) for scene in scenes], steps=steps)
+        result[name] = shares(made[name], scenes)
+        log.info("%s: %s", name, {key: value["share"] for key, value in result[name].items()})
+    scenes, noise = kinds["held_out"], np.random.default_rng(0)
+    result["shuffled_captions"] = shares(made["held_out"], scenes[1:] + scenes[:1])
+    result["checker_on_renders"] = shares([draw(scene) for scene in scenes], scenes)
+    result["checker_on_noise"] = shares([noise.random((32, 32, 3), np.float32) for _ in scenes], scenes)
+    return result, made["held_out"]
+
+
+def control(pipeline: Any, folder: Path, count: int, steps: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Whether a picture follows its hint, with captions that say nothing; and against other hints."""
+    network = ControlNetModel.from_pretrained(folder, dtype=torch.float32)
+    controlled = StableDiffusionControlNetPipeline(**pipeline.components, controlnet=network)
+    controlled.set_progress_bar_config(disable=True)
+    scenes = scenes_of("all", count)
+    hints = [outline(scene) for scene in scenes]
+    made = pictures_of(controlled, ["a picture"] * count, hints, steps=steps)
+    shuffled = along_edges(made, scenes[1:] + scenes[:1])
+    pairs = [picture for pair in zip(hints[:24], made[:24], strict=True) for picture in pair]
+    return {"hints": along_edges(made, scenes), "shuffled_hints": shuffled, "count": count}, pairs
+
+
+@torch.no_grad()
+def decoder_psnr(pipeline: Any, folder: Path, scenes: Sequence[Scene]) -> float:
+    """Of the tiny decoder on the latents of the large autoencoder, in dB."""
+    tiny = AutoencoderTiny.from_pretrained(folder, dtype=torch.float32)
+    x = torch.from_numpy(np.stack([draw(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
+    y = tiny.decode(pipeline.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+    return float((-10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()).mean())
+
+
+def sheet(path: Path, pictures: Sequence[np.ndarray], columns: int = 12, zoom: int = 3) -> None:
+    """The pictures in rows, enlarged without smoothing."""
+    side = max(p.shape[0] for p in pictures) + 2
+    whole = np.full((-(-len(pictures) // columns) * side, columns * side, 3), 0.8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * side + 1, index % columns * side + 1
+        whole[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    save_image(from_rgb(whole.repeat(zoom, 0).repeat(zoom, 1)), path)
+
+
+def report(
+    model: Path,
+    out: Path,
+    controlnet: Path | None = None,
+    decoder: Path | None = None,
+    *,
+    count: int = 400,
+    steps: int = STEPS,
+) -> dict[str, Any]:
+    """Measures a trained chain and writes report.json, index.html and sheets into a new folder."""
+    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    accuracy, pictures = alignment(pipeline, count, steps)
+    out.mkdir(parents=True)
+    sheet(out / "held-out.png", pictures[:96])
+    sampling = {"solver": "ddim", "steps": steps, "guidance": GUIDANCE}
+    result: dict[str, Any] = {
+        "accuracy": accuracy,
+        "sampling": sampling,
+        "psnr_db": round(psnr(pipeline, scenes_of("held_out", 200)), 2),
+    }
+    if controlnet is not None:
+        result["control"], pairs = control(pipeline, controlnet, count // 2, steps)
+        sheet(out / "control.png", pairs)
+    if decoder is not None:
+        result["decoder_psnr_db"] = round(decoder_psnr(pipeline, decoder, scenes_of("held_out", 200)), 2)
+    result["machine"] = {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    (out / "report.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    (out / "index.html").write_text(page(result), "utf-8")
+    return result
+
+
+def page(result: dict[str, Any]) -> str:
+    """One page that opens without a server."""
+    kinds = result["accuracy"]
+    names = sorted({name for kind in kinds.values() for name in kind})
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{_cell(kind.get(name))}</td>" for kind in kinds.values())
+        for name in names
+    )
+    head = "".join(f"<th>{html.escape(kind.replace('_', ' '))}</th>" for kind in kinds)
+    more = {key: value for key, value in result.items() if key != "accuracy"}
+    control = '<h2>Hints and pictures</h2><img src="control.png" alt="hints">' if "control" in result else ""
+    return (
+        "<!doctype html><meta charset=utf-8><title>The chain in miniature</title>"
+        "<style>body{font:16px/1.5 system-ui;max-width:1100px;margin:2rem auto;padding:0 1rem}"
+        "td,th{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #8884}"
+        "img{image-rendering:pixelated;max-width:100%}</style>"
+        f"<h1>The chain in miniature</h1><p>Share right by the checker, with its 95 % interval.</p>"
+        f"<table><tr><th></th>{head}</tr>{rows}</table><h2>Held-out combinations</h2>"
+        f'<img src="held-out.png" alt="pictures of held-out captions">{control}'
+        f"<h2>More</h2><pre>{html.escape(json.dumps(more, indent=2))}</pre>"
+    )
+
+
+def _cell(value: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['share']:.1%} <small>({value['low']:.0%} to {value['high']:.0%}, n {value['count']:.0f})</small>"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the trained model, a folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the report")
+    parser.add_argument("--controlnet", type=Path)
+    parser.add_argument("--decoder", type=Path)
+    parser.add_argument("--count", type=int, default=400, help="captions of each kind")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(2)
+    out = free(args.out)
+    report(args.model, out, args.controlnet, args.decoder, count=args.count)
+    log.info("the report: %s", out / "index.html")
+
+
+def free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that is not there: nothing is overwritten."""
+    names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if not name.exists())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The latent diffusion task: a U-Net (and, if asked, its text tower) learns to take noise away from latents."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.batch import Batch
+from ldm.diffusion.training import Schedule, scheduler_config
+from ldm.errors import Code, LdmError
+from ldm.models.latent import Cond
+from ldm.models.unet import UNet
+from ldm.store.detect import facts_of_config, family_of, prediction_of_scheduler
+from ldm.store.find import find_model
+from ldm.store.parts import Parts
+from ldm.store.save import save_folder
+from ldm.store.shards import read_json
+from train.draws import Draws
+from train.task import Figures, Phase, Setting, Turn
+from train.tasks.captions import Captions
+from train.tasks.denoising import Denoising, check_sizes
+from train.tasks.latents import latents_with_hole, moments
+from train.tasks.parts import changed, frozen, is_new, open_network, open_text, open_vae, owned, refuse_xl
+from train.tasks.sampling import Look, evaluating, examples, pictures, prompts, start_noise
+from train.tasks.settings import DiffusionSettings
+from train.tasks.shapes import holes
+
+log = logging.getLogger(__name__)
+
+
+class DiffusionTask:
+    """eps, v or flow; 4 or 9 channels; with learned variances where the bound has a weight."""
+
+    exact = True
+    exception = ""
+
+    def __init__(self, settings: DiffusionSettings, setting: Setting) -> None:
+        noise = settings.noise
+        self.settings, self.setting = settings, setting
+        self.vae = open_vae(settings.vae)
+        frozen(self.vae.model)
+        tokenizer, tower = open_text(
+            settings.text, settings.tokenizer, setting.captions(), settings.vocabulary, setting.seed
+        )
+        trained = settings.train_text or is_new(settings.text)
+        self.captions = Captions(tokenizer, owned(tower) if trained else tower, trained)
+        self.unet: Any = self._unet()
+        self.scheduler = scheduler_config(
+            noise.kind,
+            noise.schedule,
+            zero_snr=noise.zero_snr,
+            shift=noise.shift,
+            learned_variance=noise.bound > 0,
+        )
+        self.denoising = Denoising(
+            self.vae,
+            self.captions,
+            Schedule.of(self.scheduler),
+            noise.kind,
+            noise,
+            settings.inpaint,
+            settings.levels,
+            settings.drop_caption,
+        )
+        self.network = UNet(self.unet, noise.kind)
+
+    def _unet(self) -> Any:
+        """The U-Net with the channels that this run asks for; it works at the size of the pictures by default."""
+        settings, size, channels = self.settings, self.setting.size, self.vae.channels
+        unet = open_network(settings.unet, "unet", "UNet2DConditionModel", self.setting.seed)
+        refuse_xl(unet.config, settings.unet)
+        check_sizes(size, self.vae, unet.config, self.captions.width, settings.unet)
+        if settings.inpaint and channels != 4:
+            raise LdmError(
+                Code.USAGE,
+                f"task.inpaint does not fit {settings.vae}",
+                f"its latents have {channels} channels, and a 9-channel network is 4 + 1 + 4",
+                "Use an autoencoder with 4 channels, or inpaint with an ordinary network: the loop can.",
+            )
+        shown = 2 * channels + 1 if settings.inpaint else channels
+        if int(unet.config.in_channels) > shown:
+            raise LdmError(
+                Code.MODEL,
+                f"{settings.unet} is an inpainting network with {unet.config.in_channels} channels",
+                "this run shows it the latent alone",
+                "Set task.inpaint to true, or start from an ordinary network.",
+            )
+        wanted = {
+            "in_channels": shown,
+            "out_channels": 2 * channels if settings.noise.bound else channels,
+            "sample_size": size // self.vae.factor,
+        }
+        _warn_of_another_kind(settings)
+        different = {k: v for k, v in wanted.items() if unet.config[k] != v}
+        if different.keys() <= {"sample_size"}:
+            unet.register_to_config(**different)
+        else:
+            unet = changed(unet, **different)
+        return unet
+
+    def networks(self) -> dict[str, nn.Module]:
+        text = {"text": self.captions.model, "words": self.captions.words}
+        return {"unet": self.unet} | (text if self.captions.trained else {})
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae.model} | ({} if self.captions.trained else {"text": self.captions.model})
+
+    def phases(self) -> list[Phase]:
+        params = [p for network in self.networks().values() for p in network.parameters()]
+        return [Phase("denoiser", params, average=True)]
+
+    def context(self, turn: Turn, micros: Sequence[Batch]) -> None:
+        return None
+
+    def loss(self, turn: Turn, batch: Batch) -> tuple[Tensor, Figures]:
+        rows = self.denoising.rows(turn.draws, batch)
+        output = self.unet(rows.inputs, rows.level.t, rows.states, return_dict=False)[0]
+        each, figures = self.denoising.losses(output, rows)
+        return turn.mean(each), {name: turn.mean(value.detach()) for name, value in figures.items()}
+
+    def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
+        with evaluating(self.unet, self.captions.model):
+            rows = self.denoising.rows(draws, batch, steady=True)
+            output = self.unet(rows.inputs, rows.level.t, rows.states, return_dict=False)[0]
+            return self.denoising.judged(output, rows)
+
+    def preview(self, seed: int) -> dict[str, Tensor]:
+        """Pictures of a few captions; of an inpainting network the picture with its hole, and filled."""
+        with evaluating(self.unet, self.captions.model):
+            device = next(self.unet.parameters()).device
+            if self.settings.inpaint:
+                return self._repainted(seed, device)
+            texts = prompts(self.setting)
+            noise = start_noise(seed, self._shape, len(texts), device)
+            return {"pictures": self._pictures(noise, texts, None)}
+
+    def cached_latents(self, image: Tensor) -> dict[str, Tensor]:
+        """What a latent cache keeps of pictures [n,3,H,W]."""
+        return dict(zip(("mean", "std"), moments(self.vae, image), strict=True))
+
+    def cached_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a text cache keeps of captions, where the tower is frozen."""
+        return {"text_states": self.captions.states(texts)}
+
+    def save(self, folder: Path) -> None:
+        save_folder(self.parts(), folder)
+
+    def parts(self) -> Parts:
+        """The whole model as it is now."""
+        kind, reason = prediction_of_scheduler(self.scheduler)
+        return Parts(
+            self.setting.name or "diffusion",
+            family_of(facts_of_config(self.unet.config), 1),
+            Path(),
+            "",
+            self.unet,
+            self.vae.model,
+            ((self.captions.tokenizer, self.captions.model),),
+            self.scheduler,
+            kind,
+            reason,
+        )
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        side = self.setting.size // self.vae.factor
+        return self.vae.channels, side, side
+
+    def _pictures(self, noise: Tensor, texts: Sequence[str], channels: Tensor | None) -> Tensor:
+        cond = Cond(text=self.captions.states(texts), channels=channels)
+        null = Cond(text=self.captions.empty(len(texts)), channels=channels)
+        return pictures(self.network, self.vae, self.scheduler, noise, cond, null, Look())
+
+    def _repainted(self, seed: int, device: torch.device) -> dict[str, Tensor]:
+        batch = examples(self.setting).to(device)
+        assert batch.image is not None
+        draws = Draws(seed, torch.arange(len(batch), device=device), len(batch), "preview")
+        mask = holes(draws, *batch.image.shape[-2:])
+        clean, channels = latents_with_hole(self.vae, draws, batch, mask)
+        noise = start_noise(seed, tuple(clean.shape[1:]), len(batch), device)
+        texts = batch.text or ("",) * len(batch)
+        return {"holes": batch.image * (mask < 0.5), "pictures": self._pictures(noise, texts, channels)}
+
+
+def _warn_of_another_kind(settings: DiffusionSettings) -> None:
+    """Weights of a model with another kind of output start far off: allowed, since it is how models are moved over."""
+    if is_new(settings.unet):
+        return
+    told = find_model(str(settings.unet)).parent / "scheduler" / "scheduler_config.json"
+    if told.is_file() and (kind := prediction_of_scheduler(read_json(told))[0]) != settings.noise.kind:
+        log.warning("%s predicts %s, and task.noise.kind is %s", settings.unet, kind, settings.noise.kind)
