@@ -197,6 +197,24 @@ def test_a_wish_to_stop_saves_within_a_step_and_resumes_exactly(
     assert differences(resumed.state(), whole) == []
 
 
+def test_a_wish_to_stop_ends_a_validation_and_gives_no_half_figures(tmp_path: Path) -> None:
+    stop = Stop()
+
+    class Slow(toys.Toy):
+        def validate(self, draws: Any, batch: Batch) -> dict[str, Tensor]:
+            self.sizes.append(len(batch))
+            if len(self.sizes) == 2:
+                stop.ask()
+            return super().validate(draws, batch)
+
+    images = [toys.batch(4 * i + torch.arange(4), 16) for i in range(4)]
+    task = Slow()
+    trainer = Trainer(task, toys.feed(8), toys.run(tmp_path), toys.optim(), tmp_path, images, stop=stop)
+    assert trainer.validate() == {}
+    assert len(task.sizes) == 2
+    assert trainer.networks.trained["net"].training
+
+
 def test_a_full_disk_does_not_end_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,6 +242,20 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     toys.together(2, refuse, tmp_path)
 
 
+def disagree(rank: int, world: int, folder: Path) -> None:
+    task = toys.Toy()
+    with torch.no_grad():
+        for p in task.net.parameters():
+            p.add_(rank)
+    trainer = Trainer(task, toys.feed(8, rank, world), toys.run(folder), toys.optim(), folder)
+    wanted = dict(toys.Toy().net.named_parameters())
+    assert all(torch.equal(p, wanted[name.removeprefix("net.")]) for name, p in trainer.params.items())
+
+
+def test_all_begin_with_the_weights_of_the_first(tmp_path: Path) -> None:
+    toys.together(2, disagree, tmp_path)
+
+
 def exchange(rank: int, world: int, folder: Path) -> None:
     processes = Processes.start("cpu")
     assert (processes.rank, processes.world, processes.main) == (rank, world, rank == 0)

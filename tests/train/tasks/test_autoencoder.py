@@ -22,7 +22,7 @@ from pipelines.pipeline import Pipeline
 from tests import components
 from tests.components import seeded
 from tests.train.tasks.making import apart, batch, descend, gradients, setting, turn
-from tests.train.toys import furthest, optim, run, saved
+from tests.train.toys import furthest, optim, run, saved, together
 from train.task import Phase, Setting, Task, Turn
 from train.tasks import errors
 from train.tasks.adversary import Guard
@@ -206,6 +206,25 @@ def test_without_a_critic_micro_batches_are_exact(kind: str, size: int, architec
     assert apart(found, wanted) <= 1e-5
     assert other == pytest.approx(loss, rel=1e-5)
     assert told == pytest.approx(figures, rel=1e-4)
+
+
+def descended(rank: int, world: int, vae: Path, folder: Path) -> None:
+    def batches(first: int) -> Iterator[Batch]:
+        share = 8 // world
+        for whole in feed(8)(first):
+            yield whole[rank * share : (rank + 1) * share]
+
+    task = made(vae, gradients=0.5, kl=1e-2, revive=0.5)
+    told = optim(kind="sgd", lr=0.05, clip=0.0)
+    Trainer(task, batches, run(folder, batch=8, steps=12), told, folder).fit()
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_two_processes_train_as_one(kind: str, architectures: dict[str, Path], tmp_path: Path) -> None:
+    """Twelve steps, in which codes are counted, chosen and moved."""
+    descended(0, 1, architectures[kind], tmp_path / "one")
+    together(2, descended, architectures[kind], tmp_path / "two")
+    assert furthest(saved(tmp_path / "two"), saved(tmp_path / "one")) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])

@@ -140,10 +140,19 @@ def test_codes_are_the_same_on_two_processes_as_on_one(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_no_code() -> None:
     codes, sick = codebook(), batch(8)
     assert sick.image is not None
-    sick = replace(sick, image=sick.image.clone())
-    assert sick.image is not None
-    sick.image[:6] = float("nan")
-    watch = Watch(codes.detach(), True, 0.03, STEPS)
+    before, watch = codes.detach().clone(), Watch(codes.detach(), True, 0.03, STEPS)
     for step in (0, 1):
-        looked([sick], step, watch, codes)
-    assert bool(torch.isfinite(codes).all()) and float((codes.detach() < 40).all(1).float().mean()) > 0.9
+        looked([replace(sick, image=torch.full_like(sick.image, float("nan")))], step, watch, codes)
+    assert torch.equal(codes, before)
+
+
+def test_a_code_that_was_moved_is_given_time() -> None:
+    """Latents go elsewhere after the first look: what was moved is not found, and is moved again only after a while."""
+    codes, plain = codebook(), batch(8)
+    assert plain.image is not None
+    away = replace(plain, image=plain.image + 20)
+    watch, moved = Watch(codes.detach(), True, 0.03, STEPS), []
+    for step in range(0, 400, 10):
+        looked([plain if step == 0 else away], step, watch, codes)
+        moved.append(int(watch.moving.sum()))
+    assert moved[0] > CODES / 2 and not any(moved[1:30]) and max(moved[30:]) > CODES / 2
