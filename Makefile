@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types suite torture scenes constraints clean
+.PHONY: demo test lint types suite torture scenes scenes-vq constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,17 +28,15 @@ torture: $(VENV)/.installed-dev
 	LDM_TORTURE=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 3600 -m torture
 
 # Every part trained from nothing on drawn scenes, and a report on combinations that training never saw. Stop and go on
-# as you like: a part that is finished is not trained again.
-SCENES := runs/scenes
-scenes: $(VENV)/.installed
-	$(BIN)/ldm train configs/autoencoder/scenes.yaml run.out=$(SCENES)/autoencoder
-	$(BIN)/ldm train configs/clip/scenes.yaml run.out=$(SCENES)/clip
-	$(BIN)/ldm train configs/diffusion/scenes.yaml run.out=$(SCENES)/diffusion \
-	  task.vae=$(SCENES)/autoencoder/model task.text=$(SCENES)/clip/model
-	$(BIN)/ldm train configs/controlnet/scenes.yaml run.out=$(SCENES)/controlnet task.model=$(SCENES)/diffusion/model
-	$(BIN)/ldm train configs/decoder/scenes.yaml run.out=$(SCENES)/decoder task.vae=$(SCENES)/autoencoder/model
-	$(BIN)/python -m train.scenes_report --model $(SCENES)/diffusion/model --controlnet $(SCENES)/controlnet/model \
-	  --decoder $(SCENES)/decoder/model --out $(SCENES)/report
+# as you like: a part that is finished is not trained again. `scenes-vq` is the same chain on a VQ autoencoder.
+scenes scenes-vq: $(VENV)/.installed
+	$(BIN)/ldm train autoencoder/$@ run.out=runs/$@/autoencoder
+	$(BIN)/ldm train clip/scenes run.out=runs/$@/clip
+	$(BIN)/ldm train diffusion/scenes run.out=runs/$@/diffusion task.vae=runs/$@/autoencoder/model task.text=runs/$@/clip/model
+	$(BIN)/ldm train controlnet/scenes run.out=runs/$@/controlnet task.model=runs/$@/diffusion/model
+	$(BIN)/ldm train decoder/scenes run.out=runs/$@/decoder task.vae=runs/$@/autoencoder/model
+	$(BIN)/python -m train.scenes_report --model runs/$@/diffusion/model --controlnet runs/$@/controlnet/model \
+	  --decoder runs/$@/decoder/model --out runs/$@/report
 
 # Pins the set that is installed now. torch names its own CUDA parts exactly, so they are left out. Review the diff.
 constraints: $(VENV)/.installed-dev

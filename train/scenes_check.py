@@ -57,9 +57,7 @@ def evaluate(folder: Path, report: Path, sheet: Path | None = None, count: int =
     return result
 
 
-def pictures_of(
-    pipeline: Any, prompts: list[str], hints: list[np.ndarray] | None = None, steps: int = STEPS
-) -> list[np.ndarray]:
+def pictures_of(pipeline: Any, prompts: list[str], hints: list[np.ndarray] | None = None) -> list[np.ndarray]:
     """Picture i of seed i for each prompt, [H,W,3] in [0,1], in batches of 50."""
     result: list[np.ndarray] = []
     for start in range(0, len(prompts), 50):
@@ -69,7 +67,7 @@ def pictures_of(
             extra["image"] = torch.from_numpy(np.stack(hints[start : start + 50])).permute(0, 3, 1, 2)
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
         made = pipeline(
-            some, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=seeds, output_type="np", **extra
+            some, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, output_type="np", **extra
         )
         result += list(made.images)
     return result

@@ -17,21 +17,70 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderTiny
+from torch import Tensor
 
 from ldm.data.held_out import Split, pair_is_held_out
 from ldm.data.scenes import Scene, caption, draw, matches, outline, read, sample_scene
-from ldm.images import from_rgb, save_image
-from train.scenes_check import GUIDANCE, STEPS, along_edges, pictures_of, psnr
+from ldm.images import from_rgb, from_tensor, save_image
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.latent import Cond, Control
+from ldm.models.unet import UNet
+from ldm.store.parts import load_controlnet, load_parts
+from train.scenes_check import along_edges
+from train.tasks.captions import Captions
+from train.tasks.latents import moments
+from train.tasks.sampling import Look, pictures, start_noise
 
 log = logging.getLogger("train.scenes_report")
 SEED = 20_011  # of scenes that no training run draws
+AT_ONCE = 50  # pictures in a call
 Shares = dict[str, dict[str, float]]
+
+
+class Model:
+    """A trained model, sampled by the project's own loop, so that every autoencoder and kind of output will do."""
+
+    def __init__(self, folder: Path, look: Look) -> None:
+        parts = load_parts(folder)
+        self.look, self.scheduler = look, parts.scheduler
+        self.vae = Autoencoder(parts.vae)
+        self.network = UNet(parts.unet, parts.prediction)
+        tokenizer, tower = parts.towers[0]
+        self.captions = Captions(tokenizer, tower, trained=False)
+
+    @torch.no_grad()
+    def pictures(self, texts: Sequence[str], hints: Sequence[np.ndarray] = (), control: Any = None) -> list[np.ndarray]:
+        """[H,W,3] in [0,1] for each text, along its hint if there is a control; the same noise each time."""
+        made: list[np.ndarray] = []
+        side = int(self.network.config.sample_size)
+        for start in range(0, len(texts), AT_ONCE):
+            some = list(texts[start : start + AT_ONCE])
+            controls = (Control(control, _tensor(hints[start : start + AT_ONCE])),) if control is not None else ()
+            cond = Cond(text=self.captions.states(some), controls=controls)
+            null = Cond(text=self.captions.empty(len(some)), controls=controls)
+            noise = start_noise(start, (self.vae.channels, side, side), len(some), torch.device("cpu"))
+            made += from_tensor(pictures(self.network, self.vae, self.scheduler, noise, cond, null, self.look))
+        return made
+
+    @torch.no_grad()
+    def psnr(self, scenes: Sequence[Scene], decode: Any = None) -> float:
+        """Of the autoencoder's reconstructions, in dB, mean over pictures; or of another decoder of its latents."""
+        x = _tensor([draw(s) for s in scenes]) * 2 - 1
+        latents = (moments(self.vae, x)[0] - self.vae.shift) * self.vae.scale
+        y = (decode or self.vae.decode)(latents).clamp(-1, 1)
+        return round(float((-10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()).mean()), 2)
+
+
+def _tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """[N,3,H,W] of arrays [H,W,3]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -73,7 +122,7 @@ def _has_new_pair(scene: Scene) -> bool:
     return any(pair_is_held_out(t.shape, t.colour) for t in scene.things)
 
 
-def alignment(pipeline: Any, count: int, steps: int) -> tuple[dict[str, Shares], list[np.ndarray]]:
+def alignment(model: Model, count: int) -> tuple[dict[str, Shares], list[np.ndarray]]:
     """Seen and held-out captions, and the comparisons; and the held-out pictures, to look at."""
     kinds = {
         "seen": scenes_of("seen", count),
@@ -84,7 +133,7 @@ def alignment(pipeline: Any, count: int, steps: int) -> tuple[dict[str, Shares],
     result: dict[str, Shares] = {}
     made: dict[str, list[np.ndarray]] = {}
     for name, scenes in kinds.items():
-        made[name] = pictures_of(pipeline, [caption(scene) for scene in scenes], steps=steps)
+        made[name] = model.pictures([caption(scene) for scene in scenes])
         result[name] = shares(made[name], scenes)
         log.info("%s: %s", name, {key: value["share"] for key, value in result[name].items()})
     scenes, noise = kinds["held_out"], np.random.default_rng(0)
@@ -94,26 +143,14 @@ def alignment(pipeline: Any, count: int, steps: int) -> tuple[dict[str, Shares],
     return result, made["held_out"]
 
 
-def control(pipeline: Any, folder: Path, count: int, steps: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Whether a picture follows its hint, with captions that say nothing; and against other hints."""
-    network = ControlNetModel.from_pretrained(folder, dtype=torch.float32)
-    controlled = StableDiffusionControlNetPipeline(**pipeline.components, controlnet=network)
-    controlled.set_progress_bar_config(disable=True)
+def along_hints(model: Model, folder: Path, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Whether a picture follows its hint, with a caption that says nothing; and read against other hints."""
     scenes = scenes_of("all", count)
     hints = [outline(scene) for scene in scenes]
-    made = pictures_of(controlled, ["a picture"] * count, hints, steps=steps)
+    made = model.pictures(["a picture"] * count, hints, load_controlnet(folder))
     shuffled = along_edges(made, scenes[1:] + scenes[:1])
     pairs = [picture for pair in zip(hints[:24], made[:24], strict=True) for picture in pair]
     return {"hints": along_edges(made, scenes), "shuffled_hints": shuffled, "count": count}, pairs
-
-
-@torch.no_grad()
-def decoder_psnr(pipeline: Any, folder: Path, scenes: Sequence[Scene]) -> float:
-    """Of the tiny decoder on the latents of the large autoencoder, in dB."""
-    tiny = AutoencoderTiny.from_pretrained(folder, dtype=torch.float32)
-    x = torch.from_numpy(np.stack([draw(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
-    y = tiny.decode(pipeline.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-    return float((-10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()).mean())
 
 
 def sheet(path: Path, pictures: Sequence[np.ndarray], columns: int = 12, zoom: int = 3) -> None:
@@ -127,36 +164,32 @@ def sheet(path: Path, pictures: Sequence[np.ndarray], columns: int = 12, zoom: i
 
 
 def report(
-    model: Path,
+    folder: Path,
     out: Path,
     controlnet: Path | None = None,
     decoder: Path | None = None,
     *,
     count: int = 400,
-    steps: int = STEPS,
+    steps: int = 25,
 ) -> dict[str, Any]:
     """Measures a trained chain and writes report.json, index.html and sheets into a new folder."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    accuracy, pictures = alignment(pipeline, count, steps)
-    out.mkdir(parents=True)
-    sheet(out / "held-out.png", pictures[:96])
-    sampling = {"solver": "ddim", "steps": steps, "guidance": GUIDANCE}
-    result: dict[str, Any] = {
-        "accuracy": accuracy,
-        "sampling": sampling,
-        "psnr_db": round(psnr(pipeline, scenes_of("held_out", 200)), 2),
-    }
+    look = Look(steps=steps, scale=4.0)
+    model = Model(folder, look)
+    accuracy, made = alignment(model, count)
+    result: dict[str, Any] = {"accuracy": accuracy, "sampling": asdict(look)}
+    sheets = {"held-out.png": made[:96]}
     if controlnet is not None:
-        result["control"], pairs = control(pipeline, controlnet, count // 2, steps)
-        sheet(out / "control.png", pairs)
+        result["control"], sheets["control.png"] = along_hints(model, controlnet, count // 2)
+    unseen = scenes_of("held_out", min(count, 200))
+    result["psnr_db"] = model.psnr(unseen)
     if decoder is not None:
-        result["decoder_psnr_db"] = round(decoder_psnr(pipeline, decoder, scenes_of("held_out", 200)), 2)
-    result["machine"] = {
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+        tiny = AutoencoderTiny.from_pretrained(decoder, dtype=torch.float32)
+        result["decoder_psnr_db"] = model.psnr(unseen, lambda z: tiny.decode(z).sample)
+    about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result["machine"] = about
+    out.mkdir(parents=True)
+    for name, pictures_of_it in sheets.items():
+        sheet(out / name, pictures_of_it)
     (out / "report.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     (out / "index.html").write_text(page(result), "utf-8")
     return result
