@@ -72,7 +72,8 @@ def _embedding(path: Path) -> dict[str, Any]:
     weights = load_weights(path)
     embedding = parse_embedding(weights, weights.metadata, path.stem)
     shapes = {
-        name: f"{vectors.shape[0]} vectors of width {vectors.shape[1]}" for name, vectors in embedding.vectors.items()
+        name: f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of width {vectors.shape[1]}"
+        for name, vectors in embedding.vectors.items()
     }
     return {"name": path.name, "kind": "textual inversion", "token": embedding.token, "vectors": shapes}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -40,6 +42,10 @@ class StoppedError(Exception):
     """A Ctrl-C inside a command; typer would turn a KeyboardInterrupt into an exit status without a word."""
 
 
+class TerminatedError(KeyboardInterrupt):
+    """A SIGTERM: it ends a command as Ctrl-C does, with a status of its own."""
+
+
 class CommandTable(TyperGroup):
     """Names and help come from the table; a command is built when its name is called."""
 
@@ -66,7 +72,30 @@ class CommandTable(TyperGroup):
                 f"{did_you_mean(args[0], names)}The commands are {', '.join(names)}.",
                 "Run `ldm --help` for what each does.",
             )
-        return entry.name, load(entry), args[1:]
+        command = load(entry)
+        check_values(command, args[1:])
+        return entry.name, command, args[1:]
+
+
+def check_values(command: Any, args: Sequence[str]) -> None:
+    """No option takes the name of the next one for its value: `--negative --steps 3` lacks a value."""
+    options = {name: param for param in command.params for name in param.opts if name.startswith("-")}
+    names = {"--help", *options, *(name for param in options.values() for name in param.secondary_opts)}
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--":
+            break
+        if arg in getattr(command, "commands", {}):
+            check_values(command.commands[arg], list(rest))
+            break
+        value = next(rest, "") if arg in options and not options[arg].is_flag else ""
+        if value.partition("=")[0] in names:
+            raise LdmError(
+                Code.USAGE,
+                f"{arg} needs a value.",
+                f"The word after it, {value.partition('=')[0]}, is an option itself.",
+                f"Write {arg} {options[arg].metavar or 'VALUE'}, or {arg}={value} if that is the value.",
+            )
 
 
 def load(entry: Entry) -> Any:
@@ -87,7 +116,8 @@ root = typer.Typer(
     cls=CommandTable,
     pretty_exceptions_enable=False,
     help="Text to picture on your own machine. A picture is a function of its recipe.",
-    epilog="Exit status: 0 done, 2 usage, 3 numbers, 4 busy, 5 file, 6 model, 7 refused, 8 resources, 9 different.",
+    epilog="Exit status: 0 done, 1 an error of ours, 2 usage, 3 numbers, 4 busy, 5 file, 6 model, 7 refused, "
+    "8 resources, 9 different, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.",
 )
 
 
@@ -107,8 +137,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         status = typer.main.get_command(root)(args=argv, prog_name="ldm", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except (KeyboardInterrupt, StoppedError, typer.Abort):
-        return errors.stopped(argv)
+    except (KeyboardInterrupt, StoppedError, typer.Abort) as error:
+        return errors.stopped(argv, status_of(error))
     except BrokenPipeError:  # the reader of our output has gone, and there is nobody to tell
         sys.stdout = None
         return 0
@@ -116,13 +146,35 @@ def run(argv: Sequence[str]) -> int:
         return errors.show(errors.as_ldm_error(error, argv), as_json)
 
 
+def status_of(error: BaseException | None) -> int:
+    """The exit status of what stopped a command, or of what was behind it."""
+    while error is not None and not isinstance(error, TerminatedError):
+        error = error.__cause__
+    return errors.INTERRUPTED if error is None else errors.TERMINATED
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM stops this process as Ctrl-C does; processes forked from it end at once, as without us."""
+    ours = os.getpid()
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:
+            os._exit(errors.TERMINATED)
+        raise TerminatedError
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else somebody means that it is ignored
+        signal.signal(signal.SIGTERM, terminated)
+
+
 def main() -> None:
-    """The entry point `ldm`. A Ctrl-C after the first, or while Python ends, changes nothing any more."""
+    """The entry point `ldm`. A signal after the first, or while Python ends, changes nothing any more."""
+    end_on_sigterm()
     try:
         status = run(sys.argv[1:])
-    except KeyboardInterrupt:
-        status = errors.INTERRUPTED
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt as error:
+        status = status_of(error)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

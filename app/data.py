@@ -49,6 +49,7 @@ def check(path: str, size: int | None, buckets: bool, sheet: str | None, as_json
             settings.size,
             cache(partial(frame, settings)),
             masks=settings.mask == "beside",
+            least=settings.least_side,
             on_progress=show,
             stop=lambda: stop.status is not None,
         )

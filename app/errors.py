@@ -43,7 +43,9 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
             Code.RESOURCE,
             "The memory of the device is not enough.",
             f"{first_line(error).rstrip('.')}.",
-            "Choose a smaller --size, --batch 1, --tile, --dtype float16 or --offload; --dry-run shows what is needed.",
+            "Set run.micro, run.checkpointing=true or run.precision=bf16; --dry-run shows what is needed."
+            if list(argv[:1]) == ["train"]
+            else "Choose a smaller --size, --batch 1, --tile, --dtype float16 or --offload; --dry-run shows the need.",
         )
     log = write_log(error, argv)
     return LdmError(
@@ -54,14 +56,14 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
     )
 
 
-def stopped(argv: Sequence[str]) -> int:
-    """What an interrupted command says, and its exit status."""
+def stopped(argv: Sequence[str], status: int = INTERRUPTED) -> int:
+    """What an interrupted command says; returns its exit status."""
     making = argv[:1] == ["generate"]
     if "--json" in argv:
         typer.echo(json.dumps(({"pictures": []} if making else {}) | {"stopped": True}))
     else:
         typer.echo(NOTHING_YET if making else "stopped", err=True)
-    return INTERRUPTED
+    return status
 
 
 def _out_of_memory(error: Exception) -> bool:

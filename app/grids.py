@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 400
 GAP, TEXT = 6, 14  # pixels
+CELL = 128  # pixels: smaller pictures are enlarged by whole factors until a cell is about as large
 SWITCH = {True: ("1", "true", "yes", "on"), False: ("0", "false", "no", "off")}
 
 
@@ -110,6 +111,8 @@ class Grid:
         from PIL import Image, ImageDraw, ImageFont
 
         font = ImageFont.load_default(TEXT)
+        factor = max(1, round(CELL / max(max(p.size) for p in pictures)))
+        pictures = [p.resize((p.width * factor, p.height * factor), Image.Resampling.NEAREST) for p in pictures]
         across, down = (axis.labels if axis else () for axis in (self.x, self.y))
         width = max([p.width for p in pictures] + [_length(font, label) for label in across]) + GAP
         height = max(p.height for p in pictures) + GAP

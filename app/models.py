@@ -19,25 +19,28 @@ OTHERS = frozenset(
 
 
 def list_models(as_json: bool) -> int:
-    """The shipped models, and those that were pulled."""
-    from ldm.store.find import fetched_ids, shipped
+    """The shipped models with the controls inside them, and those that were pulled."""
+    from ldm.store.find import controls_inside, fetched_ids, shipped
 
-    told = {"shipped": shipped(), "pulled": fetched_ids()}
+    controls = {name: path.parent.name for name, path in controls_inside().items()}
+    told = {"shipped": shipped(), "controls": controls, "pulled": fetched_ids()}
     if as_json:
         typer.echo(json.dumps(told))
-    else:
-        typer.echo(
-            "\n".join(f"{name:<40} {origin}" for origin, names in told.items() for name in names) or "no model is here"
-        )
+        return 0
+    rows = [(name, "shipped") for name in shipped()]
+    rows += [(name, f"shipped, a control of {base}: --control model={name},...") for name, base in controls.items()]
+    rows += [(name, "pulled") for name in told["pulled"]]
+    typer.echo("\n".join(f"{name:<40} {origin}" for name, origin in rows) or "no model is here")
     return 0
 
 
 def show(model: str, as_json: bool) -> int:
     """What a file or folder is, from its headers."""
     from ldm.store.describe import describe
-    from ldm.store.find import find_model
+    from ldm.store.find import controls_inside, find_model
 
-    told = describe(find_model(model)).as_dict()
+    inside = None if Path(model).exists() else controls_inside().get(model.removeprefix("controlnet-"))
+    told = describe(inside or find_model(model)).as_dict()
     if as_json:
         typer.echo(json.dumps(told, default=str))
         return 0

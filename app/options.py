@@ -108,6 +108,9 @@ def lora(text: str) -> dict[str, Any]:
     if found is None:
         raise bad("--lora", text, "It names no file", "Write --lora file.safetensors:0.8")
     path, weight, text_weight = found.groups()
+    file, _, word = path.rpartition(":")
+    if file.endswith(".safetensors") and not Path(path).expanduser().exists():
+        raise bad("--lora", text, f"The weight {word[:40]!r} is no number", f"Write --lora {file[-80:]}:0.8")
     told = {"path": path, "weight": weight, "text_weight": text_weight, "any_base": any_base}
     return {key: value for key, value in told.items() if value}
 

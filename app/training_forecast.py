@@ -59,7 +59,8 @@ def _data(made: Forecast) -> list[tuple[str, str]]:
     facts = made.data
     kept = f", {facts['validation']:,} for validation" if facts["validation"] else ""
     rows = [("pictures", f"{facts['training']:,} for training{kept} ({facts['set']})")]
-    rows.append(("an epoch", f"{facts['steps_an_epoch']:,} steps"))
+    epoch = facts["steps_an_epoch"]
+    rows.append(("an epoch", f"{epoch:,.0f} steps" if epoch >= 100 else f"{epoch:.3g} steps"))
     if len(facts["sizes"]) > 1:
         rows.append(("sizes", ", ".join(f"{name} ({count:,})" for name, count in facts["sizes"].items())))
     return rows

@@ -133,9 +133,12 @@ def _limits(model: type[BaseModel], path: Sequence[str]) -> str:
         declared += [*get_args(part), *getattr(part, "metadata", ())]
         bounds |= {bound: getattr(part, bound) for bound in ("ge", "gt", "le", "lt") if hasattr(part, bound)}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if isinstance(high, int) and "le" not in bounds:
+        high -= 1  # whole numbers below it end there
     if low is None:
         return ""
-    return f"Use {_bound(low)} to {_bound(high)}." if high is not None else f"Use {_bound(low)} or more."
+    any_seed = ", or -1 for any" if list(path) == ["seed"] else ""
+    return f"Use {_bound(low)} to {_bound(high)}{any_seed}." if high is not None else f"Use {_bound(low)} or more."
 
 
 def _bound(value: float) -> str:
@@ -144,13 +147,16 @@ def _bound(value: float) -> str:
 
 def _both_sides(fields: Mapping[str, Any], shown: str) -> tuple[str, str]:
     """What was asked for, and the nearest legal size: one side alone is no --size."""
-    from pipelines.request import nearest_side
+    from pipelines.request import MAX_SIDE, nearest_side
 
     texts = [str(fields.get(side) if fields.get(side) is not None else "") for side in ("width", "height")]
     try:
-        width, height = (nearest_side(float(text)) for text in texts)
+        sides = [float(text) for text in texts]
     except ValueError:
         return shown, "Write --size 512x512."
+    if max(sides) > MAX_SIDE:  # the nearest legal size would be refused next, for memory
+        return "x".join(texts)[:80], "Leave --size out for the size that the model was made for, or give one near it."
+    width, height = map(nearest_side, sides)
     return "x".join(texts)[:80], f"Use --size {width}x{height}."
 
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.forecast [NAME ...]       writes docs/results/forecast.json
 
-Each side is a process of its own. Memory is the growth of the resident set from the moment when the libraries are loaded to
-the highest point (VmHWM); time is the median of real steps. The forecast knows nothing of the run.
+Each side is a process of its own. Memory is the growth of the resident set from the moment when the libraries are
+loaded to the highest point (VmHWM); time is the median of real steps. The forecast knows nothing of the run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def child(name: str, side: str, busy: bool) -> dict[str, float]:
                 ends.append(time.perf_counter())
                 if step.step == STEPS:
                     break
-        each = [b - a for a, b in zip(ends, ends[1:], strict=False)][WARM:]
+        each = [b - a for a, b in pairwise(ends)][WARM:]
         grown = float(resident("VmHWM") - before)
         return {"bytes": grown, "seconds": statistics.median(each), "after": float(resident("VmRSS") - before)}
 
@@ -177,7 +178,8 @@ def main() -> None:
         figures[name] = compare(name, given.busy)
         print(name, json.dumps(figures[name]), flush=True)
     if not given.names:
-        write("forecast", figures)
+        clock = "processor time of one thread" if given.busy else "clock"
+        write("forecast", {"seconds are": clock, "runs": figures})
 
 
 if __name__ == "__main__":

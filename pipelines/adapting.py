@@ -64,7 +64,8 @@ class Adapting:
         words = []
         for embedding in acting.embeddings:
             self._text.add_embedding(embedding.token, embedding.for_towers(self._widths))
-            words.append(f"{embedding.source}: the word {embedding.token!r} stands for {embedding.count} vectors")
+            vectors = f"{embedding.count} vector{'' if embedding.count == 1 else 's'}"
+            words.append(f"{embedding.source}: the word {embedding.token!r} stands for {vectors}")
         if not acting.notes:
             object.__setattr__(acting, "notes", (*map(str, report.applied), *words))
         self._acting = acting

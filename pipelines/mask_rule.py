@@ -13,6 +13,8 @@ from ldm.errors import Code, LdmError
 from ldm.images import Picture, from_rgb
 
 RULES = ("alpha", "colour", "color", "box", "polygon")
+FORMS = "write it as alpha, colour:#00ff00:20, box:x,y,w,h or polygon:x,y x,y x,y"
+BOX = "write box:x,y,width,height, in pixels from the top left"
 TOLERANCE = 20.0  # of 255, when the rule names none
 
 
@@ -32,6 +34,10 @@ def mask_from_rule(rule: str, image: Picture) -> Picture:
         mask = masks.from_alpha(image)
     elif kind == "box":
         x, y, w, h = _numbers(rule, rest.replace(" ", ""), ",", 4)
+        if w <= 0 or h <= 0:
+            raise _bad(rule, "its width and height must be greater than 0", BOX)
+        if max(x, 0) >= min(x + w, size[0]) or max(y, 0) >= min(y + h, size[1]):
+            raise _bad(rule, f"the picture is {size[0]}x{size[1]}, and no pixel of it is in the box", BOX)
         mask = masks.from_box(size, (x, y, x + w, y + h))
     elif kind == "polygon":
         points = [_numbers(rule, point, ",", 2) for point in rest.split()]
@@ -56,10 +62,5 @@ def _numbers(rule: str, text: str, gap: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _bad(rule: str, why: str) -> LdmError:
-    return LdmError(
-        Code.USAGE,
-        f"the mask {rule[:80]!r} cannot be made",
-        why,
-        "write it as alpha, colour:#00ff00:20, box:x,y,w,h or polygon:x,y x,y x,y",
-    )
+def _bad(rule: str, why: str, fix: str = FORMS) -> LdmError:
+    return LdmError(Code.USAGE, f"the mask {rule[:80]!r} cannot be made", why, fix)

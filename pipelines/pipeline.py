@@ -10,8 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from ldm.config.explain import explain
 from ldm.diffusion.level import Kind
 from ldm.diffusion.schedule import SPACINGS, Spacing
 from ldm.errors import Code, LdmError
@@ -109,8 +111,8 @@ class Pipeline:
 
     def __call__(self, request: Request | str, **fields: Any) -> list[Image.Image]:
         """The finished pictures of a request (or of a prompt and the fields of one) as PIL images."""
-        if isinstance(request, str):
-            request = Request(prompt=request, **fields)
+        if not isinstance(request, Request):
+            request = request_of(request, fields)
         return [pil(r.picture) for r in self.results(request)]
 
     def results(self, request: Request) -> list[Result]:
@@ -220,6 +222,15 @@ class Pipeline:
             if "/" not in name and folder.is_dir():
                 return str(folder)
         return name
+
+
+def request_of(prompt: str, fields: dict[str, Any]) -> Request:
+    """A request of a prompt and fields; what is wrong is told as everywhere, with the name that was meant."""
+    given = {"prompt": prompt, **fields}
+    try:
+        return Request(**given)
+    except ValidationError as error:
+        raise explain(error, Request, given, lambda path: "in the call") from None
 
 
 def pil(picture: Picture) -> Image.Image:

@@ -13,6 +13,7 @@ import numpy as np
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
 from ldm.images.picture import unit
+from ldm.store.find import find_model
 from pipelines.recipe import ModelId, Recipe, pixel_hash, processor_class, read_recipe, recipe_of
 from pipelines.repeat import MissingInputError, model_path, request_fields, with_prompt
 from pipelines.request import Record, Request
@@ -65,6 +66,8 @@ def verify(
 
     A sidecar stands for the picture beside it: so pictures are proved whose metadata a site stripped.
     """
+    if model:
+        find_model(model)  # what the caller names is looked for as such, not as a part of the recipe
     path = Path(path)
     told = read_recipe(path) if path.suffix.lower() == ".json" else None
     path = path if told is None else picture_of(path)
@@ -166,7 +169,6 @@ def lossy(name: str) -> bool:
 def _pipeline(recipe: Recipe, where: str, folders: Sequence[Path]) -> Pipeline:
     """The model of the recipe; another one under its name counts as missing."""
     from ldm.store.describe import describe
-    from ldm.store.find import find_model
     from pipelines.pipeline import Pipeline
 
     try:

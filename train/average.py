@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ldm.errors import Code, LdmError
 from ldm.store.weights import load_weights
 from ldm.store.write import staged, write_weights
+from train.disk import remove
 
 FOLDER = "averages"
 WIDEST = 0.288  # the standard deviation of a flat profile on [0,1] is 1 / sqrt(12)
@@ -75,6 +76,14 @@ def store(folder: Path, step: int, averages: Mapping[float, Average]) -> Path:
         with staged(path) as stage:
             write_weights(stage, tensors, {"ldm.step": str(step), **counts})
     return path
+
+
+def forget(folder: Path, step: int) -> None:
+    """Removes stored averages of steps after `step`, which are done again and may come out otherwise, and what was
+    left half written. For who holds the run's lock."""
+    for path in sorted((folder / FOLDER).iterdir()) if (folder / FOLDER).is_dir() else ():
+        if path.name.startswith(".") or (path.stem.isdigit() and int(path.stem) > step):
+            remove(path)
 
 
 def chosen(folder: Path, width: float, step: int | None = None) -> dict[str, Tensor]:

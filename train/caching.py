@@ -18,8 +18,11 @@ from torch import Tensor
 from ldm.data.batch import Batch
 from ldm.data.cache import Cache, fingerprint
 from ldm.data.encode import Filled
+from ldm.data.folders import Folder
+from ldm.data.hashes import Hashes
 from ldm.data.latents import Latents, Texts
 from ldm.data.loader import Loader
+from ldm.data.mixture import Mixture
 from ldm.data.settings import DataSettings
 from ldm.data.source import Source
 from ldm.errors import Code, LdmError
@@ -53,6 +56,10 @@ def latents(
     """All latents of the set, made where they are missing; each process encodes its own share."""
     network = task.vae.model.to(processes.device)
     cache = Cache(folder, log.warning)
+    hashes = Hashes(folder / "hashes.jsonl")
+    for part in source.parts if isinstance(source, Mixture) else [source]:
+        if isinstance(part, Folder):
+            part.hash_file = hashes.of  # what did not change since the last run is not read again
 
     def encode(images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -60,13 +67,23 @@ def latents(
 
     made = Latents(cache, source, data, encode, fingerprint(network))
     filled = made.fill(on_progress=progress, stop=stop, part=(processes.rank, processes.world))
+    hashes.save()
     processes.wait()
     cache.refresh()
     return made, filled
 
 
-def with_texts(folder: Path, task: Any, loader: Loader, processes: Processes) -> Callable[[int], Iterator[Batch]]:
-    """Batches with "text_states"; a caption is read by the tower when it is first met, and kept."""
+def with_texts(
+    folder: Path,
+    task: Any,
+    loader: Loader,
+    processes: Processes,
+    stop: Callable[[], bool] = lambda: False,
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches with "text_states" of captions that the tower reads once. Captions that are put together anew each time
+    are not kept: nearly each showing would be another one, and the cache would grow with every step."""
+    if loader.settings.shuffle_caption or loader.settings.caption_tag_dropout_rate:
+        return loader.batches
     captions = task.captions
     captions.model.to(processes.device)
     texts = Texts(
@@ -74,6 +91,11 @@ def with_texts(folder: Path, task: Any, loader: Loader, processes: Processes) ->
         lambda some: task.cached_text(some),
         fingerprint(captions.model, str(captions.words.own.tolist())),
     )
+
+    told = sorted({*loader.captions(), ""} if loader.settings.caption_dropout_rate else {*loader.captions()})
+    texts.fill(told[processes.rank :: processes.world], stop=stop)  # a few large files, not one for each batch
+    processes.wait()
+    texts.cache.refresh()
 
     def batches(first: int) -> Iterator[Batch]:
         for batch in loader.batches(first):

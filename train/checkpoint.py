@@ -31,7 +31,7 @@ from ldm.store.header import printable, read_header
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
 from ldm.store.write import write_weights
-from train.disk import check_owner, discard, remove, sweep, sync
+from train.disk import check_owner, discard, put, remove, sweep, sync
 
 log = logging.getLogger("train.checkpoint")
 FORMAT = "ldm-state-1"
@@ -84,10 +84,7 @@ def save_state(run_folder: Path, state: State, keep: int, config_hash: str) -> P
         _check_room(states, state)
         stage.mkdir()
         _fill(stage, state, config_hash)
-        if os.path.lexists(goal):  # damaged, or of other settings: `_is_saved` said so
-            discard(goal)
-        stage.replace(goal)
-        sync(states)
+        put(stage, goal)  # what is there is damaged, or of other settings: `_is_saved` said so
     except OSError as error:
         raise _unwritten(states, state, error) from error
     except LdmError as error:
@@ -152,10 +149,15 @@ def verify(folder: Path) -> Manifest:
     for name, (size, digest) in manifest.files.items():
         path = folder / name
         _check_ours(path, stat.S_ISREG)
-        found = path.stat().st_size
+        try:
+            found, told = path.stat().st_size, ""
+            if found == size:
+                told = _sha256(path)
+        except OSError as error:  # a bad block, or no right to read
+            raise _damaged(folder, f"{name} cannot be read ({error.strerror}).") from None
         if found != size:
             raise _damaged(folder, f"{name} has {found} bytes, and the manifest says {size}.")
-        if (told := _sha256(path)) != digest:
+        if told != digest:
             raise _damaged(folder, f"{name} has the sha256 {told[:12]}..., and the manifest says {digest[:12]}....")
     state = _read_state(folder)
     if (state["step"], state["config"]) != (manifest.step, manifest.config):

@@ -24,6 +24,7 @@ from train.tokenizer import open_tokenizer
 
 _TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias",
         "nonscalar_logit_scale")  # fmt: skip
+_WITHOUT_LIMIT = 100_000
 MOST = math.log(100)  # of the logarithm of the scale (Radford et al. 2021, section 2.5)
 _SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # Zhai et al. 2023, section 3.2
 
@@ -101,7 +102,7 @@ def _continued(settings: ClipSettings, known: OpenClip) -> Any:
     config = known.config
     _check(config, settings.model)
     if settings.loss == "siglip" and "logit_bias" not in known.state:
-        config |= {"init_logit_bias": 0.0}
+        config |= {"init_logit_bias": _SIGLIP["init_logit_bias"]}
     model = build(config, settings.model)
     wanted = model.state_dict()
     state = {n: t.reshape(wanted[n].shape) if n.startswith("logit_") else t for n, t in known.state.items()}
@@ -123,7 +124,8 @@ def _words(tokenizer: CLIPTokenizer, made: bool) -> dict[str, Any]:
     """The part of an architecture that follows the tokenizer."""
     last = int(tokenizer.eos_token_id) == len(tokenizer) - 1
     end = {"pool_type": "argmax"} if last else {"pool_type": "eos", "eos_id": int(tokenizer.eos_token_id)}
-    length = {} if made else {"context_length": int(tokenizer.model_max_length)}
+    declared = int(tokenizer.model_max_length)  # astronomic where its folder names none
+    length = {} if made or declared >= _WITHOUT_LIMIT else {"context_length": declared}
     return {"vocab_size": len(tokenizer), "hf_tokenizer_name": None, **end, **length}
 
 

@@ -12,6 +12,7 @@ from ldm.data.settings import DataSettings
 from train.tasks.settings import TaskSettings
 
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimSettings(Strict):
@@ -24,7 +25,7 @@ class OptimSettings(Strict):
     kind: Literal["adamw", "schedule_free", "muon", "sgd"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     muon_lr: float = Field(0.02, gt=0)  # of hidden matrices, with kind: muon; all else goes to AdamW
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)  # of the moments; with sgd the first is its momentum
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0)
     decay: Literal["constant", "cosine", "linear"] = "cosine"

@@ -20,6 +20,24 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def put(stage: Path, goal: Path) -> None:
+    """Gives `stage` the name of `goal`, on the disk. What bore it before goes last, and gets it back if this fails."""
+    aside = goal.with_name(f".tmp-old-{goal.name}-{os.getpid()}")
+    remove(aside)
+    before = os.path.lexists(goal)
+    if before:
+        goal.replace(aside)
+    try:
+        stage.replace(goal)
+    except OSError:
+        if before:
+            aside.replace(goal)
+        raise
+    sync(goal.parent)
+    with contextlib.suppress(OSError):  # what is left of it is swept with other leftovers
+        remove(aside)
+
+
 def discard(path: Path) -> None:
     """Takes the final name away first: a removal that is cut short leaves nothing that looks like a checkpoint."""
     aside = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")

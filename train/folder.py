@@ -29,7 +29,7 @@ from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
 from ldm.images.picture import from_tensor
 from train.checkpoint import FULL, State, check_fits, newest_state, read_manifest, read_state, save_state
-from train.disk import check_owner, discard, remove, sweep, sync
+from train.disk import check_owner, put, remove, sweep, sync
 from train.lock import NAME as LOCK
 from train.lock import Lock
 
@@ -86,9 +86,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
+        self._close_log()
         if self._lock is not None:
             self._lock.__exit__(None, None, None)
             self._lock = None
@@ -112,7 +110,11 @@ class RunFolder:
             for part, tensors in wanted.items():
                 check_fits(path, part, state.part(part), tensors, told)
         if self.writer:
-            trim_log(self.log_path, 0 if state is None else state.step)
+            self._close_log()  # a new file may take its place
+            try:
+                trim_log(self.log_path, 0 if state is None else state.step)
+            except OSError as error:
+                raise _unusable(self.path, error) from error
         return state
 
     def save(self, state: State, keep: int) -> Path | None:
@@ -120,7 +122,8 @@ class RunFolder:
         if not self.writer:
             return None
         if self._log is not None:
-            os.fsync(self._log)
+            with contextlib.suppress(OSError):  # of a full disk: what matters is the checkpoint, which tells by itself
+                os.fsync(self._log)
         return save_state(self.path, state, keep, self.config_hash)
 
     def log(self, record: Record) -> None:
@@ -131,15 +134,11 @@ class RunFolder:
         if type(record.get("step")) is not int:
             raise ValueError(f"a line of the log names its step as a whole number, not {record.get('step')!r}")
         line = json.dumps(_plain(dict(record)), allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
-        if self._log is None:
-            self._log = os.open(self.log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        data, before = line.encode(), os.fstat(self._log).st_size
         try:
-            if os.write(self._log, data) != len(data):
-                raise OSError("the disk took a part of the line only")
+            if self._log is None:
+                self._log = os.open(self.log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            _append(self._log, line.encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._log, before)
             log.warning("%s: a line of step %s is lost (%s)", self.log_path, record["step"], error.strerror or error)
 
     def preview(self, step: int, name: str, pictures: Tensor) -> Path | None:
@@ -152,9 +151,9 @@ class RunFolder:
             path.unlink(missing_ok=True)
             return save_image(from_rgb(sheet(pictures)), path)
         except LdmError as error:
-            if error.code is not Code.RESOURCE:
+            if error.code not in (Code.RESOURCE, Code.NUMERIC):
                 raise
-            log.warning("%s is left out: %s", path, error.why)  # a full disk costs previews, never the run
+            log.warning("%s is left out: %s", path, error.why)  # neither a full disk nor an overflow ends a run here
             return None
 
     def publish(self, write: Callable[[Path], None], name: str = "model") -> Path | None:
@@ -171,10 +170,7 @@ class RunFolder:
             write(stage)
             for path in [*sorted(stage.rglob("*")), stage]:
                 sync(path)
-            if os.path.lexists(goal):
-                discard(goal)
-            stage.replace(goal)
-            sync(self.path)
+            put(stage, goal)
         except OSError as error:
             raise LdmError(
                 Code.RESOURCE if error.errno in FULL else Code.FILE,
@@ -186,6 +182,11 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 remove(stage)
         return goal
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
 
     def _begin(self) -> None:
         """What the writer does once the lock is its own."""
@@ -212,9 +213,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Cuts off the lines of steps after `step`, which are done again, and whatever a crash has torn."""
+    """Cuts off the lines of steps after `step`, which are done again, and whatever a crash has torn. They are the last
+    ones, as a rule; then it needs no room on the disk."""
     kept = b"".join(raw for raw, record in _lines(path) if record["step"] <= step)
-    if path.exists() and path.read_bytes() != kept:
+    there = path.read_bytes() if path.exists() else b""
+    if there == kept:
+        return
+    if there.startswith(kept):
+        os.truncate(path, len(kept))
+    else:
         _replace(path, kept.decode())
 
 
@@ -310,6 +317,18 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 record = json.loads(raw)
                 if raw.endswith(b"\n") and isinstance(record, dict) and type(record.get("step")) is int:
                     yield raw, record
+
+
+def _append(file: int, data: bytes) -> None:
+    """The whole line, or none of it."""
+    before = os.fstat(file).st_size
+    try:
+        if os.write(file, data) != len(data):
+            raise OSError("the disk took a part of the line only")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, before)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from train.disk import alive
 
 log = logging.getLogger("train.lock")
 NAME = ".lock"
+TRIES = 4  # some network disks have no lasting numbers for files, so we cannot always tell that it is the same
 PATIENCE = 0.5  # seconds in which a new owner has surely written its name
 
 
@@ -35,15 +36,19 @@ class Lock:
         self._file: int | None = None
 
     def __enter__(self) -> Lock:
-        try:
-            file = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise _unopened(self.folder / NAME, error) from None
-        try:
-            self._take(file)
-        except BaseException:
-            os.close(file)
-            raise
+        for again in reversed(range(TRIES)):
+            try:
+                file = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except OSError as error:
+                raise _unopened(self.folder / NAME, error) from None
+            try:
+                self._take(file)
+            except BaseException:
+                os.close(file)
+                raise
+            if not again or _is_at(file, self.folder / NAME):
+                break
+            os.close(file)  # whoever held it has removed it since we opened it: the next one would lock another
         self._file = file
         # A forked child (a loader's worker) shares the lock; it would hold it on after a kill of its parent.
         this = weakref.ref(self)
@@ -92,6 +97,14 @@ def _forget(this: weakref.ref[Lock]) -> None:
         with contextlib.suppress(OSError):
             os.close(lock._file)
         lock._file = None
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that bears this name now."""
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _owner(file: int) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Networks:
             network.train(mode)
 
     def buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Each buffer with a copy of what it holds, so that a turn that is not taken leaves nothing behind."""
+        """Each buffer of fractions with a copy of what it holds, which comes back when a turn is not taken. Whole
+        numbers stay: a task marks with them what it does once a step, however often the step is begun."""
         return [(b, b.clone()) for network in self.trained.values() for b in network.buffers() if b.is_floating_point()]
 
     def synchronise(self, now: bool) -> None:

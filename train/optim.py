@@ -143,7 +143,14 @@ class LossScale:
 
 
 def check(settings: OptimSettings) -> None:
-    """Refuses fields that this kind of optimiser would ignore."""
+    """Refuses fields that this kind of optimiser would ignore, or cannot work with."""
+    if settings.kind == "schedule_free" and not settings.betas[0]:
+        raise LdmError(
+            Code.USAGE,
+            "optim.betas=[0, ...] does not go with optim.kind=schedule_free.",
+            "The weights it answers with lie between two others, at the place that the first number says.",
+            "Set optim.betas=[0.9,0.99], or choose another optim.kind.",
+        )
     fields = type(settings).model_fields
     for name in IDLE[settings.kind]:
         if getattr(settings, name) != fields[name].default:

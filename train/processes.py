@@ -67,6 +67,12 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over processes. Without others they stay here: not every device has 64 bits."""
+        if self.world == 1:
+            return list(numbers)
+        return self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+
     def worst(self, flag: int) -> int:
         """The greatest of all processes' flags."""
         if self.world == 1:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 Point = tuple[float, float]  # step, value
 MOST = 900  # points of a line: more than a screen has columns
 SMOOTH = 30  # a line is smoothed over this part of its points
+STRETCHES = 60  # of a line, whose medians are shown whole
 FEWEST = 24  # a shorter one is shown as it is
 WIDE = 30.0  # a greatest value that is so many times the least asks for a logarithmic axis
 
@@ -87,9 +88,9 @@ def plot(title: str, series: Sequence[Series], *, tall: bool = False, unit: str 
 
 
 def axis_of(series: Sequence[Series], positive: bool = False) -> Axis:
-    """The values' axis: of smoothed lines whole and of the middle 98 % of noisy ones, so that one spike does not
-    flatten all; logarithmic where positive values span decades."""
-    values = sorted(y for s in series for _, y in [*smooth(s), *(_middle(s.points) if s.noisy else ())])
+    """The values' axis: of noisy lines the middle 98 %, and the medians of short stretches, so that the beginning is
+    seen and one spike does not flatten all; logarithmic where positive values span decades."""
+    values = sorted(y for s in series for _, y in ([*_medians(s.points), *_middle(s.points)] if s.noisy else s.points))
     low, high = values[0], values[-1]
     if positive and low > 0 and high / low > WIDE:
         return Axis(low * 0.9, high * 1.1, True)
@@ -177,6 +178,13 @@ def _middle(points: Sequence[Point]) -> list[Point]:
     later = sorted(points[len(points) // 20 :], key=lambda p: p[1])
     cut = -(-len(later) // 100)
     return later[cut : len(later) - cut]
+
+
+def _medians(points: Sequence[Point]) -> list[Point]:
+    """The median of each of `STRETCHES` stretches."""
+    size = -(-len(points) // STRETCHES)
+    parts = [sorted(points[i : i + size], key=lambda p: p[1]) for i in range(0, len(points), size)]
+    return [part[len(part) // 2] for part in parts]
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:

@@ -156,7 +156,7 @@ def _data(story: Story) -> str:
     rows |= {
         "for training": _count(facts.get("training")),
         "kept for validation": _count(facts.get("validation")),
-        "steps in an epoch": facts.get("steps_an_epoch"),
+        "steps in an epoch": number(epoch) if isinstance(epoch := facts.get("steps_an_epoch"), int | float) else None,
         "epochs done": _epochs(story, facts),
         "sizes": ", ".join(f"{size} ({count:,})" for size, count in _dict(facts.get("sizes")).items()),
     }

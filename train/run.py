@@ -226,7 +226,9 @@ def _feed(
     validation = cached.validation(VALIDATED)
     if task.captions.trained:  # type: ignore[attr-defined]  # `caching.check` knows that it has them
         return cached.batches, validation
-    return caching.with_texts(file.run.cache, task, cached, processes), validation
+    batches = caching.with_texts(file.run.cache, task, cached, processes, asked)
+    stop.check()
+    return batches, validation
 
 
 def _start(file: RunFile, task: Task, loader: Loader, processes: Processes) -> dict[str, Any]:

@@ -6,17 +6,22 @@ process at once; what it was writing is staged, so nothing is damaged.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STDERR = 2
+_ELASTIC = "TORCHELASTIC_RUN_ID"  # in the environment of whatever torch's launcher has started
+ECHO = 2.0  # seconds: a cluster signals every process of a job, and its launcher passes on what it got itself
 
 
 class Stopped(SystemExit):
@@ -30,6 +35,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._process = os.getpid()
+        self._asked = 0.0  # when, by a clock that nobody moves
         self._before: dict[int, Any] = {}
 
     @property
@@ -42,7 +48,7 @@ class Stop:
         return 0 if self.signal is None else 128 + self.signal
 
     def ask(self, number: int = signal.SIGTERM) -> None:
-        self.signal = int(number)
+        self.signal, self._asked = int(number), time.monotonic()
 
     def check(self) -> None:
         """For loops that have nothing to save."""
@@ -70,6 +76,8 @@ class Stop:
                 os._exit(128 + number)
             return
         if self.wanted:
+            if launched() and time.monotonic() - self._asked < ECHO:
+                return
             os._exit(128 + number)
         self.ask(number)
         _tell("\nStopping: the state is saved first. The same signal again ends at once.\n")
@@ -80,8 +88,18 @@ def polled(stop: Stop | None) -> Callable[[], bool]:
     return (lambda: stop.wanted) if stop is not None else (lambda: False)
 
 
+def launched() -> bool:
+    """Whether a launcher started this process beside others; it passes signals on to them."""
+    return _ELASTIC in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def resume_command(arguments: Sequence[str] | None = None) -> str:
-    """The command that goes on with this run: the one that was given, quoted for a shell."""
+    """The command that goes on with this run: the one that was given, quoted for a shell. Where torch's launcher or
+    accelerate's started us, it was given to them."""
+    if arguments is None and _ELASTIC in os.environ:
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            return shlex.join(words[:-1])
     given = list(sys.argv) if arguments is None else list(arguments)
     name = Path(given[0]).name if given else "ldm"
     if name == "ldm":
@@ -91,8 +109,7 @@ def resume_command(arguments: Sequence[str] | None = None) -> str:
 
 def _tell(text: str) -> None:
     """Past all buffers: a handler may run while one of them is being written."""
-    with_error = 2
     try:
-        os.write(with_error, text.encode())
+        os.write(STDERR, text.encode())
     except OSError:
         return

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
-from train.average import Average, power, store, warmed
+from train.average import Average, forget, power, store, warmed
 from train.checkpoint import State
 from train.config import OptimSettings, RunSettings
 from train.draws import Draws
@@ -31,7 +31,7 @@ from train.processes import Processes
 from train.sharding import placed, whole
 from train.signals import Stop, Stopped, resume_command
 from train.task import Phase, Task
-from train.turns import AbandonedError, Learner, Turns
+from train.turns import AbandonedError, Learner, Turns, is_out_of_memory, release
 
 log = logging.getLogger("train.trainer")
 
@@ -120,22 +120,26 @@ class Trainer:
             for batch in mine:
                 if self.stop.wanted and not self.networks.split:
                     break
-                batch = batch.to(self.processes.device)
-                with self.turns.autocast():
-                    figures = self.task.validate(Draws(self.run.seed, batch.places, total, "validation"), batch)
-                for name, each in {**figures, "": torch.ones(len(batch))}.items():
-                    sums[name] = sums.get(name, 0.0) + float(each.double().sum())
-        names = json.loads(self.processes.tell(json.dumps(sorted(sums))))
-        told = torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64).to(self.processes.device)
-        means = dict(zip(names, self.processes.sum(told).tolist(), strict=True))
-        count = means.pop("", 0.0)
+                for name, each in self._judged(batch.to(self.processes.device), total).items():
+                    sums[name] = sums.get(name, 0.0) + each
+        names = json.loads(self.processes.tell(json.dumps(sorted({"", *sums}))))
+        means = dict(zip(names, self.processes.sums([sums.get(name, 0.0) for name in names]), strict=True))
+        count = means.pop("")
         whole_set = total * (world if together else 1)
         return {name: value / count for name, value in means.items()} if count == whole_set else {}  # {}: we stop
 
     def preview(self, seed: int = 0) -> dict[str, Tensor]:
-        """What the averaged networks make of this seed: pictures by name, on the CPU."""
+        """What the averaged networks make of this seed: pictures by name, on the CPU. None where memory does not hold
+        it: a look never ends a run."""
         with self.averaged(), torch.no_grad(), self.turns.autocast():
-            return {name: pictures.float().cpu() for name, pictures in self.task.preview(seed).items()}
+            try:
+                return {name: pictures.float().cpu() for name, pictures in self.task.preview(seed).items()}
+            except Exception as error:
+                if self.networks.split or not is_out_of_memory(error):  # split ones look together, or not at all
+                    raise
+                log.warning("the previews of step %d are left out: memory ran out", self.step)
+            release()
+            return {}
 
     def save(self, folder: Path) -> None:
         """Writes the result into a new folder, from the averaged networks."""
@@ -145,8 +149,8 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the networks hold their averages and are at rest (`eval`). Weights and averages change places, so
-        that it costs no memory, and come back to the bit."""
+        """Inside, the networks hold their averages and are at rest (`eval`). Weights and averages change places, which
+        needs no second copy (but for schedule-free, whose average is made for it), and come back to the bit."""
         if self._averaged:
             yield
             return
@@ -173,16 +177,10 @@ class Trainer:
         """Everything that the run is now; whole tensors. All processes ask together."""
         if self._averaged:
             raise RuntimeError("the networks hold their averages: what is saved now would be neither")
-        averages = {
-            f"{prefix}{name}": tensor
-            for learner in self.learners
-            for prefix, average in learner.averages().items()
-            for name, tensor in average.tensors.items()
-        }
         optimisers = {f"{l.phase.name}/{k}": t for l in self.learners for k, t in l.optimiser.tensors().items()}
         model, ema, optimizer = (
             {name: whole(tensor) for name, tensor in part.items()}
-            for part in (self.networks.tensors(), averages, optimisers)
+            for part in (self.networks.tensors(), self._averages(), optimisers)
         )
         phases = {learner.phase.name: learner.numbers() for learner in self.learners}
         about = {"threads": torch.get_num_threads(), "processes": self.processes.world, "torch": torch.__version__}
@@ -191,14 +189,22 @@ class Trainer:
     def load(self, state: State) -> None:
         """Becomes what `state` says."""
         self.networks.load(state.model)
+        for name, tensor in self._averages().items():
+            tensor.copy_(placed(state.ema[name], tensor))
         for learner in self.learners:
             name = learner.phase.name
-            for prefix, average in learner.averages().items():
-                for key, tensor in average.tensors.items():
-                    tensor.copy_(placed(state.ema[f"{prefix}{key}"], tensor))
             mine = {k.removeprefix(f"{name}/"): t for k, t in state.optimizer.items() if k.startswith(f"{name}/")}
             learner.load(state.meta["phases"][name], mine)
         self.step = state.step
+
+    def _averages(self) -> dict[str, Tensor]:
+        """The moving averages by their names in a checkpoint."""
+        return {
+            f"{prefix}{name}": tensor
+            for learner in self.learners
+            for prefix, average in learner.averages().items()
+            for name, tensor in average.tensors.items()
+        }
 
     def _learner(self, phase: Phase, names: Sequence[str]) -> Learner:
         params = {name: self.params[name] for name in names}
@@ -244,22 +250,38 @@ class Trainer:
             raise ValueError(f"a step takes {share} examples of each process, not {0 if batch is None else len(batch)}")
         return batch
 
+    def _judged(self, batch: Batch, total: int) -> dict[str, float]:
+        """Sums of a batch's validation figures, and under "" how many examples; in halves where memory runs out."""
+        try:
+            with self.turns.autocast():
+                figures = self.task.validate(Draws(self.run.seed, batch.places, total, "validation"), batch)
+            return {name: float(each.cpu().double().sum()) for name, each in figures.items()} | {"": float(len(batch))}
+        except Exception as error:
+            if len(batch) == 1 or self.networks.split or not is_out_of_memory(error):
+                raise
+            log.warning("memory ran out: %d validation pictures are looked at in halves", len(batch))
+        release()
+        halves = [self._judged(half, total) for half in batch.split(-(-len(batch) // 2))]
+        return {name: sum(half[name] for half in halves) for name in halves[0]}
+
     def _wish(self) -> bool:
         return self.stop.wanted
 
     def _resume(self) -> None:
         """Goes on from the newest checkpoint, if there is one; one process reads it for all."""
-        averages = {
-            f"{prefix}{name}": tensor
-            for learner in self.learners
-            for prefix, average in learner.averages().items()
-            for name, tensor in average.tensors.items()
-        }
-        state = self.folder.resume(model=self.networks.tensors(), ema=averages) if self.processes.main else None
+        state = None
+        if self.processes.main:
+            state = self.folder.resume(model=self.networks.tensors(), ema=self._averages())
+            if self.optim.snapshots:
+                forget(self.folder.path, 0 if state is None else state.step)
         state = self.processes.from_main(state)
         if state is not None:
             self.load(state)
             self.saved = state.step
+            try:
+                self._snapshot()  # a crash may have come between the checkpoint and this
+            except LdmError as error:
+                log.warning("%s %s", error.what, error.why)
             log.info("going on from step %d of %d", self.step, self.run.steps)
 
     def _save(self, patient: bool = False) -> None:
@@ -276,9 +298,7 @@ class Trainer:
         state, failed = self.state(), False
         try:
             self.folder.save(state, self.run.keep)
-            powers = {width: a for learner in self.learners for width, a in learner.powers.items()}
-            if powers and self.processes.main:
-                store(self.folder.path, self.step, powers)
+            self._snapshot()
         except LdmError as error:
             if error.code is not Code.RESOURCE or not patient:
                 raise
@@ -286,6 +306,12 @@ class Trainer:
             log.warning("%s %s Training goes on.", error.what, error.why)
         if not self.processes.worst(failed):
             self.saved = self.step
+
+    def _snapshot(self) -> None:
+        """Stores the averages that are kept for a choice afterwards, beside the checkpoint of this step."""
+        powers = {width: a for learner in self.learners for width, a in learner.powers.items()}
+        if powers and self.processes.main:
+            store(self.folder.path, self.step, powers)
 
     def _publish(self) -> None:
         """`model/` in the run folder, whole or not at all."""

@@ -110,10 +110,14 @@ class Turns:
                     raise AbandonedError
                 self._halve()
                 outcome, sums, names = self._accumulated(learner, batch, step, stop)
-            figures = self._move(learner, sums, names, step, buffers)
+            try:
+                return self._move(learner, sums, names, step, buffers)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise self._too_large(error, "the sum of gradients and the optimiser") from error
         finally:
             learner.optimiser.zero()
-        return figures
 
     def _accumulated(
         self, learner: Learner, batch: Batch, step: int, stop: Callable[[], bool]
@@ -192,20 +196,11 @@ class Turns:
             return figures | {"skipped": 1.0}
         if self.clip:
             clip_grads_with_norm_(params, self.clip, norm)
-        figures["lr"] = self._step(learner, step)
+        figures["lr"] = learner.optimiser.step(step)
+        for average in learner.averages().values():
+            average.update()
         learner.in_row, learner.last = 0, step + 1
         return figures | {"skipped": 0.0}
-
-    def _step(self, learner: Learner, step: int) -> float:
-        try:
-            lr = learner.optimiser.step(step)
-            for average in learner.averages().values():
-                average.update()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._too_large(error, "the optimiser's own memory") from error
-        return lr
 
     def _skip(self, learner: Learner, figures: dict[str, float], step: int, overflow: bool) -> None:
         """Counts a turn that was not taken. An fp16 overflow whose scale can still fall is no sign of trouble."""
@@ -227,9 +222,7 @@ class Turns:
 
     def _halve(self) -> None:
         """After memory has run out: half the micro-batch; the batch of a step stays what it was."""
-        gc.collect()
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        release()
         self.micro = -(-self.micro // 2)
         log.warning(
             "memory ran out: micro-batches of %d examples from here on, the batch stays %d", self.micro, self.run.batch
@@ -270,9 +263,16 @@ class Turns:
         return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
 
 
+def release() -> None:
+    """Gives back what an allocator keeps, after an error has let go of what it held."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class for graphics cards only."""
-    words = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    """torch has a class for its own allocators of graphics cards; drivers, libraries and the CPU say it in words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

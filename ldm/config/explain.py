@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -45,11 +47,18 @@ def explain(
         if path in problems:  # the branches of a union: one message
             what, why, fix = problems[path][0], f"{problems[path][1]}; or {why}", problems[path][2]
         problems[path] = (what, why, fix)
-    told = [(f"{what} ({place(path)})", why, fix) for path, (what, why, fix) in problems.items()]
+    ordered = sorted(problems.items(), key=lambda problem: _line(place(problem[0])))
+    told = [(f"{what} ({place(path)})", why, fix) for path, (what, why, fix) in ordered]
     (what, why, fix), others = told[0], told[1:]
     if others:
         why += f"; {len(others)} more: " + "; ".join(t[0] for t in others)
     return LdmError(Code.USAGE, what, why, fix)
+
+
+def _line(place: str) -> float:
+    """The line of a place, to order by; what is in no line (an override) comes last."""
+    found = re.search(r" line ([0-9]+)$", place)
+    return int(found[1]) if found else math.inf
 
 
 def _problem(found: Mapping[str, Any], path: Path, allowed: Sequence[str]) -> tuple[str, str, str]:

@@ -109,7 +109,8 @@ def find(name: str | Path, folder: Path | None = None) -> Path:
         return known[wanted]
     near = nearest(wanted, list(known))
     fix = f"write {near}" if near else "give the path of a .yaml file"
-    why = f"shipped are {', '.join(known)}" if known else "no run file ships with this version"
+    ships = f"shipped are {', '.join(known)}" if known else "none ships with this version"
+    why = f"there is no file of that name, and {ships}"
     raise LdmError(Code.FILE, f"{name}: no such run file", why, fix)
 
 

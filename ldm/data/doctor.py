@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm.data.facts import facts
 from ldm.data.findings import findings
+from ldm.data.reader import check_shape
 from ldm.data.source import Source
 from ldm.data.survey import Bucket, Finding, Frame, Seen, Survey, buckets, many
 from ldm.errors import LdmError
@@ -83,14 +84,15 @@ def check(
     frame: Frame | None = None,
     *,
     masks: bool = False,
+    least: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Decodes every picture of `source` for training at `size` pixels. `frame` tells the size that each is trained at
-    (None: all squares), `masks` whether masks that lie beside are used."""
+    (None: all squares), `masks` whether masks that lie beside are used, `least` the shortest side that is kept."""
     seen: list[Seen] = []
     stopped = False
-    for one in survey(source, size):
+    for one in survey(source, size, least):
         seen.append(one)
         on_progress(len(seen), len(source))
         if stopped := stop():
@@ -101,13 +103,13 @@ def check(
     return Report(len(seen), len(found.good), size, typical, tuple(findings(found)), tuple(buckets(found)), stopped)
 
 
-def survey(source: Source, size: int) -> Iterator[Seen]:
+def survey(source: Source, size: int, least: int = 1) -> Iterator[Seen]:
     """Every example in order, pictures decoded by threads a little ahead."""
     pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="ldm-check")
     waiting: deque[Future[Seen]] = deque()
     try:
         for place in range(len(source)):
-            waiting.append(pool.submit(look, source, place, size))
+            waiting.append(pool.submit(look, source, place, size, least))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -116,13 +118,14 @@ def survey(source: Source, size: int) -> Iterator[Seen]:
         pool.shutdown(cancel_futures=True)
 
 
-def look(source: Source, place: int, size: int) -> Seen:
-    """One example; what cannot be read is told with its reason."""
+def look(source: Source, place: int, size: int, least: int = 1) -> Seen:
+    """One example; what training cannot read, or leaves out by its shape, is told with the reason."""
     name = source.name(place)
     captions: tuple[str, ...] = ()
     try:
         captions = source.about(place).captions
         picture = source.picture(place)
+        check_shape(name, picture.size, least)
         found = facts(picture, size)
     except LdmError as error:
         return Seen(place, name, captions, None, error)

@@ -63,7 +63,7 @@ def fill(
         try:
             item = load(place)
         except LdmError as error:
-            failed.append((place, f"{error.what} {error.why}"))
+            failed.append((place, f"{error.what.rstrip('.')}: {error.why}"))
             continue
         group = waiting[shape(item)]
         group.append((place, item))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ldm.data.drawn import Scenes
-from ldm.data.folders import METADATA, hash_file, open_folder
+from ldm.data.folders import METADATA, open_folder
+from ldm.data.listing import hash_file
 from ldm.data.mixture import Mixture
 from ldm.data.parquet import open_parquet
 from ldm.data.settings import DataSettings, Part
 from ldm.data.shards import find_shards, open_shards
-from ldm.data.source import About, Source, listed
+from ldm.data.source import PICTURES, About, Source, listed
 from ldm.errors import Code, LdmError
 
 __all__ = ["About", "Source", "open_source"]
@@ -31,11 +32,13 @@ def _open(part: Part, settings: DataSettings, hash_file: Callable[[Path], str]) 
     path = Path(name)
     kind = part.kind if part.kind != "auto" else _kind(name, path)
     if kind == "scenes":
+        _check_where(part, name)
         return Scenes(part, settings.size)
     if kind == "shards":
-        return open_shards(find_shards(f"{name}/*.tar" if path.is_dir() else name), part, settings.index)
+        _check_where(part, name)
+        return open_shards(find_shards(name), part, settings.index)
     if kind == "parquet":
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        files = sorted(_visible(path, "*.parquet")) if path.is_dir() else [path]
         if not files or not files[0].is_file():
             raise _missing(name)
         return open_parquet(files, part, settings.memory, settings.index)
@@ -51,18 +54,33 @@ def _kind(name: str, path: Path) -> str:
     if path.is_dir():
         if any((path / table).is_file() for table in METADATA):
             return "folder"
-        return next(
-            (kind for form, kind in (("*.tar", "shards"), ("*.parquet", "parquet")) if any(path.glob(form))), "auto"
-        )
+        forms = (("*.tar", "shards"), ("*.parquet", "parquet"))
+        found = [kind for form, kind in forms if any(_visible(path, form))]
+        if found and (len(found) > 1 or any(p.name.lower().endswith(PICTURES) for p in _visible(path, "*"))):
+            what = f"data.path {name!r} holds {' and '.join(found)}" + (" and pictures" if len(found) == 1 else "")
+            why = "only one of them would be trained on"
+            raise LdmError(Code.USAGE, what, why, "say which: data.kind: folder, shards or parquet; or move the others")
+        return found[0] if found else "auto"
     if path.suffix == ".parquet":
         return "parquet"
-    if path.suffix == ".tar" or any(c in name for c in "{*"):
+    if path.suffix == ".tar" or ".tar." in path.name or path.suffix == ".tgz" or any(c in name for c in "{*"):
         return "shards"
     if path.is_file() and path.suffix not in (".jsonl", ".csv"):
         what = f"data.path {name!r} is neither a folder nor a file of examples"
         why = "files of examples are .parquet, .tar, .jsonl and .csv"
         raise LdmError(Code.USAGE, what, why, "give the folder that holds the pictures")
     return "auto"
+
+
+def _visible(folder: Path, form: str) -> Iterator[Path]:
+    """What a folder holds, but for hidden files such as those that systems put beside others."""
+    return (path for path in folder.glob(form) if not path.name.startswith("."))
+
+
+def _check_where(part: Part, name: str) -> None:
+    if part.where:
+        what, why = f"data.where does nothing for {name!r}", "it chooses rows of a table, and there is none"
+        raise LdmError(Code.USAGE, what, why, "leave it out, or write a metadata.jsonl beside the pictures")
 
 
 def _missing(name: str) -> LdmError:
@@ -82,7 +100,7 @@ def check_captions(source: Source, settings: DataSettings) -> None:
 def _check_part(source: Source) -> None:
     step = max(1, -(-len(source) // CHECKED))
     places = range(0, len(source), step)
-    bare = [i for i in places if not source.about(i).captions]
+    bare = [i for i in places if not _captioned(source, i)]
     if not bare:
         return
     looked = f"{len(bare)} of {len(places)} pictures" + (" looked at" if step > 1 else "")
@@ -91,3 +109,13 @@ def _check_part(source: Source) -> None:
         "or train with empty ones: data.uncaptioned=empty"
     )
     raise LdmError(Code.FILE, f"{source.title}: {looked} have no caption", listed([source.name(i) for i in bare]), fix)
+
+
+def _captioned(source: Source, index: int) -> bool:
+    """Also where the text cannot be read: such an example is left out of training, and told then."""
+    try:
+        return bool(source.about(index).captions)
+    except LdmError as error:
+        if error.code not in (Code.FILE, Code.REFUSED):
+            raise
+        return True

@@ -31,7 +31,9 @@ def findings(survey: Survey) -> list[Finding]:
 def unreadable(survey: Survey) -> Iterator[Finding]:
     bad = [s for s in survey.seen if s.error is not None]
     share = len(bad) / max(1, len(survey.seen))
-    cases = tuple(Case((s.place,), (s.name,), f"{s.error.why} {s.error.fix}") for s in bad if s.error is not None)
+    cases = tuple(
+        Case((s.place,), (s.name,), f"{s.error.why.rstrip('.')}: {s.error.fix}") for s in bad if s.error is not None
+    )
     what = f"{many(len(bad), 'picture')} ({percent(share)}): cannot be read"
     rest = "training leaves them out and goes on"
     if share > UNREADABLE:

@@ -7,7 +7,6 @@ error, because pictures that are silently not trained on are found out after day
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -20,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ldm.data.listing import BESIDE, Listing, aside, hash_file, list_files, read_text, stem_of, unread
 from ldm.data.settings import Part
 from ldm.data.source import (
+    MAX_TEXT,
     PICTURES,
     About,
     Source,
@@ -36,32 +37,12 @@ from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
 from ldm.images.size import picture_size
 
-SIDECARS = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv")
-BESIDE = ("hints", "masks")  # folders of the root that hold no examples
 FOREIGN = (".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw")
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
 MANY = 1000  # `2023_summer` is a year, not so many repeats, unless data.kind says kohya
 _KOHYA = re.compile(r"(\d+)_(.*)", re.DOTALL)
 Fields = Mapping[str, Any]
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """All files below a folder, as paths relative to it in sorted order."""
-
-    root: Path
-    pictures: tuple[str, ...]
-    others: frozenset[str]
-
-    def sidecar(self, picture: str) -> str | None:
-        stem = str(PurePosixPath(picture).with_suffix(""))
-        return next((stem + suffix for suffix in SIDECARS if stem + suffix in self.others), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +82,21 @@ class Folder(Source):
         return About(entry.path, captions, self._classes[index] if self._classes else None, None, entry.weight)
 
     def content(self, index: int) -> str:
-        return self.hash_file(self.root / self.entries[index].path)
+        path = self.root / self.entries[index].path
+        try:
+            return self.hash_file(path)
+        except OSError as error:
+            raise unread(path, error) from error
 
     def picture(self, index: int) -> Picture:
         return open_image(self.root / self.entries[index].path)
 
     def size(self, index: int) -> tuple[int, int]:
-        path = self.entries[index].path
-        return picture_size(self.root / path, f"picture {path!r}")
+        name = self.entries[index].path
+        path = self.root / name
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise unread(path, OSError("it is no file"))
+        return picture_size(path, f"picture {name!r}")
 
     def weights(self) -> npt.NDArray[np.int64] | None:
         each = np.array([entry.weight for entry in self.entries], np.int64)
@@ -122,18 +110,18 @@ class Folder(Source):
 
     def _aside(self, what: str, index: int) -> Picture | None:
         entry = self.entries[index]
-        named = entry.fields.get("\0" + what) or self._beside.get(what, {}).get(_stem(entry.path))
+        named = entry.fields.get("\0" + what) or self._beside.get(what, {}).get(stem_of(entry.path))
         return open_image(self.root / str(named)) if named else None
 
     def _captions(self, entry: Entry) -> tuple[str, ...]:
         texts = entry.captions
         if entry.sidecar is not None:
-            lines = _read_text(self.root / entry.sidecar).splitlines()
+            lines = read_text(self.root / entry.sidecar, MAX_TEXT).splitlines()
             texts = tuple(line.strip() for line in lines if line.strip()) or texts
         if not self.templates:
             return texts
         path = PurePosixPath(entry.path)
-        known = {**entry.fields, "name": path.stem, "folder": path.parent.name}
+        known = {"name": path.stem, "folder": path.parent.name, **entry.fields}
         fields = {key: value for key, value in known.items() if not key.startswith("\0")}
         each = [filled(self.templates, {**fields, "text": text}, self.title) for text in texts or ("",)]
         return tuple(caption for captions in each for caption in captions if caption)
@@ -147,6 +135,8 @@ def open_folder(path: Path, part: Part, hash_file: Callable[[Path], str] = hash_
     if table is None and part.kind in ("auto", "folder"):
         table = next((root / name for name in METADATA if (root / name).is_file()), None)
     kind = part.kind if part.kind != "auto" or table else _layout(listing)
+    if table is None:
+        _check_plain(listing, part)
     if not listing.pictures:
         raise _nothing(root, listing)
     if table is not None:
@@ -163,55 +153,20 @@ def open_folder(path: Path, part: Part, hash_file: Callable[[Path], str] = hash_
         classes, labels = numbered([entry.label for entry in entries])
     templates = part.templates or (("{label}",) if kind == "classes" else ())
     title = f"folder {str(root)!r}"
-    return Folder(root, entries, templates, title, hash_file, labels, classes, {w: _aside(root, w) for w in BESIDE})
+    beside = {what: aside(listing, what, strict=table is None) for what in BESIDE}
+    return Folder(root, entries, templates, title, hash_file, labels, classes, beside)
 
 
-def list_files(root: Path) -> Listing:
-    """Every file below `root` but hidden ones and those in its folders of hints and masks."""
-    if not root.is_dir():
-        why = "It is a file." if root.exists() else "There is no such folder."
-        raise LdmError(Code.FILE, f"data.path {str(root)!r} is not a folder", why, "Check the path for a mistake.")
-    found = sorted(path for path in _walk(root) if path.split("/")[0] not in BESIDE)
-    pictures = tuple(path for path in found if path.lower().endswith(PICTURES))
-    return Listing(root, pictures, frozenset(found) - frozenset(pictures))
-
-
-def _walk(root: Path) -> Iterator[str]:
-    def failed(error: OSError) -> None:
-        why = f"{error.strerror or error}."
-        raise LdmError(Code.FILE, f"folder {error.filename!r} cannot be read", why, "Check its permissions.") from error
-
-    for folder, below, files in os.walk(root, onerror=failed):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else inside + "/"
-        yield from (prefix + name for name in files if not name.startswith("."))
-
-
-def _stem(path: str) -> str:
-    return str(PurePosixPath(path).with_suffix(""))
-
-
-def _aside(root: Path, what: str) -> dict[str, str]:
-    """Hints or masks by the path, without suffix, of the picture that they belong to."""
-    if not (root / what).is_dir():
-        return {}
-    return {_stem(path): f"{what}/{path}" for path in sorted(_walk(root / what)) if path.lower().endswith(PICTURES)}
-
-
-def _read_text(path: Path) -> str:
-    """UTF-8, with or without its mark; UTF-16 by its mark. What is broken stays visible in the caption."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unread(path, error) from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    return data.decode("utf-8-sig", "replace")
-
-
-def _unread(path: Path, error: OSError) -> LdmError:
-    return LdmError(Code.FILE, f"{path} cannot be read", f"{error.strerror or error}.", "Check its permissions.")
+def _check_plain(listing: Listing, part: Part) -> None:
+    """What would be passed over, or do nothing, where no table says which pictures are meant."""
+    name = f"data.path {str(listing.root)!r}"
+    if listing.links:
+        what = f"{name}: {len(listing.links)} folders are links: {listed(listing.links)}"
+        why = "links of folders are not followed, since they may lead anywhere, so their pictures would be passed over"
+        raise LdmError(Code.USAGE, what, why, "name what they point to as a part of data.mix, or remove the links")
+    if part.where:
+        what, why = f"{name}: data.where does nothing here", "it chooses rows of a table, and there is none"
+        raise LdmError(Code.USAGE, what, why, f"leave it out, or write a {METADATA[0]} beside the pictures")
 
 
 # Layouts
@@ -224,6 +179,10 @@ def _layout(listing: Listing) -> str:
     if any(int(number) < MANY for number in numbers):
         return "kohya"
     captioned = any(listing.sidecar(path) for path in listing.pictures)
+    if not captioned and len(tops) > 1 and all(top.lower() in SPLITS for top in tops):
+        what = f"data.path {str(listing.root)!r} holds {listed(sorted(tops))}, which are no classes"
+        fix = f"set data.path to {str(listing.root / min(tops))!r}, or say what is meant: data.kind: classes or folder"
+        raise LdmError(Code.USAGE, what, "they look like the parts of a set for training and for testing", fix)
     return "classes" if not captioned and "" not in tops and len(tops) > 1 else "folder"
 
 
@@ -284,6 +243,9 @@ def _from_table(listing: Listing, table: Path, part: Part) -> list[Entry]:
     """`file_name` and further columns, one row a picture; pictures without a row are not part of the set."""
     rows = list(_csv_rows(table) if table.suffix == ".csv" else _json_rows(table))
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
+    if rows and "file_name" not in columns:
+        why = f"the columns are {listed(columns)}" + (" (split at commas)" if table.suffix == ".csv" else "")
+        raise LdmError(Code.FILE, f"{table}: no column 'file_name'", why, "call the column of the pictures file_name")
     words = text_column(part.text_column, [c for c in columns if c != "name"], table.name)
     label = part.label_column or ("label" if "label" in columns else None)
     if label is not None and label not in columns:
@@ -297,9 +259,8 @@ def _from_table(listing: Listing, table: Path, part: Part) -> list[Entry]:
         if path not in known and not (listing.root / path).is_file():
             missing.append(f"{path} (line {line})")
             continue
-        own = {f"\0{what}": row[column] for what, column in _aside_columns(part) if row.get(column)}
-        for value in own.values():
-            _inside(value, table, line)
+        beside = [(what, row.get(column)) for what, column in _aside_columns(part)]
+        own = {f"\0{what}": _inside(value, table, line) for what, value in beside if value}
         captions = as_captions(row.get(words)) if words else ()
         sidecar = listing.sidecar(path) if words is None else None
         entries.append(Entry(path, {**row, **own}, captions, sidecar, row.get(label) if label else None))
@@ -333,7 +294,7 @@ def _inside(value: object, table: Path, line: int) -> str:
 
 
 def _json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_read_text(table).split("\n"), 1):
+    for number, line in enumerate(read_text(table).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -346,7 +307,7 @@ def _json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(_read_text(table), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     header: list[str] | None = None
     try:
         for row in reader:

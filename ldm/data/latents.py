@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm.data.buckets import frame
 from ldm.data.cache import Cache, Row, picture_key, text_key
 from ldm.data.encode import Filled, fill
+from ldm.data.reader import check_shape
 from ldm.data.settings import DataSettings
 from ldm.data.source import Source, srgb
 from ldm.data.transforms import Cut, centred, resized, shown
@@ -61,8 +62,10 @@ class Latents:
 
     def picture(self, example: int, flip: bool) -> Tensor:
         """[3,H,W] in [-1,1], as `encode` sees it."""
-        cut = self._cut(example)
-        pixels = resized(srgb(self.source.picture(example), self.settings.under), cut.cover)
+        picture = self.source.picture(example)
+        check_shape(self.source.name(example), picture.size, self.settings.least_side)
+        cut = centred(picture.size, self._cut(example).size)  # what turns a PNG may stand behind its pixels, unseen
+        pixels = resized(srgb(picture, self.settings.under), cut.cover)
         part = np.ascontiguousarray((shown(pixels, cut)[:, ::-1] if flip else shown(pixels, cut)).transpose(2, 0, 1))
         return torch.from_numpy(part).float() / 127.5 - 1
 
@@ -95,11 +98,11 @@ class Latents:
                 keys += [self.key(example, flip) for flip in flips]
                 pairs += [(example, flip) for flip in flips]
             except LdmError as error:
-                failed.append((example, f"{error.what} {error.why}"))
+                failed.append((example, f"{error.what.rstrip('.')}: {error.why}"))
         done = fill(
             self.cache,
             keys,
-            lambda place: self.picture(*pairs[place]),
+            lambda place: self._unchanged(*pairs[place]),
             lambda images: self._rows(torch.stack(images)),
             batch=batch,
             about="latents",
@@ -108,6 +111,15 @@ class Latents:
         )
         bad = dict(failed) | {pairs[place][0]: why for place, why in done.failed}
         return Filled(done.made, done.found, tuple(sorted(bad.items())), done.stopped)
+
+    def _unchanged(self, example: int, flip: bool) -> Tensor:
+        """The picture, if it is still the one that its key was made of: hours may lie between."""
+        key, image = self.key(example, flip), self.picture(example, flip)
+        del self._keys[example, flip]
+        if self.key(example, flip) != key:
+            what = f"picture {self.source.name(example)!r} changed while the cache was filled"
+            raise LdmError(Code.FILE, what, "what was read is not what was looked at", "start again when it is done")
+        return image
 
     def _rows(self, images: Tensor) -> Row:
         with torch.no_grad():

@@ -6,6 +6,7 @@ any step, and 1, 2 or 4 processes make the same batches, each its own rows.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from ldm.data.feeding import Feed, feed
 from ldm.data.order import Drawn, Stream
 from ldm.data.planning import Plan, plan
 from ldm.data.quarantine import Quarantine, Warn, warn_once
-from ldm.data.reader import Loaded, Reader
+from ldm.data.reader import UNREADABLE, Loaded, Reader
 from ldm.data.settings import DataSettings
 from ldm.data.source import Pixels, Source
 from ldm.data.transforms import Cut, Size, centred, chosen, shown
@@ -62,7 +63,7 @@ class Loader:
         self.latents, self._world = latents, world
         self.sizes = bucket_sizes(settings)
         self.quarantine = Quarantine(len(source), source.title, warn)
-        source.about(0)  # a template with a misspelt field is told now
+        self._try_template()
         if words:
             check_captions(source, settings)
         self.plan: Plan = plan(source, settings, self.sizes, total, seed, self.quarantine)
@@ -88,9 +89,8 @@ class Loader:
 
     def make(self, step: int, pool: ThreadPoolExecutor | None = None) -> Feed:
         """The rows of one step, and which pictures could not be read on the way."""
-        drawn = self.plan.order.rows(step, self.first, self.end)
         places = torch.arange(step * self.total + self.first, step * self.total + self.end)
-        examples, loaded = self._readable(drawn, pool)
+        drawn, examples, loaded = self._drawn(step, pool)
         draws = Draws(self.seed, places, self.total, "data")
         cuts = self._cuts([one.size for one in loaded], self.sizes[drawn.bucket], draws)
         text: tuple[str, ...] = ()
@@ -110,7 +110,12 @@ class Loader:
     def captions(self) -> Iterator[str]:
         """Every caption of the training examples once, for vocabularies."""
         for index in self.plan.training:
-            about = self._reader.about(int(index)) if self._words else self.source.about(int(index))
+            try:
+                about = self._reader.about(int(index)) if self._words else self.source.about(int(index))
+            except LdmError as error:
+                if error.code not in UNREADABLE:
+                    raise
+                continue  # such an example is left out when its turn comes
             for text in about.captions:
                 yield plain(text, self.settings)
 
@@ -133,6 +138,14 @@ class Loader:
             "workers": self.workers,
         }
 
+    def _try_template(self) -> None:
+        """A template with a misspelt field is told now; a text that cannot be read, when its turn comes."""
+        try:
+            self.source.about(0)
+        except LdmError as error:
+            if error.code not in UNREADABLE:
+                raise
+
     def _leave_out(self, failed: Mapping[int, str]) -> None:
         self._reader.failed |= failed
 
@@ -142,8 +155,19 @@ class Loader:
         planes = 3 * (4 / 3) * (self.latents is None) + (self.settings.mask != "none") + 3 * len(self.settings.hints)
         return len(self.source) * (area * planes + 500)
 
-    def _readable(self, drawn: Drawn, pool: ThreadPoolExecutor | None) -> tuple[list[int], list[Loaded]]:
-        """The examples drawn; in place of one that cannot be read, the next of its stream that can."""
+    def _drawn(self, step: int, pool: ThreadPoolExecutor | None) -> tuple[Drawn, list[int], list[Loaded]]:
+        """The examples of a step. A bucket of which nothing can be read gives way to the batch that comes next; every
+        process finds that out alike, since each has to try all of the bucket."""
+        for skip in range(math.ceil(self.plan.order.steps())):
+            drawn = self.plan.order.rows(step, self.first, self.end, skip)
+            if found := self._readable(drawn, pool):
+                return drawn, *found
+            if self.settings.buckets is None:
+                break
+        raise self._nothing_left(drawn)
+
+    def _readable(self, drawn: Drawn, pool: ThreadPoolExecutor | None) -> tuple[list[int], list[Loaded]] | None:
+        """The examples drawn; in place of one that cannot be read, the next of its stream that can. None: none can."""
         size = self.sizes[drawn.bucket]
         examples = drawn.examples.tolist()
         found = self._reader.load(examples, [size] * len(examples), pool)
@@ -152,13 +176,14 @@ class Loader:
             while (index := examples[row]) not in found:
                 skip += 1
                 if skip > len(place.stream):
-                    raise self._nothing_left()
+                    return None
                 examples[row] = place.example(skip)
                 found |= self._reader.load([examples[row]], [size], None) if index != examples[row] else {}
         return examples, [found[index] for index in examples]
 
-    def _nothing_left(self) -> LdmError:
-        first = "; ".join(list(self._reader.failed.values())[:5])
+    def _nothing_left(self, drawn: Drawn) -> LdmError:
+        tried = dict.fromkeys(index for place in drawn.places for index in place.stream.entries.tolist())
+        first = "; ".join([self._reader.failed[index] for index in tried if index in self._reader.failed][:5])
         return LdmError(Code.FILE, f"{self.source.title}: no picture can be read", first, "run `ldm data check`")
 
     def _cuts(self, pictures: Sequence[Size], size: Size, draws: Draws) -> list[Cut]:

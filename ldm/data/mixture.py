@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ldm.data.source import About, Source
+from ldm.data.source import About, Source, sorted_names
 from ldm.images import Picture
 
 
@@ -29,7 +29,7 @@ class Mixture(Source):
         if len(self.parts) == 1:
             self.title, self.labels = self.parts[0].title, self.parts[0].labels
         elif all(part.labels for part in self.parts):
-            self.labels = tuple(sorted({name for part in self.parts for name in part.labels}))
+            self.labels = tuple(sorted_names(name for part in self.parts for name in part.labels))
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -43,6 +43,11 @@ class Mixture(Source):
     def name(self, index: int) -> str:
         source, inner, _ = self._find(index)
         return source.name(inner) if len(self.parts) == 1 else f"{source.title}: {source.name(inner)}"
+
+    def inner_name(self, index: int) -> str:
+        """The name in its part: the same wherever the part lies, and whatever it is mixed with."""
+        source, inner, _ = self._find(index)
+        return source.name(inner)
 
     def about(self, index: int) -> About:
         source, inner, part = self._find(index)

@@ -68,8 +68,8 @@ class Drawn:
 
 
 class Order(Protocol):
-    def rows(self, step: int, first: int, end: int) -> Drawn:
-        """Rows first .. end-1 of the batch of a step."""
+    def rows(self, step: int, first: int, end: int, skip: int = 0) -> Drawn:
+        """Rows first .. end-1 of the batch of a step; `skip` > 0: where batches have a bucket, of one that follows."""
         ...
 
     def steps(self) -> float:
@@ -85,7 +85,7 @@ class Single:
     total: int
     bucket: int = 0
 
-    def rows(self, step: int, first: int, end: int) -> Drawn:
+    def rows(self, step: int, first: int, end: int, skip: int = 0) -> Drawn:
         return self.positions(np.arange(step * self.total + first, step * self.total + end))
 
     def positions(self, positions: Ints) -> Drawn:
@@ -114,10 +114,11 @@ class Bucketed:
     shuffle: bool = True
     _held: dict[int, Ints] = field(default_factory=dict)
 
-    def rows(self, step: int, first: int, end: int) -> Drawn:
+    def rows(self, step: int, first: int, end: int, skip: int = 0) -> Drawn:
         counts = np.array([-(-len(stream) // self.total) for stream in self.streams])
         starts = np.cumsum([0, *counts])
         epoch, slot = divmod(step, int(starts[-1]))
+        slot = (slot + skip) % int(starts[-1])
         if self.shuffle:
             slot = int(_permutation(self, int(starts[-1]), epoch)[slot])
         which = int(np.searchsorted(starts, slot, "right")) - 1
@@ -173,7 +174,7 @@ class Mixed:
     turns: Turns
     total: int
 
-    def rows(self, step: int, first: int, end: int) -> Drawn:
+    def rows(self, step: int, first: int, end: int, skip: int = 0) -> Drawn:
         parts, before = self.turns.at(np.arange(step * self.total + first, step * self.total + end))
         examples = np.empty(len(parts), np.int64)
         places: dict[int, Place] = {}
@@ -195,9 +196,9 @@ class MixedBatches:
     parts: Sequence[Bucketed]
     turns: Turns
 
-    def rows(self, step: int, first: int, end: int) -> Drawn:
+    def rows(self, step: int, first: int, end: int, skip: int = 0) -> Drawn:
         part, before = self.turns.at(np.array([step], np.int64))
-        return self.parts[int(part[0])].rows(int(before[0]), first, end)
+        return self.parts[int(part[0])].rows(int(before[0]), first, end, skip)
 
     def steps(self) -> float:
         return sum(part.steps() for part in self.parts)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data.settings import Part
-from ldm.data.source import About, Source, as_captions, filled, no_column, numbered, text_column
+from ldm.data.source import About, Source, as_captions, filled, listed, no_column, numbered, text_column
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
 from ldm.images.size import picture_size
@@ -29,6 +29,7 @@ class Parquet(Source):
     title: str
     table: Any  # pyarrow.Table of the columns that are used, in memory or mapped
     rows: np.ndarray
+    files: Sequence[tuple[str, int]]  # the name of each file, and its first row
     columns: dict[str, str | None]  # image, text, hint, mask -> the column's name
     templates: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -43,7 +44,9 @@ class Parquet(Source):
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return f"row {int(self.rows[index])}"
+        row = int(self.rows[index])
+        name, first = self.files[int(np.searchsorted([first for _, first in self.files], row, "right")) - 1]
+        return f"{name} row {row - first}"
 
     def about(self, index: int) -> About:
         text = self.columns["text"]
@@ -93,7 +96,8 @@ def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | 
     try:
         files = [pq.ParquetFile(path, memory_map=True) for path in paths]
         known = list(files[0].schema_arrow.names)
-        columns = _columns(part, known, title)
+        columns = _columns(pa, part, files[0].schema_arrow, title)
+        _check_alike(paths, files)
         used = [name for name in known if name in columns.values() or not _is_heavy(pa, files[0], name)]
         if sum(_nbytes(file) for file in files) <= memory * 1e9:
             table = pa.concat_tables([file.read(used) for file in files])
@@ -102,7 +106,7 @@ def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | 
                 [_mapped(pa, file, path, used, index) for file, path in zip(files, paths, strict=True)]
             )
         table = _aligned(pa, table)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         fix = "fetch the file again, or check that it is a parquet file"
         raise LdmError(Code.FILE, f"{title} cannot be read", f"{error}"[:200].replace("\n", " "), fix) from error
     rows = _passing(pa, table, part, title)
@@ -113,7 +117,9 @@ def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | 
     labels: tuple[str, ...] = ()
     if label is not None:
         classes, labels = numbered(table.column(label).take(pa.array(rows)).to_pylist())
-    return Parquet(title, table, rows, columns, part.templates, labels, classes)
+    starts = np.cumsum([0, *(file.metadata.num_rows for file in files)]).tolist()
+    told = [(path.name, first) for path, first in zip(paths, starts[:-1], strict=True)]
+    return Parquet(title, table, rows, told, columns, part.templates, labels, classes)
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -126,12 +132,38 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _columns(part: Part, known: Sequence[str], title: str) -> dict[str, str | None]:
+def _columns(pa: Any, part: Part, schema: Any, title: str) -> dict[str, str | None]:
+    known = list(schema.names)
     if part.image_column not in known:
         raise no_column(part.image_column, known, title)
+    if not _holds_pictures(pa, schema.field(part.image_column).type):
+        why = f"it is of the type {schema.field(part.image_column).type}; names of files and addresses are not followed"
+        fix = "write the bytes of each picture file into it, or name another column: data.image_column"
+        raise LdmError(Code.FILE, f"{title}: column {part.image_column!r} holds no pictures", why, fix)
     beside = {"hint": part.hint_column, "mask": part.mask_column}
-    aside = {what: name if name in known else None for what, name in beside.items()}
+    aside = {
+        what: name if name in known and _holds_pictures(pa, schema.field(name).type) else None
+        for what, name in beside.items()
+    }
     return {"image": part.image_column, "text": text_column(part.text_column, known, title), **aside}
+
+
+def _check_alike(paths: Sequence[Path], files: Sequence[Any]) -> None:
+    """Columns that some files lack would be lost for all."""
+    each = [{name for name in file.schema_arrow.names if not name.startswith("__")} for file in files]
+    for path, names in zip(paths, each, strict=True):
+        if names != each[0]:
+            what = f"tables {paths[0].name!r} and {path.name!r} have different columns"
+            why = f"only one of them has {listed(sorted(names ^ each[0]))}"
+            raise LdmError(Code.FILE, what, why, "give each kind of table a folder of its own, as parts of data.mix")
+
+
+def _holds_pictures(pa: Any, kind: Any) -> bool:
+    """Bytes, or a record with bytes."""
+    if pa.types.is_struct(kind):
+        found = kind.get_field_index("bytes")
+        return found >= 0 and _holds_pictures(pa, kind.field(found).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_heavy(pa: Any, file: Any, name: str) -> bool:
@@ -148,7 +180,9 @@ def _nbytes(file: Any) -> int:
 def _mapped(pa: Any, file: Any, path: Path, used: list[str], index: str | None) -> Any:
     """The used columns, unpacked once into a file of Arrow's own format, which is mapped."""
     state = path.stat()
-    mark = hashlib.sha256(f"{state.st_size} {state.st_mtime_ns} {used}".encode()).hexdigest()[:16]
+    place = f" {path.absolute()}" if index else ""  # tables of one name meet there
+    told = f"{state.st_size} {state.st_mtime_ns} {used}{place}"
+    mark = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     goal = (Path(index) if index else path.parent) / f".{path.name}.{mark}.arrow"
     if not goal.exists():
         try:

@@ -56,7 +56,8 @@ def split(source: Source, settings: DataSettings) -> tuple[Ints, Ints]:
     everything = np.arange(len(source))
     if not settings.validation:
         return everything, everything[:0]
-    digests = (hashlib.sha256(source.name(i).encode("utf-8", "surrogatepass")).digest() for i in range(len(source)))
+    name = source.inner_name if isinstance(source, Mixture) else source.name
+    digests = (hashlib.sha256(name(i).encode("utf-8", "surrogatepass")).digest() for i in range(len(source)))
     keys = np.array([int.from_bytes(digest[:8], "little") >> 1 for digest in digests], np.int64)
     ranked = np.argsort(keys, kind="stable")
     if settings.validation < 1:

@@ -42,7 +42,7 @@ class Quarantine:
         for index, why in new.items():
             self._tried[index] = True
             self.failed[index] = why
-            self._warn(f"left out: {why}")
+            self._warn(f"left out: {' '.join(why.split())}")  # one line, whatever the name holds
         if new:
             self._judge()
 

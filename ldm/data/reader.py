@@ -16,6 +16,7 @@ from ldm.errors import Code, LdmError
 from ldm.images import Picture
 
 READY = "beside"  # the hint that is not made but lies there
+LONGEST = 40  # long side over short side
 FEW = 3  # so many pictures are read without threads
 UNREADABLE = (Code.FILE, Code.REFUSED)  # such a picture is left out; other errors are the run's
 
@@ -104,22 +105,15 @@ class Reader:
         about = self.about(index)
         if not self.pixels:
             found = self.source.size(index)
-            self._check_side(index, found)
+            check_shape(self.source.name(index), found, self.settings.least_side)
             return Loaded(about, found, None, None, None)
         picture = self.source.picture(index)
-        self._check_side(index, picture.size)
+        check_shape(self.source.name(index), picture.size, self.settings.least_side)
         cover = cover_size(picture.size, size, self.settings.zoom)
         pixels = resized(srgb(picture, self.settings.under), cover)
         mask = self._mask(index, picture, cover) if self.settings.mask != "none" else None
         beside = self._beside(index, cover) if READY in self.settings.hints else None
         return Loaded(about, picture.size, np.ascontiguousarray(pixels), mask, beside)
-
-    def _check_side(self, index: int, size: Size) -> None:
-        least = self.settings.least_side
-        if min(size) < least:
-            why = f"its shorter side is below data.least_side={least}"
-            fix = "remove it, or lower data.least_side"
-            raise LdmError(Code.FILE, f"picture {self.source.name(index)!r} is {size[0]}x{size[1]}", why, fix)
 
     def _mask(self, index: int, picture: Picture, cover: Size) -> Pixels:
         """[H,W] white where the picture counts; without a mask all of it does."""
@@ -137,3 +131,16 @@ class Reader:
             why = "data.hint says beside, and no hint picture belongs to it"
             raise LdmError(Code.FILE, f"{self.source.name(index)} has no hint", why, BESIDE_FIX)
         return np.ascontiguousarray(resized(srgb(hint, (0, 0, 0)), cover))
+
+
+def check_shape(name: str, size: Size, least: int) -> None:
+    """Refuses what would show nothing: resized to cover the training size, 8x30000 would be gigabytes."""
+    short, long = sorted(size)
+    if short < least:
+        why, fix = f"its shorter side is below data.least_side={least}", "remove it, or lower data.least_side"
+    elif long > LONGEST * short:
+        why = f"it is longer than {LONGEST} to 1, so nearly all of it would be cut off"
+        fix = "cut out the part that matters, or remove it"
+    else:
+        return
+    raise LdmError(Code.FILE, f"picture {name!r} is {size[0]}x{size[1]}", why, fix)

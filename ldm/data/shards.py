@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,17 +22,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm.data.settings import Part
-from ldm.data.source import PICTURES, TEXT_FIELDS, About, Source, as_captions, filled, listed, numbered
+from ldm.data.source import (
+    MAX_TEXT,
+    PICTURES,
+    TEXT_FIELDS,
+    About,
+    Source,
+    as_captions,
+    decoded,
+    filled,
+    listed,
+    numbered,
+)
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
 from ldm.images.size import picture_size
 from ldm.store.write import staged
 
 MAX_SHARDS = 100_000
-MAX_TEXT = 1 << 20  # bytes of a caption or record
 TEXTS = ("txt", "caption", "json", "cls")
 IMAGES = tuple(suffix[1:] for suffix in PICTURES)
 KINDS = ("image", "txt", "caption", "json", "cls", "hint", "mask")  # columns of the index
+UNPACK = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"(\xb5": "unzstd"}  # by the first two bytes
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -117,7 +129,7 @@ class Shards(Source):
 
     def _text(self, index: int, kind: str) -> str | None:
         data = self._bytes(index, kind)
-        return None if data is None else data[:MAX_TEXT].decode("utf-8-sig", "replace").strip()
+        return None if data is None else decoded(data[:MAX_TEXT]).strip()
 
     def _record(self, index: int) -> Mapping[str, Any]:
         try:
@@ -137,8 +149,7 @@ def open_shards(paths: Sequence[Path], part: Part, index: str | None) -> Shards:
         raise LdmError(Code.FILE, f"{title}: no picture", why, "check that these are shards of captioned pictures")
     source = Shards(title, paths, shards, starts, part.templates, part.text_column)
     if all((shard.places[:, KINDS.index("cls"), 0] > 0).all() for shard in shards):
-        texts = [source._text(i, "cls") or "" for i in range(len(source))]
-        source._classes, source.labels = numbered([int(t) if t.isdigit() else t for t in texts])
+        source._classes, source.labels = numbered([source._text(i, "cls") or "" for i in range(len(source))])
     return source
 
 
@@ -169,12 +180,11 @@ def _words(inside: str) -> Iterator[str]:
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The files that a pattern of braces and stars names; one that is missing is an error."""
+    """The files that a folder holds, or that a pattern of braces and stars names; a missing one is an error."""
     paths: list[Path] = []
-    for name in expand(pattern):
-        if any(c in name for c in "*?["):
-            path = Path(name)
-            paths += sorted(path.parent.glob(path.name))
+    for name in [f"{escape(pattern)}/*.tar"] if Path(pattern).is_dir() else expand(pattern):
+        if any(c in name for c in "*?[") and not Path(name).is_file():
+            paths += (Path(found) for found in sorted(glob(name)))  # noqa: PTH207  # stars in folders; none hidden
         else:
             paths.append(Path(name))
     missing = [str(path) for path in paths if not path.is_file()]
@@ -188,12 +198,14 @@ def find_shards(pattern: str) -> list[Path]:
 def read_index(path: Path, folder: Path | None = None) -> Index:
     """The index of a shard: the kept one if it is of this very file, else a new one, which is kept if it can be."""
     state = path.stat()
-    mark = hashlib.sha256(f"1 {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
+    place = f" {path.absolute()}" if folder else ""  # shards of one name, size and date meet there
+    told = f"2 {state.st_size} {state.st_mtime_ns}{place}"
+    mark = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     kept = (folder or path.parent) / f".{path.name}.{mark}.npz"
     try:
         with np.load(kept) as found:
-            names = tuple(found["names"].tobytes().decode().split("\n")) if len(found["places"]) else ()
-            places = found["places"]
+            joined, places = found["names"].tobytes().decode("utf-8", "surrogateescape"), found["places"]
+        names = tuple(joined.split("\n")) if len(places) else ()
         if places.shape == (len(names), len(KINDS), 2) and places.dtype == np.int64:
             return Index(names, places)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
@@ -201,7 +213,8 @@ def read_index(path: Path, folder: Path | None = None) -> Index:
     index = walk(path)
     try:
         with staged(kept) as stage, stage.open("wb") as file:
-            np.savez(file, names=np.frombuffer("\n".join(index.names).encode(), np.uint8), places=index.places)
+            text = "\n".join(index.names).encode("utf-8", "surrogateescape")  # tar knows bytes, not letters
+            np.savez(file, names=np.frombuffer(text, np.uint8), places=index.places)
     except LdmError:
         return index  # a folder that cannot be written, or another process that was faster
     return index
@@ -210,18 +223,28 @@ def read_index(path: Path, folder: Path | None = None) -> Index:
 def walk(path: Path) -> Index:
     """The samples of a shard that have a picture, from the headers of its members."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    other: dict[str, str] = {}  # a picture of a sample that is no kind of ours
     for name, offset, size in _members(path):
         folder, _, file = name.rpartition("/")
         base, _, suffix = file.partition(".")
         kind = _kind(suffix.lower())
-        if kind is None or not base or base.startswith(".") or "\n" in name:
+        if not base or "\n" in name:
             continue
-        sample = samples.setdefault(f"{folder}/{base}" if folder else base, {})
+        sample_name = f"{folder}/{base}" if folder else base
+        if kind is None:
+            if suffix.lower().endswith(PICTURES):
+                other.setdefault(sample_name, file)
+            continue
+        sample = samples.setdefault(sample_name, {})
         if kind in sample:
             what = f"shard {path.name!r}: sample {base!r} has two members of the kind {kind}"
             raise LdmError(Code.FILE, what, "members with the same basename are one sample", "rename one of the two")
         sample[kind] = offset, size
     whole = {name: sample for name, sample in samples.items() if "image" in sample}
+    if passed := [file for name, file in other.items() if name not in whole]:
+        what = f"shard {path.name!r}: {len(passed)} pictures would be passed over: {listed(passed)}"
+        why = "a sample's name ends at the first dot, and its picture is what is called .jpg, .png, ... behind that"
+        raise LdmError(Code.FILE, what, why, "write the shard without other dots in the names")
     places = np.zeros((len(whole), len(KINDS), 2), np.int64)
     for row, sample in enumerate(whole.values()):
         for kind, place in sample.items():
@@ -248,9 +271,21 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                     if member.offset_data + member.size > total:
                         raise tarfile.ReadError(f"{member.name!r} reaches beyond its end")
                     yield member.name, member.offset_data, member.size
+            _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
         with path.open("rb") as file:
-            packed = file.read(4)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+            packed = UNPACK.get(file.read(2))
         why = "it is compressed, and only plain tar files can be read at any place" if packed else f"{error}"
-        fix = f"unpack it: gunzip {path.name}" if packed else "fetch or write it again"
+        fix = f"unpack it: {packed} {path.name}" if packed else "fetch or write it again"
         raise LdmError(Code.FILE, f"shard {path.name!r} cannot be read", why, fix) from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """The tar library takes a damaged header, or none at all, for the end of the archive: what follows would be lost
+    without a word. The true end is a block of zeros."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        why = "a header is damaged" if len(block) == tarfile.BLOCKSIZE else "it was cut off: its end is not marked"
+        raise tarfile.ReadError(f"{why} (byte {offset:,})")

@@ -6,6 +6,7 @@ open file and no position, and travels to other processes as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -21,6 +22,9 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_FIELDS = ("text", "caption", "name")  # where a caption is looked for, in this order
 SHOWN = 5  # how many bad ones an error lists
 BESIDE_FIX = "put them there, or set data.hint or data.mask to another value"
+MAX_TEXT = 1 << 20  # bytes of a caption or record: what is longer is none
+MOST_CLASSES = 100_000  # a number beyond is an id, not a class
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -121,7 +125,13 @@ def as_text(value: object) -> str:
         return ""
     if isinstance(value, list | tuple):
         return ", ".join(as_text(v) for v in value)
-    return str(value)
+    return decoded(value) if isinstance(value, bytes) else str(value)
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8, with or without its mark; UTF-16 by its mark. What is broken stays visible."""
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if wide else "utf-8-sig", "replace")
 
 
 def as_captions(value: object) -> tuple[str, ...]:
@@ -144,13 +154,19 @@ def no_column(wanted: str, columns: Sequence[str], title: str) -> LdmError:
 
 
 def numbered(values: Sequence[object]) -> tuple[list[int], tuple[str, ...]]:
-    """Class numbers of a label column, and the names: numbers stay as they are, words are counted in sorted order."""
-    if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        whole = [v for v in values if isinstance(v, int)]
-        return whole, tuple(str(n) for n in range(max(whole, default=-1) + 1))
-    names = sorted({as_text(v) for v in values})
+    """Class numbers of a label column, and the names: numbers stay as they are, also written as text (a CSV knows no
+    others); words, and numbers that count nothing (years, ids, -1), are counted in sorted order."""
+    texts = [as_text(v) for v in values]
+    names = sorted_names(texts)
+    if names and all(_WHOLE.fullmatch(name) for name in names) and int(names[-1]) < MOST_CLASSES:
+        return [int(text) for text in texts], tuple(str(n) for n in range(int(names[-1]) + 1))
     numbers = {name: n for n, name in enumerate(names)}
-    return [numbers[as_text(v)] for v in values], tuple(names)
+    return [numbers[text] for text in texts], tuple(names)
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Each once; whole numbers first, by size."""
+    return sorted(set(names), key=lambda n: (0, int(n), n) if _WHOLE.fullmatch(n) else (1, 0, n))
 
 
 def listed(names: Sequence[str]) -> str:

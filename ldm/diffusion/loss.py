@@ -59,22 +59,24 @@ def denoising_loss(
     One number an example, not their mean, so that a task can weigh or log them; taken in fp32 whatever the type of the
     network. `mask` [B,1,h,w] in [0,1] says what counts: the mean is taken over that much.
     """
-    error = (output.float() - target(clean, noise, level, kind).float()) ** 2
-    if mask is None:
-        each = error.flatten(1).mean(1)
-    else:
-        each = (error * mask).flatten(1).sum(1) / mask.expand_as(error).flatten(1).sum(1).clamp(min=1e-6)
+    each = _mean((output.float() - target(clean, noise, level, kind).float()) ** 2, mask)
     return each if weighting == "none" else each * min_snr_weight(level, kind, gamma).to(each)
 
 
 def variational_bound(
-    clean: Tensor, predicted: Tensor, x: Tensor, variance: Tensor, t: Tensor, posterior: Posterior
+    clean: Tensor,
+    predicted: Tensor,
+    x: Tensor,
+    variance: Tensor,
+    t: Tensor,
+    posterior: Posterior,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """[B] terms L_t of the bound on -log p(clean), in bits a dimension (Nichol & Dhariwal 2021, section 3.1).
 
     t > 0: KL(q(x_{t-1} | x_t, clean) || p), t = 0: -log p(clean | x_0), a density since latents are continuous. p has
     the mean that belongs to the `predicted` clean latent, and log variance = f log beta + (1 - f) log beta~ with
-    f = (variance + 1) / 2. The mean is held fixed: the bound teaches variances alone.
+    f = (variance + 1) / 2. The mean is held fixed: the bound teaches variances alone. `mask` as in `denoising_loss`.
     """
     wide = [_wide(v, x) for v in (posterior.from_clean, posterior.log_variance, posterior.log_beta)]
     from_clean, true_log, log_beta = wide
@@ -85,12 +87,19 @@ def variational_bound(
     divergence = 0.5 * (torch.expm1(narrower) - narrower + apart * (-log).exp())  # no 1 is added and taken away
     density = 0.5 * (math.log(2 * math.pi) + log + apart * (-log).exp())
     each = torch.where(_wide(t, x) == 0, density, divergence)
-    return each.flatten(1).mean(1) / math.log(2)
+    return _mean(each, mask) / math.log(2)
 
 
 def pseudo_huber(a: Tensor, b: Tensor, size: float) -> Tensor:
     """[B] means of sqrt((a - b)^2 + size^2) - size: a square near 0, absolute far off (Song & Dhariwal 2023, 3.3)."""
     return (((a.float() - b.float()) ** 2 + size**2).sqrt() - size).flatten(1).mean(1)
+
+
+def _mean(each: Tensor, mask: Tensor | None) -> Tensor:
+    """[B] means of [B,C,h,w], over what `mask` [B,1,h,w] counts."""
+    if mask is None:
+        return each.flatten(1).mean(1)
+    return (each * mask).flatten(1).sum(1) / mask.expand_as(each).flatten(1).sum(1).clamp(min=1e-6)
 
 
 def _wide(value: Tensor, like: Tensor) -> Tensor:

@@ -222,11 +222,14 @@ def _spacing(run: Run, spec: Spec, config: Mapping[str, Any]) -> Spacing:
         return cast(Spacing, wished) if wished in spec.spacings else spec.default
     if wished not in spec.spacings:
         others = [n for n, s in SOLVERS.items() if wished in s.spacings]
+        what, way = f"solver {run.solver!r} does not take the spacing {wished!r}", "Choose one of those, or"
+        if run.spacing == "auto":  # nobody named a spacing: a list of sigmas was given
+            what, way = f"sigmas needs a solver that takes such a list, and {run.solver!r} does not", "Choose"
         raise LdmError(
             Code.USAGE,
-            f"solver {run.solver!r} does not take the spacing {wished!r}",
+            what,
             f"it takes: {', '.join(s for s in schedule.SPACINGS if s in spec.spacings)}",
-            f"Choose one of those, or a solver that takes {wished!r}: {', '.join(others) or 'none does'}.",
+            f"{way} a solver that takes {wished!r}: {', '.join(others) or 'none does'}.",
         )
     if wished != "sigmas" and run.sigmas is not None:
         raise LdmError(
@@ -292,7 +295,7 @@ def _set_levels(scheduler: Any, run: Run, spec: Spec, spacing: Spacing) -> None:
         raise _too_many(run, f"the model knows {trained} noise levels")
     if own is None:
         if spec.space == "times" and spacing == "leading" and run.steps + scheduler.config.steps_offset > trained:
-            raise _too_many(run, "leading spacing begins one level late")
+            raise _too_many(run, "leading spacing begins one level late", trained - scheduler.config.steps_offset)
         scheduler.set_timesteps(run.steps)
     elif spec.space == "times":
         table = np.sqrt((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).numpy()
@@ -312,12 +315,12 @@ def _set_levels(scheduler: Any, run: Run, spec: Spec, spacing: Spacing) -> None:
         raise _too_many(run, f"levels would repeat in the spacing {spacing!r}")
 
 
-def _too_many(run: Run, why: str) -> LdmError:
+def _too_many(run: Run, why: str, most: int = 0) -> LdmError:
     return LdmError(
         Code.USAGE,
         f"steps={run.steps} is too many for {run.solver}",
         why,
-        f"Use fewer, such as {max(1, run.steps // 2)}.",
+        f"Use {most} or fewer." if most else f"Use fewer, such as {max(1, run.steps // 2)}.",
     )
 
 

@@ -21,10 +21,15 @@ def shipped() -> list[str]:
     return sorted(p.name for p in _PRETRAINED.iterdir() if (p / "model_index.json").is_file())
 
 
+def controls_inside() -> dict[str, Path]:
+    """The controls that come inside shipped models, by their short names: "edges" for `controlnet-edges`."""
+    folders = [p for name in shipped() for p in (_PRETRAINED / name).glob("controlnet-*") if p.is_dir()]
+    return {p.name.removeprefix("controlnet-"): p for p in sorted(folders)}
+
+
 def shipped_controls() -> list[str]:
     """The names by which a control inside a shipped model is asked for: "edges" and "controlnet-edges"."""
-    folders = [p.name for name in shipped() for p in (_PRETRAINED / name).glob("controlnet-*") if p.is_dir()]
-    return sorted({name for folder in folders for name in (folder, folder.removeprefix("controlnet-"))})
+    return sorted({name for short in controls_inside() for name in (short, f"controlnet-{short}")})
 
 
 def find_model(where: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from app import errors
+from app import cli, errors
 from app.cli import COMMANDS, run
+from app.errors import NOTHING_YET
 from app.options import OPTIONS
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
@@ -59,6 +61,10 @@ def test_no_command_is_a_request_for_help(ldm: Ldm) -> None:
         (["genrate"], "Did you mean generate?"),
         (["generate", "x", "--sead", "1"], "--seed"),
         (["generate", "x", "--steps"], "--steps"),
+        (["generate", "x", "--negative", "--steps", "3"], "--negative needs a value"),
+        (["generate", "x", "--seed", "--no-exact"], "--seed needs a value"),
+        (["generate", "x", "--control", "--help"], "--control needs a value"),
+        (["models", "pull", "a/b", "--revision", "-y"], "--revision needs a value"),
         (["models", "shw"], "show"),
         (["models"], "Missing command"),
         (["verify"], "FILE"),
@@ -133,6 +139,34 @@ def test_keyboard_interrupts_end_quietly(ldm: Ldm, monkeypatch: pytest.MonkeyPat
     done = ldm("generate", "x")
     assert (done.status, done.err.strip()) == (errors.INTERRUPTED, "stopped; nothing was made yet")
     assert ldm("generate", "x", "--json").json == {"pictures": [], "stopped": True}
+
+
+def test_an_option_may_be_a_value_where_it_is_said_to_be() -> None:
+    command = cli.load(next(entry for entry in COMMANDS if entry.name == "generate"))
+    for args in (["--negative=--steps", "x"], ["--", "--negative", "--steps"], ["--negative", "-3", "--out", "-"]):
+        cli.check_values(command, args)
+
+
+@pytest.mark.parametrize(("as_json", "said"), [((), NOTHING_YET), (("--json",), '{"pictures": [], "stopped": true}')])
+def test_sigterm_is_told_like_an_interrupt(as_json: tuple[str, ...], said: str) -> None:
+    code = f"""
+import os, signal, sys, app.cli, app.generate
+def ended(*args):
+    if os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 143
+    os.kill(os.getpid(), signal.SIGTERM)
+app.generate.understand = ended
+sys.argv = ["ldm", "generate", "x", *{as_json!r}]
+app.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, (done.stdout + done.stderr).strip()) == (errors.TERMINATED, said)
+
+
+def test_help_names_every_exit_status(ldm: Ldm) -> None:
+    numbers = {int(found) for found in re.findall(r"[0-9]+", ldm("--help").out.partition("Exit status")[2])}
+    assert numbers == {0, *map(int, Code), errors.INTERRUPTED, errors.TERMINATED}
 
 
 def test_two_quick_interrupts_still_end_with_our_status() -> None:

@@ -55,6 +55,9 @@ def test_a_picture_is_made_repeated_and_proved(ldm: Ldm, tiny_sd1: Path, tmp_pat
     assert proved.status == 0
     assert "equal" in proved.out
 
+    lost = ldm("verify", first, "--model", "conv.safetensors")
+    assert lost.status == Code.FILE and "The model 'conv.safetensors' was not found." in lost.err
+
 
 def test_each_picture_of_a_batch_repeats_alone(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
     made = ldm("generate", "a cat", "--model", tiny_sd1, "--seed", 5, "--count", 2, *FEW, "--json", "--size", "16x16")

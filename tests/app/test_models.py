@@ -19,10 +19,17 @@ from tests.store.hub import Hub, files_of, serving
 
 def test_models_are_listed(ldm: Ldm) -> None:
     told = ldm("models", "list", "--json").json
-    assert set(told) == {"shipped", "pulled"}
+    assert set(told) == {"shipped", "controls", "pulled"}
+    assert told["controls"] == {"edges": "scenes"}
     shown = ldm("models", "list")
     assert shown.status == 0
-    assert all(name in shown.out for name in told["shipped"])
+    assert all(name in shown.out for name in [*told["shipped"], "--control model=edges"])
+
+
+def test_a_control_inside_a_shipped_model_is_shown_by_its_short_name(ldm: Ldm) -> None:
+    shown = [ldm("models", "show", name, "--json").json for name in ("edges", "controlnet-edges")]
+    assert shown[0] == shown[1]
+    assert shown[0]["path"] == "controlnet-edges" and shown[0]["tensors"] > 0
 
 
 def test_a_model_is_shown_from_its_headers(ldm: Ldm, tiny_sd1: Path) -> None:

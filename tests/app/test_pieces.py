@@ -157,6 +157,15 @@ def test_a_table_shows_each_picture_in_its_cell() -> None:
     assert (table[: tops[0]] < 128).any() and (table[:, : lefts[0]] < 128).any()  # labels
 
 
+def test_small_pictures_are_enlarged_by_whole_factors() -> None:
+    grid = Grid.read(["x=guidance:1,2"])
+    assert grid is not None
+    dot = Image.new("RGB", (32, 24), (255, 0, 0))
+    dot.putpixel((0, 0), (0, 255, 0))
+    table = np.asarray(grid.draw([dot, Image.new("RGB", (32, 24), (0, 0, 255))]))
+    assert [(table == c).all(axis=2).sum() for c in [(0, 255, 0), (0, 0, 255)]] == [4 * 4, 128 * 96]
+
+
 def test_nested_fields_are_merged() -> None:
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}
 

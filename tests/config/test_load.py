@@ -250,8 +250,8 @@ def test_shipped_files_are_found_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        ([], "no run file ships with this version"),
-        (["b.yaml", "a/c.yaml"], "shipped are a/c, b"),
+        ([], "there is no file of that name, and none ships with this version"),
+        (["b.yaml", "a/c.yaml"], "there is no file of that name, and shipped are a/c, b"),
     ],
 )
 def test_a_run_file_that_is_not_there_is_told_with_those_that_ship(tmp_path: Path, files: list[str], why: str) -> None:
@@ -261,3 +261,9 @@ def test_a_run_file_that_is_not_there_is_told_with_those_that_ship(tmp_path: Pat
     with pytest.raises(LdmError) as caught:
         find("nothing like them", tmp_path)
     assert caught.value.why == why
+
+
+def test_mistakes_are_told_in_the_order_of_the_file() -> None:
+    with pytest.raises(LdmError, match=r"^b: unknown key.*line 1") as caught:
+        loads("b: 1\na: x\n", Loose)
+    assert "1 more: a: x is not a whole number (config line 2)" in caught.value.why

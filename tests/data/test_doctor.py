@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +345,19 @@ def test_facts_do_not_depend_on_the_way_a_picture_is_stored() -> None:
         assert (
             np.abs(np.frombuffer(other.thumb, np.uint8).astype(int) - np.frombuffer(plain.thumb, np.uint8)).max() <= 1
         )
+
+
+def test_what_training_leaves_out_by_its_shape_is_told(photos: Path) -> None:
+    put(photos, "line.png", encoded(scene(8, (8, 400))))
+    put(photos, "small.png", encoded(scene(9, (20, 64))))
+    told = DataSettings(path=str(photos), size=64, kind="folder", least_side=24)
+    report = check(open_source(told), 64, least=told.least_side)
+    assert names(report, "unreadable") == {"line.png", "small.png"}
+    assert found(report, "unreadable").level == "stop" and not report.ready  # 2 of 8: so would training
+
+
+def test_an_endless_word_is_searched_in_no_time() -> None:
+    for text in ("1" * 200_000 + "a", "a" * 200_000):
+        start = time.perf_counter()
+        leak(text, "photo.png")
+        assert time.perf_counter() - start < 2

@@ -49,5 +49,24 @@ def test_uniform_is_uniform() -> None:
     assert (torch.bincount(below) - 1000).abs().max() < 5 * 1000**0.5
 
 
+def test_normal_is_normal_in_pairs_and_tails() -> None:
+    """Mean, variance, kurtosis, the two of a pair uncorrelated, and each row's numbers its own."""
+    x = Draws(5, torch.arange(20000), 16).normal("n", (3,)).double()
+    assert x.mean(0).abs().max() < 5 / 20000**0.5
+    assert (x.var(0) - 1).abs().max() < 5 * (2 / 20000) ** 0.5
+    assert (x.pow(4).mean(0) - 3).abs().max() < 5 * (96 / 20000) ** 0.5
+    assert (torch.corrcoef(x.T) - torch.eye(3)).abs().max() < 5 / 20000**0.5
+    assert torch.isfinite(x).all() and len(x.unique()) > 59_000
+
+
+def test_stratified_takes_one_of_each_part() -> None:
+    """Of every batch, however it is cut; and within a part anywhere."""
+    found = torch.cat([Draws(3, places, 8).stratified("t") for places in torch.arange(8000).split(3)])
+    assert found.min() >= 0 and found.max() < 1
+    assert torch.equal((found * 8).floor().long(), torch.arange(8000) % 8)
+    within = (found * 8).double() % 1
+    assert (torch.histc(within, 10, 0, 1) - 800).abs().max() < 5 * 800**0.5
+
+
 def test_training_draws_by_the_same_rule() -> None:
     assert train.draws.Draws is Draws and train.draws.philox is philox

@@ -86,7 +86,8 @@ def test_metadata_tables(tmp_path: Path) -> None:
         ("metadata.jsonl", '{"file_name": "00.png"}\n{"file_name": "no.png"}\n', "no.png (line 2)"),
         ("metadata.jsonl", '{"file_name": "00.png"}\n{"file_name": ', "line 2 cannot be read"),
         ("metadata.jsonl", "[]\n", "line 1 cannot be read"),
-        ("metadata.jsonl", '{"text": "x"}\n', "line 1 has no file_name"),
+        ("metadata.jsonl", '{"file_name": "00.png"}\n{"text": "x"}\n', "line 2 has no file_name"),
+        ("metadata.csv", "file_name;text\n00.png;a\n", "no column 'file_name'"),
         ("metadata.jsonl", '{"file_name": "../secret.png"}\n', "leads out of the folder"),
         ("metadata.jsonl", '{"file_name": "/etc/passwd"}\n', "leads out of the folder"),
         ("metadata.jsonl", '{"file_name": "a\\\\..\\\\..\\\\x.png"}\n', "leads out of the folder"),
@@ -210,3 +211,58 @@ def test_templates_take_fields_and_nothing_else(tmp_path: Path, caption: str) ->
     source = opened(sets.folder(tmp_path / "set", 1), caption=caption)
     with pytest.raises(LdmError, match="caption"):
         source.about(0)
+
+
+def test_the_row_of_a_table_wins_in_templates_and_numbers_stay_classes(tmp_path: Path) -> None:
+    root = sets.folder(tmp_path / "set", 2, texts=False)
+    (root / "metadata.csv").write_text("file_name,name,label\n00.png,grin,10\n01.png,tears,2\n")
+    source = opened(root, caption="{name} emoji")
+    assert captions(source) == {"00.png": ("grin emoji",), "01.png": ("tears emoji",)}
+    assert [source.about(i).label for i in range(2)] == [10, 2] and source.labels[10] == "10"
+    (root / "metadata.csv").write_text("file_name,label\n00.png,20240501\n01.png,20231224\n")
+    source = opened(root)
+    assert [source.about(i).label for i in range(2)] == [1, 0] and source.labels == ("20231224", "20240501")
+
+
+def test_class_numbers_stay_in_a_mix(tmp_path: Path) -> None:
+    parts = []
+    for name in ("one", "two"):
+        root = sets.folder(tmp_path / name, 1, texts=False)
+        (root / "metadata.csv").write_text("file_name,label\n00.png,10\n")
+        parts.append({"path": str(root)})
+    source = open_source(DataSettings.model_validate({"mix": parts, "size": 8}))
+    assert [source.about(i).label for i in range(2)] == [10, 10]
+
+
+def test_a_hint_column_is_read_as_it_was_checked(tmp_path: Path) -> None:
+    root = sets.folder(tmp_path / "set", 1, texts=False)
+    (root / "edges").mkdir()
+    sets.picture(5).save(root / "edges" / "a.png")
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": "00.png", "hint": "edges\\a.png"}))
+    hint = opened(root).hint(0)
+    assert hint is not None and hint.pixels[0, 0].tolist() == list(sets.colour(5))
+
+
+def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
+    linked = sets.folder(tmp_path / "linked", 2)
+    (linked / "more").symlink_to(sets.folder(tmp_path / "elsewhere", 2))
+    assert "more" in error(linked).what and "links" in error(linked).what
+    for name in ("hats", "masks", "shoes"):
+        sets.folder(tmp_path / "classes" / name, 2, texts=False)
+    assert "2 pictures in 'masks' belong to no picture" in error(tmp_path / "classes").what
+    for split in ("train", "val"):
+        sets.folder(tmp_path / "split" / split / "cat", 1, texts=False)
+    assert "train, val, which are no classes" in error(tmp_path / "split").what
+    assert "data.where does nothing" in error(sets.folder(tmp_path / "plain", 1), where={"split": "train"}).what
+    assert "data.where does nothing" in error(Path("scenes"), where={"split": "train"}).what
+    both = sets.folder(tmp_path / "both", 2)
+    sets.shard(both / "backup.tar", {"0.png": sets.png(0)})
+    assert "holds shards and pictures" in error(both).what
+    assert len(opened(both, kind="shards")) == 1 and len(opened(both, kind="folder")) == 2
+
+
+def test_a_text_that_is_no_caption_is_not_read_whole(tmp_path: Path) -> None:
+    root = sets.folder(tmp_path / "set", 1)
+    (root / "00.txt").write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(LdmError, match="is no caption"):
+        opened(root).about(0)

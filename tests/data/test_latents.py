@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +166,42 @@ def test_texts_are_encoded_once(tmp_path: Path) -> None:
     assert rows.tolist() == [[[1.0, 98.0]], [[5.0, 97.0]], [[1.0, 98.0]]]
     texts.extra(["b", "a dog"])
     assert sorted(set(asked)) == ["a cat", "a dog", "b"] and asked.count("a cat") == 1
+
+
+def test_a_png_that_is_turned_behind_its_pixels_is_not_stretched(
+    tmp_path: Path, encode: Encode, vae: AutoencoderKL
+) -> None:
+    """exiftool writes there; the header's size does not know of it."""
+    root = tmp_path / "set"
+    root.mkdir()
+    paint(root / "0.png", 3, (64, 32))
+    data = (root / "0.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    end = data.rindex(b"IEND") - 4
+    (root / "0.png").write_bytes(data[:end] + chunk + data[end:])
+    found = latents(root, encode, vae)
+    assert (found.source.size(0), found.source.picture(0).size) == ((64, 32), (32, 64))
+    upright = np.asarray(Image.open(tmp_path / "set" / "0.png").convert("RGB"))
+    upright = upright if upright.shape[0] == 64 else np.rot90(upright, -1)
+    shown = (found.picture(0, False).numpy().transpose(1, 2, 0) + 1) * 127.5
+    assert np.abs(shown - upright[16:48]).max() <= 1
+
+
+def test_a_picture_that_is_nearly_a_line_is_no_latent(photos: Path, encode: Encode, vae: AutoencoderKL) -> None:
+    paint(photos / "9.png", 0, (8, 4000))
+    failed = latents(photos, encode, vae, buckets=Buckets(step=32)).fill().failed
+    assert [place for place, _ in failed] == [5] and "longer than 40 to 1" in failed[0][1]
+
+
+def test_a_picture_that_changes_while_the_cache_is_filled_is_not_kept_under_its_old_name(
+    photos: Path, encode: Encode, vae: AutoencoderKL
+) -> None:
+    found = latents(photos, encode, vae)
+    old = found.key(3, False)
+    paint(photos / "3.png", 77)
+    done = found.fill()
+    assert [place for place, _ in done.failed] == [3] and "changed while" in done.failed[0][1]
+    assert old not in found.cache and latents(photos, encode, vae).fill().made == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -381,3 +382,81 @@ def test_a_set_smaller_than_a_batch(tmp_path: Path) -> None:
 def test_a_misspelt_template_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(LdmError, match="no field 'nmae'"):
         loader(sets.folder(tmp_path / "set", 6), caption="a {nmae}")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("fault", ["header", "pixels"])
+def test_a_bucket_of_nothing_but_faults_gives_way(tmp_path: Path, fault: str) -> None:
+    """The only picture of its shape cannot be read: neither may that stop the run, nor depend on who finds out."""
+    root = sets.folder(tmp_path / "set", 14, (8, 16) if fault == "header" else (16, 8))
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (32, 16, 3), np.uint8)).save(root / "zz.jpg")
+    if fault == "header":
+        (root / "zz.jpg").write_bytes(b"")  # its place is in the square bucket, of which there is nothing else
+    else:
+        cut_off(root / "zz.jpg")
+    told = {"total": 4, "size": 16, "buckets": {"step": 8}, "warn": lambda text: None}
+    whole = first(loader(root, **told), 9)
+    halves = [first(loader(root, rank=rank, world=2, **told), 9) for rank in range(2)]
+    assert {len(batch) for batch in whole} == {4}
+    assert all(same(a, join(pair)) for a, *pair in zip(whole, *halves, strict=True))
+    assert {index for batch in whole for index in batch.examples.tolist()} == set(range(14))
+    assert all(same(a, b) for a, b in zip(whole[3:], first(loader(root, **told), 6, 3), strict=True))
+
+
+def test_a_part_of_nothing_but_faults_is_named(tmp_path: Path) -> None:
+    good, bad = sets.folder(tmp_path / "good", 30), sets.folder(tmp_path / "bad", 1)
+    cut_off(bad / "00.png")
+    settings = DataSettings.model_validate({"mix": [{"path": str(good)}, {"path": str(bad)}], "size": 8})
+    with pytest.raises(LdmError, match=r"bad'?: 00\.png"):
+        first(Loader(open_source(settings), settings, 6, warn=lambda text: None), 9)
+
+
+def test_a_picture_that_is_nearly_a_line_is_left_out(tmp_path: Path) -> None:
+    """To cover 512x512 it would become 512x1,920,000."""
+    root = sets.folder(tmp_path / "set", 12)
+    Image.new("RGB", (8, 30_000)).save(root / "zz.png")
+    warned: list[str] = []
+    batches = first(loader(root, size=512, warn=warned.append, total=4), 4)
+    assert 12 not in {index for batch in batches for index in batch.examples.tolist()}
+    assert len(warned) == 1 and "longer than 40 to 1" in warned[0]
+
+
+def test_validation_stays_when_the_set_moves_or_joins_a_mix(tmp_path: Path) -> None:
+    def held(settings: dict[str, Any]) -> set[str]:
+        told = DataSettings.model_validate({"size": 8, "validation": 0.3, **settings})
+        source = open_source(told)
+        names = [source.name(i) for i in Loader(source, told, 4).plan.validation]
+        return {name.rpartition(" ")[2] for name in names if "more" not in name}
+
+    for root in ("set", "moved"):
+        sets.folder(tmp_path / root, 40)
+    sets.folder(tmp_path / "more", 5)
+    alone = held({"path": str(tmp_path / "set")})
+    assert 5 < len(alone) < 20
+    for root in ("set", "moved"):
+        assert held({"mix": [{"path": str(tmp_path / "more")}, {"path": str(tmp_path / root)}]}) == alone
+
+
+def test_a_caption_that_cannot_be_read_leaves_its_picture_out(tmp_path: Path) -> None:
+    """Also that of the first, which is looked at for its template; a pipe is not waited for."""
+    root = sets.folder(tmp_path / "set", 24)
+    (root / "00.txt").unlink()
+    (root / "00.txt").symlink_to("nowhere")
+    (root / "07.txt").unlink()
+    os.mkfifo(root / "07.txt")
+    warned: list[str] = []
+    found = loader(root, words=True, warn=warned.append)
+    assert {index for batch in first(found, 4) for index in batch.examples.tolist()} == set(range(24)) - {0, 7}
+    assert len(set(found.captions())) == 22 and len(warned) == 2
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    root = sets.folder(tmp_path / "set", 12)
+    os.mkfifo(root / "zz.png")
+    warned: list[str] = []
+    first(loader(root, size=16, buckets={"step": 8}, warn=warned.append), 1)
+    assert len(warned) == 1 and "no file" in warned[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_rows_are_examples(table: Path) -> None:
     for i in range(12):
         assert source.picture(i).pixels[0, 0].tolist() == list(sets.colour(i))
         about = source.about(i)
-        assert (about.name, about.captions, about.label) == (f"row {i}", (f"thing {i}",), i % 4)
+        assert (about.name, about.captions, about.label) == (f"t.parquet row {i}", (f"thing {i}",), i % 4)
         assert source.size(i) == (12, 12)
     assert source.labels == ("0", "1", "2", "3")
     assert len({source.content(i) for i in range(12)}) == 12
@@ -80,6 +81,12 @@ def test_several_files_and_records(table: Path, tmp_path: Path) -> None:
     source = opened(folder)
     assert [source.picture(i).pixels[0, 0].tolist() for i in range(4)] == [list(sets.colour(i)) for i in range(4)]
     assert [source.about(i).captions for i in range(4)] == [("c0",), (), ("c2",), ()]
+    assert [source.name(i) for i in range(4)] == [f"{f}.parquet row {i}" for f in "ab" for i in range(2)]
+    (folder / "._a.parquet").write_bytes(b"junk of a system")
+    assert len(opened(folder)) == 4
+    parquet.write_table(pa.table({"image": [sets.png(0)]}), folder / "c.parquet")
+    with pytest.raises(LdmError, match=r"'c\.parquet' have different columns"):
+        opened(folder)
 
 
 def test_hints_in_a_column(tmp_path: Path) -> None:
@@ -127,3 +134,37 @@ def test_the_shared_sets_open(root: Path) -> None:
     picture = source.picture(0)
     assert picture.size == (128, 128) and picture.alpha is not None
     assert np.ptp(source.read(0)) > 0
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (["photo.png"], "of the type string"),
+        ([[1, 2]], "of the type list"),
+        ([{"path": "photo.png"}], "of the type struct"),
+    ],
+)
+def test_names_of_files_in_a_table_are_not_opened(tmp_path: Path, image: list[object], words: str) -> None:
+    sets.picture(0).save(tmp_path / "photo.png")
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"image": image, "text": ["x"]}), path)
+    with pytest.raises(LdmError, match=words):
+        opened(path)
+    parquet.write_table(pa.table({"image": [sets.png(1)], "hint": [str(tmp_path / "photo.png")]}), path)
+    assert opened(path).hint(0) is None
+
+
+def test_captions_may_be_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"image": [sets.png(1)], "text": ["Möwe".encode()]}), path)
+    assert opened(path).about(0).captions == ("Möwe",)
+
+
+def test_tables_of_two_folders_do_not_meet(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        parquet.write_table(pa.table({"image": [sets.png(number)]}), tmp_path / name / "0.parquet")
+        os.utime(tmp_path / name / "0.parquet", ns=(10**18, 10**18))
+    for number, name in enumerate(("a", "b")):
+        source = opened(tmp_path / name / "0.parquet", memory=1e-9, index=str(tmp_path / "index"))
+        assert source.picture(0).pixels[0, 0].tolist() == list(sets.colour(number))

@@ -48,3 +48,9 @@ def test_the_error_lists_the_first_five() -> None:
     with pytest.raises(LdmError) as caught:
         quarantine.take(range(20), {n: f"{n}.png: cut" for n in range(7)})
     assert caught.value.why == "; ".join(f"{n}.png: cut" for n in range(5))
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line() -> None:
+    told: list[str] = []
+    Quarantine(20, "the set", told.append).take(range(20), {3: "bad\nerror: forged.png: cut"})
+    assert told == ["left out: bad error: forged.png: cut"]

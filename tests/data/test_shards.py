@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import os
@@ -121,6 +122,9 @@ def test_damaged_shards(shards: Path, tmp_path: Path) -> None:
         ("text.tar", b"<!doctype html>" * 100, "cannot be read"),
         ("packed.tar", gzip.compress(whole), "gunzip packed.tar"),
         ("empty.tar", b"", "cannot be read"),
+        ("boundary.tar", whole[:2048], "its end is not marked"),
+        ("header.tar", whole[:2048] + b"\x7f" + whole[2049:], "a header is damaged"),
+        ("packed.tar.bz2", bz2.compress(whole), "bunzip2 packed.tar.bz2"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(LdmError, match=words):
@@ -151,3 +155,49 @@ def test_sparse_and_linked_members_are_passed_over(tmp_path: Path) -> None:
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
     assert len(opened(path)) == 1  # nothing is unpacked, so a name leads nowhere
+
+
+def test_a_picture_that_would_be_passed_over_is_an_error(tmp_path: Path) -> None:
+    members = {"a.png": sets.png(0), "a.depth.png": sets.png(1), "b.v2.png": sets.png(2)}
+    with pytest.raises(LdmError, match=r"1 pictures would be passed over: b\.v2\.png"):
+        opened(sets.shard(tmp_path / "x.tar", members))
+
+
+def test_names_are_bytes_to_tar(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo(os.fsdecode(b"caf\xe9.png"))
+        info.size = len(sets.png(1))
+        tar.addfile(info, io.BytesIO(sets.png(1)))
+    kept = tmp_path / "kept"
+    assert read_index(path, kept).names == read_index(path, kept).names == (os.fsdecode(b"caf\xe9"),)
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_class_members_are_numbers_only_where_they_are(tmp_path: Path) -> None:
+    members = {
+        f"{n}.{kind}": data
+        for n, cls in enumerate(("²", "3"))
+        for kind, data in (("png", sets.png(n)), ("cls", cls.encode()))
+    }
+    source = opened(sets.shard(tmp_path / "x.tar", members))
+    assert [source.about(i).label for i in range(2)] == [1, 0] and source.labels == ("3", "²")
+
+
+def test_indexes_of_two_folders_do_not_meet(tmp_path: Path) -> None:
+    """Shards of one name, size and date, as an archive without dates leaves them."""
+    for number, name in enumerate(("train", "more")):
+        (tmp_path / name).mkdir()
+        path = sets.shard(tmp_path / name / "0.tar", {f"{name}.png": sets.png(number)})
+        os.utime(path, ns=(10**18, 10**18))
+    assert opened(tmp_path / "train", index=str(tmp_path / "index")).name(0) == "0.tar/train"
+    assert opened(tmp_path / "more", index=str(tmp_path / "index")).name(0) == "0.tar/more"
+
+
+def test_stars_in_folders_and_hidden_shards(tmp_path: Path) -> None:
+    for name in ("a", "b [1]"):
+        (tmp_path / name).mkdir()
+        sets.shard(tmp_path / name / "0.tar", {f"{name[0]}.png": sets.png(0)})
+        (tmp_path / name / "._0.tar").write_bytes(b"junk of a system")
+    assert len(opened(tmp_path / "*" / "*.tar")) == 2
+    assert len(opened(tmp_path / "b [1]")) == 1

@@ -181,3 +181,9 @@ def test_refiner_hand_over_splits_one_list() -> None:
     assert base + rest == whole
     assert base
     assert rest
+
+
+def test_too_many_steps_are_answered_with_the_most_that_work() -> None:
+    with pytest.raises(LdmError, match="Use 999 or fewer"):
+        Solver(Run("ddim", 1000, "leading"), SD)
+    assert Solver(Run("ddim", 999, "leading"), SD).count == 999

@@ -13,6 +13,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from ldm.models.adapters import Adapter, parse_adapter
+from ldm.models.adapters.stack import Applied
 from tests.models.adapter_bases import (
     TEXT_TARGETS,
     UNET_TARGETS,
@@ -236,3 +237,9 @@ def test_text_weight_alone(adapters: list[Adapter]) -> None:
     stack.use([(adapters[0], 0.0, 1.0)])
     assert torch.equal(predict(unet_of(stack)), base)
     assert far(embed(towers_of(stack)[0]), words) > CLOSE
+
+
+def test_one_is_no_plural_and_large_shares_have_no_exponent() -> None:
+    told = [str(Applied("a", 3, 3, layers, 1.0, 1.0, 2.0, share)) for layers, share in ((1, 5.6), (2, 0.0126))]
+    assert "to 1 layer at" in told[0] and "(560 %" in told[0]
+    assert "to 2 layers at" in told[1] and "(1.3 %" in told[1]

@@ -209,6 +209,7 @@ def test_the_prediction_type_can_be_set_by_hand(four: Pipeline) -> None:
         ({"solver": "eulr"}, "did you mean 'euler'"),
         ({"spacing": "karas"}, "spacing 'karas' is unknown"),
         ({"solver": "ddim", "spacing": "karras"}, "does not take the spacing"),
+        ({"solver": "ddim", "sigmas": (9, 2)}, "sigmas needs a solver that takes such a list"),
         ({"solver": "flow-euler"}, "flow-euler"),
         ({"zero_snr": True}, "zero terminal SNR"),
         ({"solver": "lcm", "steps": 60}, "too many for lcm"),
@@ -221,3 +222,18 @@ def test_requests_that_do_not_fit_the_model(four: Pipeline, fields: dict[str, An
         four.results(Request(**(BASE | fields)))
     assert words in str(error.value)
     assert error.value.code == Code.USAGE
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "said"),
+    [
+        ("a cat", {"steps": 0}, "steps: 0: should be greater than or equal to 1"),
+        ("a cat", {"stepz": 3}, "did you mean steps?"),
+        (float("nan"), {}, "prompt: nan is not text"),
+    ],
+)
+def test_a_call_is_refused_in_our_words(four: Pipeline, prompt: Any, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(LdmError) as caught:
+        four(prompt, **fields)
+    assert caught.value.code == Code.USAGE and said in caught.value.what
+    assert "pydantic" not in str(caught.value)

@@ -358,6 +358,16 @@ def test_wrong_mask_rules_say_how_to_write_them(rule: str) -> None:
     assert caught.value.code == Code.USAGE
 
 
+@pytest.mark.parametrize(
+    ("rule", "why"), [("box:2,2,0,0", "width and height"), ("box:100,100,5,5", "8x8"), ("box:-9,0,5,5", "8x8")]
+)
+def test_a_box_is_spoken_of_as_it_is_written(rule: str, why: str) -> None:
+    with pytest.raises(LdmError) as caught:
+        mask_from_rule(rule, Picture(np.zeros((8, 8, 3), np.uint8)))
+    assert repr(rule) in caught.value.what and why in caught.value.why
+    assert "box:x,y,width,height" in caught.value.fix
+
+
 def test_rules_and_files_are_told_apart() -> None:
     assert is_rule("alpha") and is_rule("colour:#00ff00:20")
     assert not is_rule("mask.png") and not is_rule("alpha.png") and not is_rule("box:") and not is_rule("C:x")

@@ -89,6 +89,19 @@ def test_a_run_stores_its_averages_with_each_checkpoint(tmp_path: Path) -> None:
     assert set(found) == set(trainer.params)
 
 
+def test_stored_averages_are_those_of_the_run_as_it_went(tmp_path: Path) -> None:
+    """What was stored of steps that are done again goes; what a crash kept from being stored comes."""
+    settings, folder = toys.optim(snapshots=[0.05]), tmp_path / "averages"
+    whole = toys.trained(toys.Toy(), tmp_path, settings, steps=4, save=2)
+    (folder / "6.safetensors").write_bytes((folder / "4.safetensors").read_bytes())
+    (folder / ".8.safetensors.tmp-1").touch()
+    (folder / "4.safetensors").unlink()
+    toys.trained(toys.Toy(), tmp_path, settings, steps=4, save=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["2.safetensors", "4.safetensors"]
+    found, wanted = chosen(tmp_path, 0.05), whole.learners[0].powers[0.05].tensors
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5
+
+
 def test_nothing_stored_is_said(tmp_path: Path) -> None:
     with pytest.raises(LdmError, match="holds no averages") as error:
         chosen(tmp_path, 0.1)

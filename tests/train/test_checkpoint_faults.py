@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import pickle
@@ -236,6 +237,24 @@ def test_every_damage_is_found_and_the_one_before_is_used(
         assert "Traceback" not in str(caught.value)
         for left in (old / "state").glob(".elsewhere-*"):
             left.unlink()
+
+
+def test_a_file_that_cannot_be_read_is_damaged_like_others(
+    old: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk with a bad block."""
+    save_state(old, state(2), 2, "")
+    digest, calls = hashlib.file_digest, []
+
+    def failing(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(*given)
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+    assert newest_state(old) == old / "state" / "1"
+    assert os.strerror(errno.EIO) in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,48 @@ def test_a_full_disk_costs_lines_and_previews_and_never_the_run(
     assert "is left out" in caplog.text
 
 
+def test_a_log_that_cannot_be_opened_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with RunFolder(tmp_path) as folder:
+        folder.log({"step": 1})
+    assert "is lost" in caplog.text
+
+
+def test_lines_that_are_cut_off_need_no_room(tmp_path: Path) -> None:
+    """A run that ended because the disk was full must be able to go on in it."""
+    with RunFolder(tmp_path) as folder:
+        fill(folder, range(1, 18))
+    with RunFolder(tmp_path) as folder, file_limit(0):
+        assert folder.resume() is not None
+    assert [record["step"] for record in read_log(folder.log_path)] == list(range(1, 11))
+
+
+def test_lines_in_another_order_are_cut_off_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 9, 2)))
+    trim_log(path, 4)
+    assert [record["step"] for record in read_log(path)] == [1, 2]
+
+
+def test_a_log_goes_on_in_the_file_that_is_left_after_a_resume(tmp_path: Path) -> None:
+    """In one process: what was open is a file that has no name any more."""
+    with RunFolder(tmp_path) as folder:
+        fill(folder, range(1, 13))
+        folder.log({"step": 5})
+        assert folder.resume() is not None
+        fill(folder, range(11, 13))
+    assert [record["step"] for record in read_log(folder.log_path)] == [*range(1, 11), 5, 11, 12]
+
+
+def test_pictures_that_are_not_finite_cost_a_preview_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an fp16 network makes them now and then."""
+    with RunFolder(tmp_path) as folder:
+        assert folder.preview(1, "fixed", torch.full((1, 3, 4, 4), float("nan"))) is None
+    assert "is left out" in caplog.text
+
+
 def test_previews_lie_by_step_and_are_replaced_when_it_is_done_again(tmp_path: Path) -> None:
     pictures = torch.stack([torch.full((3, 4, 6), value) for value in (-1.0, 0.0, 1.0)])
     with RunFolder(tmp_path) as folder:
@@ -276,6 +318,35 @@ def test_a_published_model_replaces_the_one_before_whole(tmp_path: Path) -> None
         folder.publish(writes("three"))
         assert (folder.model / "weights").read_text() == "three"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "model"]
+
+
+def test_a_published_model_stays_until_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes(stage: Path) -> None:
+        stage.mkdir()
+        (stage / "weights").write_text(str(len(seen)))
+
+    seen: list[str] = []
+    replace = os.replace
+
+    def failing(source: Path, goal: Path) -> None:
+        seen.append(Path(goal).name)
+        if len(seen) == 3:
+            raise OSError(5, "Input/output error")
+        replace(source, goal)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with RunFolder(tmp_path) as folder:
+        folder.publish(writes)
+        with pytest.raises(LdmError, match="could not be written"):
+            folder.publish(writes)
+        assert (folder.model / "weights").read_text() == "0"
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "model"]
+        folder.publish(writes)
+    aside = f".tmp-old-model-{os.getpid()}"
+    assert seen == ["model", aside, "model", "model", aside, "model"]
+    assert (folder.model / "weights").read_text() == "4"
 
 
 def test_a_checkpoint_goes_through_the_folder(tmp_path: Path) -> None:

@@ -139,6 +139,26 @@ def test_who_has_just_taken_it_is_named_and_not_the_dead_owner_before(tmp_path: 
         writes.join()
 
 
+def test_a_file_that_was_removed_meanwhile_locks_nobody_out_and_nobody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking it the owner before may have removed it; a lock on a nameless file is none."""
+    flock, calls = fcntl.flock, []
+
+    def late(file: int, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            (tmp_path / NAME).unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Lock(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+        with pytest.raises(LdmError, match="is in use"), Lock(tmp_path):
+            pass
+    assert len(calls) == 3
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     (tmp_path / NAME).symlink_to(tmp_path / "other")

@@ -170,6 +170,13 @@ def test_a_field_that_acts_on_nothing_is_refused(kind: str, changes: dict[str, A
         Optimiser(parameters(), OptimSettings(**{"kind": kind} | changes), 1.0, 9)
 
 
+def test_betas_that_no_optimiser_can_work_with_are_refused() -> None:
+    with pytest.raises(LdmError, match="schedule_free"):
+        Optimiser(parameters(), OptimSettings(kind="schedule_free", betas=(0.0, 0.99)), 1.0, 9)
+    with pytest.raises(ValueError, match="less than 1"):
+        OptimSettings(betas=(0.9, 1.0))
+
+
 def test_another_kind_does_not_go_on_from_this_state(tmp_path: Path) -> None:
     toys.trained(toys.Toy(), tmp_path, toys.optim(), steps=2)
     with pytest.raises(LdmError, match=r"optim\.kind") as error:

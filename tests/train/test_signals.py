@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from train.signals import Stop, Stopped, polled, resume_command
+from train.signals import ECHO, Stop, Stopped, polled, resume_command
 
 ROOT = Path(__file__).parent.parent.parent
 LOOP = """
@@ -30,9 +30,14 @@ with Stop() as stop:
 """
 
 
-def loop(kind: str) -> subprocess.Popen[str]:
+def loop(kind: str, **environment: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, kind], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", LOOP, kind],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -60,6 +65,22 @@ def test_the_second_one_ends_at_once(number: int, status: int) -> None:
     process.communicate(timeout=60)
     assert process.returncode == status
     assert time.monotonic() - began < 5
+
+
+def test_what_a_launcher_passes_on_is_no_second_one() -> None:
+    """A cluster signals all processes of a job, and the launcher among them signals its own once more."""
+    process = loop("never looks", WORLD_SIZE="2")
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    process.stderr.readline()
+    assert "Stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    time.sleep(ECHO)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
 
 
 def test_handlers_are_put_back() -> None:
@@ -138,3 +159,16 @@ def test_the_resume_command_is_the_one_that_was_given() -> None:
     assert resume_command(given) == "ldm train 'my run.yaml' run.steps=5 'task.text={a: 1}'"
     assert resume_command(["python", "-m", "app.cli", "train", "x"]) == "python -m app.cli train x"
     assert resume_command() == shlex.join(sys.orig_argv)
+
+
+def test_under_a_launcher_it_is_the_launchers_command() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "from train.signals import resume_command; print(resume_command())"],
+        cwd=ROOT,
+        env=os.environ | {"TORCHELASTIC_RUN_ID": "none"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    own = Path("/proc/self/cmdline").read_bytes().decode().split("\0")[:-1]
+    assert told.stdout == shlex.join(own) + "\n"

@@ -102,13 +102,16 @@ def test_phases_come_when_they_are_due_and_touch_only_their_own(tmp_path: Path) 
         (toys.Gan, {}, {"kind": "sgd"}),
         (toys.Toy, {"precision": "bf16"}, {"snapshots": [0.05, 0.1]}),
         (toys.Toy, {"precision": "fp16"}, {}),
+        (toys.Gan, {}, {"kind": "schedule_free", "ema": 0.999}),
     ],
-    ids=["gan", "gan-muon-micro", "gan-sgd", "bf16-snapshots", "fp16"],
+    ids=["gan", "gan-muon-micro", "gan-sgd", "bf16-snapshots", "fp16", "gan-schedule-free"],
 )
 def test_a_run_cut_in_two_is_the_same_run(
     task: type[toys.Toy], changes: dict[str, Any], kind: dict[str, Any], tmp_path: Path
 ) -> None:
     """Bit for bit: weights, averages, optimisers, counters; in new objects, as a new process has them."""
+    if kind.get("kind") == "schedule_free":
+        pytest.importorskip("schedulefree", reason="part of the extra `train`")
     settings = toys.optim(warmup=3, **kind)
     whole = toys.trained(task(), tmp_path / "whole", settings, steps=9, **changes).state()
     for cut in (1, 4, 8):
@@ -159,6 +162,24 @@ def test_the_average_is_what_is_looked_at_and_saved(tmp_path: Path) -> None:
     with torch.no_grad():  # and not what the raw weights give
         raw_loss = trainer.task.validate(toys.Draws(0, images[0].places, 4, "validation"), images[0])["loss"].mean()
     assert abs(loss["loss"] - float(raw_loss)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": "schedule_free", "ema": 0.999}], ids=["average", "schedule-free"])
+def test_looking_changes_no_bit(kind: dict[str, Any], tmp_path: Path) -> None:
+    """Validation, previews and saving between the steps, with dropout, which asks whether it is looked at."""
+    if kind:
+        pytest.importorskip("schedulefree", reason="part of the extra `train`")
+    whole = toys.trained(toys.Toy(dropout=0.5), tmp_path / "blind", toys.optim(**kind), steps=5).state()
+
+    def look(trainer: Trainer, step: int) -> None:
+        assert trainer.validate() and trainer.preview(step)
+        trainer.save(tmp_path / f"model-{step}")
+
+    settings, images = toys.run(tmp_path / "seen", steps=5), [toys.batch(torch.arange(4), 4)]
+    task = toys.Toy(dropout=0.5)
+    trainer = Trainer(task, toys.feed(8), settings, toys.optim(**kind), settings.out, images, [Action(1, look)])
+    trainer.fit()
+    assert differences(trainer.state(), whole) == []
 
 
 def test_clipping_bounds_a_step(tmp_path: Path) -> None:

@@ -162,6 +162,46 @@ def test_memory_for_not_even_one_example_is_a_clear_error(tmp_path: Path) -> Non
     assert "run.checkpointing" in error.value.fix
 
 
+def test_memory_for_the_gradients_is_a_clear_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last micro-batch, where a smaller one would not help."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("train.turns.get_total_norm", full)
+    with pytest.raises(LdmError) as error:
+        toys.trained(toys.Toy(), tmp_path, toys.optim())
+    assert error.value.code is Code.RESOURCE
+    assert "sum of gradients" in error.value.what
+
+
+def test_memory_that_runs_out_while_looking_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Validation takes halves of a batch, which give the same figures; a preview is left out."""
+
+    class Hungry(toys.Toy):
+        def validate(self, draws: Any, batch: Batch) -> dict[str, Tensor]:
+            self.sizes.append(len(batch))
+            if len(batch) > 3:
+                raise torch.OutOfMemoryError("no memory")
+            return super().validate(draws, batch)
+
+        def preview(self, seed: int) -> dict[str, Tensor]:
+            raise MemoryError
+
+    def made(task: toys.Toy) -> Trainer:
+        images = [toys.batch(7 * i + torch.arange(7), 14) for i in range(2)]
+        return Trainer(task, toys.feed(8), toys.run(tmp_path), toys.optim(), tmp_path, images)
+
+    hungry = Hungry()
+    trainer = made(hungry)
+    loss, wanted = trainer.validate()["loss"], made(toys.Toy()).validate()["loss"]
+    assert abs(loss / wanted - 1) < 1e-6
+    assert hungry.sizes == [7, 4, 2, 2, 3] * 2
+    assert trainer.preview() == {}
+    assert "previews of step 0 are left out" in caplog.text
+    assert trainer.networks.trained["net"].training
+
+
 def test_another_error_is_not_taken_for_missing_memory(tmp_path: Path) -> None:
     def fault(turn: Turn, batch: Batch) -> float:
         raise RuntimeError("shapes do not fit")

@@ -57,7 +57,9 @@ class Guard(nn.Module):
             self.since.fill_(float(step))
 
     def open(self, step: int) -> bool:
-        return 0 <= float(self.since) <= step
+        """Never before the start, also where it was open in a shorter run that goes on: until then the critic itself
+        rests, and must not pull."""
+        return step >= self.start and 0 <= float(self.since) <= step
 
 
 class Adversary:

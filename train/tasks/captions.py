@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
+from ldm.models.clip import token_rows
 from ldm.models.text_tower import Tower
 from train.draws import Draws
 
@@ -66,9 +67,8 @@ class Captions:
         return self.tower.width
 
     def ids(self, texts: Sequence[str]) -> Tensor:
-        """[n,77] on the CPU: start, text, end, padding."""
-        words = self.tower.vocabulary
-        return torch.tensor([words.wrap([s.id for s in spots[: words.room]]) for spots in words.spots(texts)])
+        """[n,77] on the CPU: start, text, end, padding; the text cleaned as prompts are."""
+        return token_rows(self.tower.vocabulary, texts)
 
     def states(self, texts: Sequence[str]) -> Tensor:
         """[n,77,D] hidden states behind the final norm; equal captions are read once."""

@@ -105,7 +105,7 @@ class Denoising:
     def _bound(self, output: Tensor, variance: Tensor, rows: Rows) -> Tensor:
         predicted = rows.level.clean(output.detach(), rows.x, self.kind)
         posterior = Posterior.at(self.schedule, rows.level.t)
-        return variational_bound(rows.clean, predicted, rows.x, variance, rows.level.t, posterior)
+        return variational_bound(rows.clean, predicted, rows.x, variance, rows.level.t, posterior, rows.mask)
 
     def _times(self, draws: Draws) -> Tensor:
         """[L n] in [0,1): over the whole batch and all its levels, one in each equal part of the times' density."""

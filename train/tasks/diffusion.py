@@ -191,6 +191,8 @@ def _warn_of_another_kind(settings: DiffusionSettings) -> None:
     """Weights of a model with another kind of output start far off: allowed, since it is how models are moved over."""
     if is_new(settings.unet):
         return
-    told = find_model(str(settings.unet)).parent / "scheduler" / "scheduler_config.json"
+    folder = find_model(str(settings.unet))
+    whole = folder if (folder / "unet").is_dir() else folder.parent
+    told = whole / "scheduler" / "scheduler_config.json"
     if told.is_file() and (kind := prediction_of_scheduler(read_json(told))[0]) != settings.noise.kind:
         log.warning("%s predicts %s, and task.noise.kind is %s", settings.unet, kind, settings.noise.kind)

@@ -18,7 +18,7 @@ from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond
 from ldm.models.unet import UNet, guidance_embedding
-from ldm.store.parts import load_parts
+from ldm.store.parts import Parts, load_parts
 from ldm.store.save import save_folder
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
@@ -48,7 +48,7 @@ class DistillTask:
         self.settings, self.setting = settings, setting
         self.parts = load_parts(settings.model)
         refuse_xl(self.parts.unet.config, settings.model)
-        _refuse(settings, self.parts.prediction, self.parts.unet)
+        _refuse(settings, self.parts)
         tokenizer, tower = self.parts.towers[0]
         self.vae = Autoencoder(self.parts.vae)
         self.captions = Captions(tokenizer, tower, trained=False)
@@ -57,6 +57,8 @@ class DistillTask:
         self.kind = self.parts.prediction
         self.denoising = Denoising(self.vae, self.captions, self.schedule, self.kind, Noise())
         self.consistency = settings.method == "consistency"
+        self.points = max(1, len(self.schedule) // settings.skip)  # times of LCM's grid
+        self.skip = len(self.schedule) // self.points  # as its scheduler counts: the number asked for, where that fits
         self.lora: Lora | None = None
         if settings.rank is None:
             self.student: Any = _told(self.parts.unet).train().requires_grad_(True)
@@ -85,7 +87,10 @@ class DistillTask:
 
         A step that was given up, or begun again with less memory, asks a second time: the target knows (`followed`).
         """
-        if self.target is not None and int(self.target.followed) != turn.step:
+        if self.target is None:
+            return
+        self.target.eval()  # the trainer puts all that it saves into training mode, and dropout would blur the aim
+        if int(self.target.followed) != turn.step:
             self.target.followed.fill_(turn.step)
             rate = 1.0 - self.settings.ema
             for slow, fast in zip(self.target.parameters(), self.learner.parameters(), strict=True):
@@ -142,7 +147,7 @@ class DistillTask:
             "_class_name": "LCMScheduler",
             **{k: own[k] for k in kept if k in own},
             "prediction_type": self.kind,
-            "original_inference_steps": len(self.schedule) // self.settings.skip,
+            "original_inference_steps": self.points,
             "clip_sample": False,
             "timestep_spacing": "leading",
         }
@@ -161,12 +166,11 @@ class DistillTask:
     def _consistency(self, draws: Draws, rows: Rows, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Pseudo-Huber distance of f(x_t, t) and f'(x_s, s), x_s one DDIM step of the teacher from t to s = t - skip.
 
-        t is on the grid of LCM's scheduler: skip - 1, 2 skip - 1, ..., T - 1.
+        t is on the grid of LCM's scheduler: skip - 1, 2 skip - 1, ..., up to T - 1.
         """
-        skip = self.settings.skip
-        index = (draws.stratified("time.0") * (len(self.schedule) // skip)).long()
-        level = self.schedule.at((index + 1) * skip - 1)
-        later = self.schedule.at((level.t - skip).clamp(min=0))
+        index = (draws.stratified("time.0") * self.points).long()
+        level = self.schedule.at((index + 1) * self.skip - 1)
+        later = self.schedule.at((level.t - self.skip).clamp(min=0))
         x = level.noisy(rows.clean, rows.noise)
         with torch.no_grad():
             guided = level.clean(self._teacher(x, level, rows.states, scale), x, self.kind)
@@ -220,14 +224,29 @@ def _width(unet: Any) -> int:
     return int(getattr(unet.config, "time_cond_proj_dim", None) or 0)
 
 
-def _refuse(settings: DistillSettings, kind: str, unet: Any) -> None:
+def _refuse(settings: DistillSettings, parts: Parts) -> None:
     """What cannot be distilled, in words."""
-    if settings.method == "consistency" and kind == "flow":
+    unet, consistency = parts.unet, settings.method == "consistency"
+    if consistency and parts.prediction == "flow":
         raise LdmError(
             Code.MODEL,
             f"{settings.model} is a flow",
             "latent consistency is defined on schedules of betas, and LCM's scheduler samples no flow",
             "Set task.method to guidance, or take a model that predicts epsilon or v.",
+        )
+    if consistency and int(unet.config.out_channels) == 2 * int(unet.config.in_channels):
+        raise LdmError(
+            Code.MODEL,
+            f"{settings.model} has learned variances",
+            "latent consistency leads straight to the clean latent, and LCM's scheduler has no use for them",
+            "Set task.method to guidance, or train the model on with task.noise.bound: 0, which leaves them out.",
+        )
+    if consistency and settings.skip > (steps := len(Schedule.of(parts.scheduler))):
+        raise LdmError(
+            Code.USAGE,
+            f"task.skip={settings.skip} is too large",
+            f"the model has {steps} times, and skip is the distance between two of them",
+            "Use 20, as LCM does.",
         )
     if int(unet.config.in_channels) == 9:
         raise LdmError(

@@ -141,7 +141,7 @@ class DistillSettings(Strict):
     method: Literal["guidance", "consistency"] = "consistency"
     rank: int | None = Field(None, gt=0)  # the student is a LoRA of this rank; None: a whole U-Net
     guidance: tuple[float, float] = (2.0, 8.0)  # the range of scales that the teacher runs at
-    skip: int = Field(20, gt=0)  # consistency: the teacher's solver steps over this many times
+    skip: int = Field(20, gt=0)  # consistency: the teacher's solver steps over this many times, or the next that fits
     huber: float = Field(1e-3, gt=0)
     ema: float = Field(0.95, ge=0, lt=1)  # of the target network
 

@@ -37,9 +37,12 @@ class Applied:
 
     def __str__(self) -> str:
         weight = f"{self.weight:g}" + ("" if self.text_weight == self.weight else f" (text {self.text_weight:g})")
+        share = 100 * self.relative
+        percent = f"{share:.2g}" if share < 99.5 else f"{share:.0f}"
+        layers = f"{self.layers} layer{'' if self.layers == 1 else 's'}"
         return (
-            f"{self.name}: {self.tensors} of {self.total} tensors applied to {self.layers} layers at weight {weight}, "
-            f"norm {self.norm:.3g} ({100 * self.relative:.2g} % of the touched weights)"
+            f"{self.name}: {self.tensors} of {self.total} tensors applied to {layers} at weight {weight}, "
+            f"norm {self.norm:.3g} ({percent} % of the touched weights)"
         )
 
 

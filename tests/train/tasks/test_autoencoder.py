@@ -269,6 +269,10 @@ def test_the_guard_opens_late_and_only_when_the_error_is_small() -> None:
     assert not guard.wants(220 + steps)
     guard.average.fill_(1.0)
     assert guard.open(10_000)  # once in, it stays
+    longer = Guard(start=400, bound=0.1)
+    longer.load_state_dict(guard.state_dict())
+    assert not longer.open(399)  # the phase of the critic is not due yet: a pull would be of one that learns nothing
+    assert longer.open(400)
 
 
 def test_until_the_guard_opens_the_critic_neither_learns_nor_speaks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import shutil
@@ -241,6 +242,17 @@ def test_what_cannot_be_written_is_refused_at_the_start(tmp_path: Path, changes:
     parts = {k: v for k, v in changes.items() if k.endswith("_cfg")}
     with pytest.raises(LdmError, match=words):
         make(tmp_path, parts, **{k: v for k, v in changes.items() if k not in parts})
+
+
+def test_a_tokenizer_that_names_no_length_takes_that_of_the_architecture(tmp_path: Path) -> None:
+    task = make(tmp_path)
+    task.about.tokenizer.save_pretrained(tmp_path / "words")
+    told = json.loads((tmp_path / "words" / "tokenizer_config.json").read_text())
+    for length, wanted in ((None, 12), (9, 9)):
+        told["model_max_length"] = length
+        kept = {k: v for k, v in told.items() if v is not None}
+        (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(kept))
+        assert make(tmp_path, tokenizer=tmp_path / "words").model.context_length == wanted
 
 
 def test_a_checkpoint_of_other_captions_is_refused(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from torch import Tensor
 
 from ldm.errors import LdmError
+from ldm.models.text import TextEncoder
 from pipelines.pipeline import Pipeline
 from pipelines.request import Request
 from tests import components
-from tests.train.tasks.making import apart, batch, descend, gradients, setting, turn
+from tests.train.tasks.making import WORDS, apart, batch, descend, gradients, setting, turn
 from train.draws import Draws
 from train.task import Task
 from train.tasks.diffusion import DiffusionTask
@@ -259,7 +260,8 @@ def test_offset_noise_is_part_of_what_is_asked_for(tiny_sd1: Path) -> None:
 
 
 def test_validation_is_steady_and_previews_begin_alike(tiny_sd1: Path) -> None:
-    task, whole = made(tiny_sd1), batch()
+    few = replace(setting(), captions=lambda: iter(WORDS[:2]))
+    task, whole = DiffusionTask(settings(tiny_sd1), few), batch()
     a, b = (task.validate(Draws(0, whole.places, 4, "validation"), whole) for _ in range(2))
     assert set(a) == {"loss", "loss.low_noise", "loss.high_noise"}
     assert all(torch.equal(a[k], b[k]) and a[k].shape == (4,) for k in a)
@@ -272,7 +274,7 @@ def test_validation_is_steady_and_previews_begin_alike(tiny_sd1: Path) -> None:
 
 
 def test_a_broken_network_still_previews(tiny_sd1: Path) -> None:
-    task = made(tiny_sd1)
+    task = DiffusionTask(settings(tiny_sd1), replace(setting(), captions=lambda: iter(WORDS[:1])))
     with torch.no_grad():
         task.unet.conv_out.weight.mul_(1e6)
     assert bool(torch.isfinite(task.preview(0)["pictures"]).all())
@@ -321,6 +323,25 @@ def test_a_sample_s_loss_does_not_know_its_neighbours(tiny_sd1: Path) -> None:
     assert len({round(v, 6) for v in each}) == 6
 
 
+@pytest.mark.parametrize("text", ["", "a dog &amp; a cat", "caf\u00c3\u00a9 <|endoftext|> the dog"])
+def test_a_caption_is_read_as_the_prompt_of_a_picture(text: str, tiny_sd1: Path) -> None:
+    """Also the dropped one: what guidance subtracts is what training has shown."""
+    captions = made(tiny_sd1).captions
+    told = TextEncoder([captions.tower]).encode(text).text
+    assert (captions.states([text]) - told).abs().max() < 1e-5
+    if not text:
+        assert (captions.empty(1) - told).abs().max() < 1e-5
+
+
+def test_weights_of_another_kind_are_warned_of(tiny_sd1: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for unet in (tiny_sd1, tiny_sd1 / "unet"):
+        caplog.clear()
+        made(tiny_sd1, unet=unet, noise=Noise(kind="epsilon"))
+        assert not caplog.messages
+        made(tiny_sd1, unet=unet, noise=Noise(kind="v_prediction"))
+        assert [m for m in caplog.messages if "predicts epsilon" in m and str(unet) in m]
+
+
 def test_words_beyond_the_window_are_cut(tiny_sd1: Path) -> None:
     task = made(tiny_sd1)
     states: Tensor = task.captions.states(["a red circle " * 60])
@@ -328,13 +349,18 @@ def test_words_beyond_the_window_are_cut(tiny_sd1: Path) -> None:
 
 
 def test_a_mask_of_the_data_set_says_what_counts(tiny_sd1: Path) -> None:
-    task, whole = made(tiny_sd1, noise=Noise(kind="epsilon")), batch()
+    task, whole = made(tiny_sd1, noise=Noise(kind="epsilon", bound=1e-3)), batch()
     mask = torch.zeros(4, 1, 16, 16)
     mask[..., :8] = 1.0
     rows = task.denoising.rows(Draws(0, whole.places, 4), replace(whole, extra={"mask": mask}))
     right = torch.cat([rows.noise[..., :4], rows.noise[..., 4:] + 9.0], dim=3)
     assert task.denoising.losses(right, rows)[0].abs().max() < 1e-9
     assert task.denoising.losses(right, replace(rows, mask=None))[0].min() > 1
+    plain = torch.zeros_like(rows.noise)
+    wide = torch.cat([plain[..., :4], plain[..., 4:] + 1.0], dim=3)  # variances differ where nothing counts
+    a, b = (task.denoising.losses(torch.cat([right, v], dim=1), rows)[1]["bound"] for v in (plain, wide))
+    assert float(a.abs().max()) > 0
+    assert (a - b).abs().max() < 1e-6 * float(a.abs().max())
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(architectures: dict[str, Path], tiny_sd1: Path) -> None:
