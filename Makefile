@@ -32,7 +32,8 @@ torture: $(VENV)/.installed-dev
 scenes scenes-vq: $(VENV)/.installed
 	$(BIN)/ldm train autoencoder/$@ run.out=runs/$@/autoencoder
 	$(BIN)/ldm train clip/scenes run.out=runs/$@/clip
-	$(BIN)/ldm train diffusion/scenes run.out=runs/$@/diffusion task.vae=runs/$@/autoencoder/model task.text=runs/$@/clip/model
+	$(BIN)/ldm train diffusion/scenes run.out=runs/$@/diffusion run.cache=runs/$@/cache \
+	  task.vae=runs/$@/autoencoder/model task.text=runs/$@/clip/model
 	$(BIN)/ldm train controlnet/scenes run.out=runs/$@/controlnet task.model=runs/$@/diffusion/model
 	$(BIN)/ldm train decoder/scenes run.out=runs/$@/decoder task.vae=runs/$@/autoencoder/model
 	$(BIN)/python -m train.scenes_report --model runs/$@/diffusion/model --controlnet runs/$@/controlnet/model \

@@ -70,7 +70,9 @@ class Demo:
         return Section(title, text)
 
     def prompts(self) -> Section:
-        section = self._section("Prompts", "Text to image. Each picture's recipe is inside its PNG: try ldm verify on one.")
+        section = self._section(
+            "Prompts", "Text to image. Each picture's recipe is inside its PNG: try ldm verify on one."
+        )
         for prompt, seed in PROMPTS:
             self._add(section, self._run(Request(prompt=prompt, seed=seed)), prompt)
         return section
@@ -135,19 +137,24 @@ class Demo:
 
     def mixed(self) -> Section:
         section = self._section("Any mix", "The same loop with several of these at once.")
-        edges = from_rgb(outline(make_scene("circle", "red", size="big", position="right")).astype(np.float32))
-        scene = from_rgb(draw(make_scene("square", "blue", position="left", background="white")))
+        edges = from_rgb(outline(make_scene("circle", "red", size="small", position="right")).astype(np.float32))
+        scene = from_rgb(draw(make_scene("square", "blue", size="small", position="left", background="white")))
         hole = np.zeros((*scene.pixels.shape[:2], 3), np.float32)
-        hole[:, 14:] = 1
+        hole[:, 16:] = 1
         use = ControlUse(model="edges", image=edges)
         guidance = GuidanceUse(scale=4.0, rescale=0.5, interval=(0.0, 0.8))
         request = Request(
-            prompt="a blue square and a red circle", negative="green", image=scene, mask=from_rgb(hole), strength=1.0,
-            controls=(use,), guidance=guidance, solver="dpm++ 2m", spacing="karras", seed=7,
+            prompt="a red circle on the right on a white background", negative="green", image=scene, strength=1.0,
+            mask=from_rgb(hole), controls=(use,), guidance=guidance, solver="dpm++ 2m", spacing="karras", seed=2,
         )  # fmt: skip
-        self._add(section, self._run(request), "mask + control + negative prompt + limited, rescaled guidance")
-        large = Request(prompt="a red ring", hires=HiresUse(scale=2.0, strength=0.4), seed=2)
-        self._add(section, self._run(large), "two passes, 64 pixels")
+        self._keep(section, scene.pixels, "the picture; its right half is painted")
+        self._keep(section, edges.pixels, "drawn outlines")
+        how = "mask + control + negative prompt + limited, rescaled guidance"
+        self._add(section, self._run(request), f"{request.prompt}: {how}")
+        large = Request(
+            prompt="a big yellow circle on a blue background", hires=HiresUse(scale=2.0, strength=0.3), seed=1
+        )
+        self._add(section, self._run(large), f"{large.prompt}: two passes, 64 pixels")
         return section
 
     def _run(self, request: Request) -> list[Result]:

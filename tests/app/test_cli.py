@@ -174,7 +174,7 @@ def test_two_quick_interrupts_still_end_with_our_status() -> None:
 import os, signal, app.cli, app.errors
 def twice(argv):
     os.kill(os.getpid(), signal.SIGINT)
-def again(argv):
+def again(argv, status):
     os.kill(os.getpid(), signal.SIGINT)
     return 130
 app.cli.load, app.errors.stopped = twice, again

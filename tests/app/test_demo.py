@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
+
+import pytest
 
 from app.demo import make
 from pipelines.recipe import read_recipe
 
 
 def test_the_demonstration_shows_every_mode_and_overwrites_nothing(tmp_path: Path) -> None:
-    index = make(tmp_path / "demo")
+    told: list[str] = []
+    index = make(tmp_path / "demo", told.append)
     page = index.read_text("utf-8")
     shown = re.findall(r"src='([^']+)'", page)
     assert len(shown) >= 25
@@ -20,3 +24,18 @@ def test_the_demonstration_shows_every_mode_and_overwrites_nothing(tmp_path: Pat
     made = [name for name in shown if "seed" in name]
     assert all(read_recipe(index.parent / name).pixels for name in made)
     assert "http" not in page
+    assert str(index.parent) in told[0]  # what is going to happen
+    assert all(any(name in line for line in told) for name in made)
+    mixed = page.partition("Any mix")[2]
+    captions = re.findall(r"<figcaption>([^<]+)", mixed)
+    prompts = [read_recipe(index.parent / name).prompt for name in made if name in mixed]
+    assert len(prompts) == 2 and all(any(prompt in caption for caption in captions) for prompt in prompts)
+
+
+def test_the_lines_of_python_in_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    block = text.partition("From Python:\n\n")[2].partition("\nA run is")[0]
+    names: dict[str, list[object]] = {}
+    exec(compile(textwrap.dedent(block), "README.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines() == ["3 (32, 32, 3) 25", "4 (32, 32, 3) 25"]
+    assert len(names["pictures"]) == 1 and names["rough"] is not None

@@ -122,6 +122,10 @@ def test_an_embedding_is_inspected(ldm: Ldm, tmp_path: Path) -> None:
     save_file({"<mine>": torch.ones(2, 768)}, tmp_path / "mine.safetensors")
     told = ldm("adapter", "inspect", "mine.safetensors", "--json").json
     assert (told["kind"], told["token"]) == ("textual inversion", "<mine>")
+    assert "2 vectors of width 768" in told["vectors"].values()
+    save_file({"<one>": torch.ones(1, 768)}, tmp_path / "one.safetensors")
+    one = ldm("adapter", "inspect", "one.safetensors", "--json").json
+    assert "1 vector of width 768" in one["vectors"].values()
 
 
 def test_what_is_no_adapter_is_refused(ldm: Ldm, tmp_path: Path) -> None:

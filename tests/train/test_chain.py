@@ -21,7 +21,11 @@ def trained(part: str, root: Path) -> Path:
     """The result of a few steps of a shipped run file, its paths moved from runs/scenes to `root`."""
     small = ["run.steps=3", "run.batch=8", "run.save=3", "run.preview=0", "run.evaluate=0", "optim.warmup=0"]
     moved = {
-        "diffusion": [f"task.vae={root}/autoencoder/model", f"task.text={root}/clip/model"],
+        "diffusion": [
+            f"task.vae={root}/autoencoder/model",
+            f"task.text={root}/clip/model",
+            f"run.cache={root}/cache",
+        ],
         "controlnet": [f"task.model={root}/diffusion/model"],
         "decoder": [f"task.vae={root}/autoencoder/model"],
     }

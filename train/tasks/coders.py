@@ -19,7 +19,7 @@ from train.task import Setting, Turn
 from train.tasks.codebook import Watch, flat, nearest
 from train.tasks.folding import with_outer
 from train.tasks.latents import moments
-from train.tasks.parts import is_new, new_network, read_architecture
+from train.tasks.parts import is_new, new_network, owned, read_architecture
 from train.tasks.settings import AutoencoderSettings
 
 
@@ -139,14 +139,6 @@ def open_coder(settings: AutoencoderSettings, setting: Setting) -> Coder:
             "Use norm_type: group and lookup_from_codebook: false.",
         )
     return CodeCoder(vae, settings, is_new(settings.vae), setting.steps)
-
-
-def owned(network: Any) -> Any:
-    """The same network with weights of its own, to be trained: those of a file are views of it."""
-    for p in network.parameters():
-        p.data = p.data.clone()
-        p.requires_grad_(True)
-    return network.train()
 
 
 def _check_size(vae: Any, size: int, where: str) -> None:

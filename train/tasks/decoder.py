@@ -25,9 +25,8 @@ from train.task import Figures, Phase, Setting, Turn
 from train.tasks import errors
 from train.tasks.adversary import EXCEPTION, Adversary
 from train.tasks.autoencoder import SHOWN, side_by_side
-from train.tasks.coders import owned
 from train.tasks.latents import drawn, moments, picture
-from train.tasks.parts import frozen, is_new, open_vae, read_architecture, save_network, seeded
+from train.tasks.parts import frozen, is_new, open_vae, owned, read_architecture, save_network, seeded
 from train.tasks.settings import DecoderSettings
 
 _WIDEST, _NARROWEST = 64, 16
