@@ -152,7 +152,7 @@ class Demo:
         how = "mask + control + negative prompt + limited, rescaled guidance"
         self._add(section, self._run(request), f"{request.prompt}: {how}")
         large = Request(
-            prompt="a big yellow circle on a blue background", hires=HiresUse(scale=2.0, strength=0.3), seed=1
+            prompt="a big yellow circle on a blue background", hires=HiresUse(scale=2.0, strength=0.3), seed=0
         )
         self._add(section, self._run(large), f"{large.prompt}: two passes, 64 pixels")
         return section
