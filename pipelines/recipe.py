@@ -277,8 +277,9 @@ def processor_class() -> str:
 
 
 def file_name(path: str) -> str:
-    """The last part of a path of any system."""
-    return PureWindowsPath(PurePosixPath(path).name).name
+    """The last part of a path of any system; once more gives the same ("a:b:" holds a drive behind a drive)."""
+    name = PureWindowsPath(PurePosixPath(path).name).name
+    return name if name == path else file_name(name)
 
 
 def printable(text: str) -> str:

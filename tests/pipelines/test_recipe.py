@@ -25,6 +25,7 @@ from pipelines.recipe import (
     Recipe,
     Source,
     chunks,
+    file_name,
     pixel_hash,
     read_recipe,
     recipe_of,
@@ -97,6 +98,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
         ),
         notes=tuple(draw(st.lists(words, max_size=2))),
     )
+
+
+@pytest.mark.parametrize("path", ["A:A:", "a/b:c:d:", "C:\\models\\x.safetensors", "x/y", "A:", "plain"])
+def test_the_name_of_a_file_is_its_own_name(path: str) -> None:
+    assert file_name(file_name(path)) == file_name(path)
+    assert not set("/\\") & set(file_name(path))
 
 
 @settings(max_examples=500, deadline=None)

@@ -40,8 +40,6 @@ def move(optimiser: Optimiser, first: int, last: int) -> None:
 
 
 def settings(kind: str, **changes: Any) -> OptimSettings:
-    if kind == "schedule_free":
-        pytest.importorskip("schedulefree", reason="part of the extra `train`")
     return OptimSettings(**({"kind": kind, "lr": 0.01, "weight_decay": 0.1, "warmup": 2} | changes))
 
 
@@ -89,7 +87,8 @@ def test_adamw_is_that_of_torch() -> None:
 
 def test_schedule_free_answers_with_its_own_average(tmp_path: Path) -> None:
     """What the library gives in `eval` mode is put in for looking and saving, and the training weights come back."""
-    library = pytest.importorskip("schedulefree", reason="part of the extra `train`")
+    import schedulefree as library
+
     ours = Optimiser(parameters(), settings("schedule_free", warmup=0), 1.0, 9)
     theirs = parameters()
     groups = [

@@ -229,7 +229,6 @@ def test_trackers_are_told_by_name(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_what_the_log_gets(pictures: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with opened(settings(pictures, tmp_path, "run.trackers=[tensorboard]")) as run:

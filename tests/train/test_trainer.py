@@ -110,8 +110,6 @@ def test_a_run_cut_in_two_is_the_same_run(
     task: type[toys.Toy], changes: dict[str, Any], kind: dict[str, Any], tmp_path: Path
 ) -> None:
     """Bit for bit: weights, averages, optimisers, counters; in new objects, as a new process has them."""
-    if kind.get("kind") == "schedule_free":
-        pytest.importorskip("schedulefree", reason="part of the extra `train`")
     settings = toys.optim(warmup=3, **kind)
     whole = toys.trained(task(), tmp_path / "whole", settings, steps=9, **changes).state()
     for cut in (1, 4, 8):
@@ -167,8 +165,6 @@ def test_the_average_is_what_is_looked_at_and_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [{}, {"kind": "schedule_free", "ema": 0.999}], ids=["average", "schedule-free"])
 def test_looking_changes_no_bit(kind: dict[str, Any], tmp_path: Path) -> None:
     """Validation, previews and saving between the steps, with dropout, which asks whether it is looked at."""
-    if kind:
-        pytest.importorskip("schedulefree", reason="part of the extra `train`")
     whole = toys.trained(toys.Toy(dropout=0.5), tmp_path / "blind", toys.optim(**kind), steps=5).state()
 
     def look(trainer: Trainer, step: int) -> None:
