@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +37,13 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
         return error
     if isinstance(error, UsageError):
         return _usage(error)
+    if isinstance(error, UnicodeEncodeError) and any(_broken(word) for word in argv):
+        return LdmError(
+            Code.USAGE,
+            f"{printable(next(word for word in argv if _broken(word)))[:80]!r} holds broken characters.",
+            "A lone half of a character pair has no bytes, so no file can have that name.",
+            "Type the word again.",
+        )
     if isinstance(error, OSError) and (found := _system(error)):
         return found
     if _out_of_memory(error):
@@ -64,6 +72,15 @@ def stopped(argv: Sequence[str], status: int = INTERRUPTED) -> int:
     else:
         typer.echo(NOTHING_YET if making else "stopped", err=True)
     return status
+
+
+def _broken(word: str) -> bool:
+    """Whether the system has no bytes for this text."""
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """Pictures that cannot be read: each is named once and left out, and too many of them stop the run.
 
 The rate is judged as it is found out. Over n pictures tried, more than n/10 bad ones may be chance while n is small, so
-the run stops when the excess is beyond three standard deviations of a set with exactly a tenth bad, or certain.
+the run stops when the excess is beyond four standard deviations of a set with exactly a tenth bad, or certain.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Quarantine:
 
     def _judge(self) -> None:
         bad, tried, total = len(self.failed), int(self._tried.sum()), len(self._tried)
-        chance = 3 * math.sqrt(tried * LIMIT * (1 - LIMIT)) if tried < total else 0.0
+        chance = 4 * math.sqrt(tried * LIMIT * (1 - LIMIT)) if tried < total else 0.0
         if bad <= LIMIT * total and bad <= LIMIT * tried + chance:
             return
         first = "; ".join(list(self.failed.values())[:SHOWN])

@@ -193,3 +193,9 @@ def type_lines(ldm: Ldm, model: Path, control: Path, folder: Path, seed: int, co
         assert "Traceback" not in shown, argv
         assert done.status == 0 or "fix" in shown or "verdict" in shown, (argv, shown)
         assert "\x1b[2J" not in shown, argv
+
+
+def test_a_folder_whose_name_has_no_bytes_is_refused_in_words(ldm: Ldm, tiny_sd1: Path) -> None:
+    done = ldm("generate", "a", "--exact", "--out", "\ud800", "--steps", "2", "--model", tiny_sd1)
+    assert done.status == Code.USAGE
+    assert "broken characters" in done.err
