@@ -35,19 +35,7 @@ VAE = {
     "norm_num_groups": 8,
     "mid_block_add_attention": False,
 }
-VQ = {
-    "_class_name": "VQModel",
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "block_out_channels": [32, 64],
-    "layers_per_block": 1,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "norm_num_groups": 8,
-    "num_vq_embeddings": 256,
-    "mid_block_add_attention": False,
-}
+VQ = {**VAE, "_class_name": "VQModel", "num_vq_embeddings": 256}
 UNET = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 16,

@@ -10,18 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from train.machine import processor
+
 
 def machine() -> dict[str, str | int]:
     """Processor, cores, versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "processor": cpu,
+        "processor": processor(),
         "cores": os.cpu_count() or 1,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "transformers")},

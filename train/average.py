@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
 from ldm.store.weights import load_weights
-from ldm.store.write import staged, write_weights
-from train.disk import remove
+from ldm.store.write import remove, staged, write_weights
 
 FOLDER = "averages"
 WIDEST = 0.288  # the standard deviation of a flat profile on [0,1] is 1 / sqrt(12)

@@ -30,8 +30,8 @@ from ldm.errors import Code, LdmError
 from ldm.store.header import printable, read_header
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
-from ldm.store.write import write_weights
-from train.disk import check_owner, discard, put, remove, sweep, sync
+from ldm.store.write import remove, sync, write_weights
+from train.disk import check_owner, discard, put, sweep
 
 log = logging.getLogger("train.checkpoint")
 FORMAT = "ldm-state-1"

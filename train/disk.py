@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from ldm.errors import Code, LdmError
-
-
-def sync(path: Path) -> None:
-    """What was written to a file, or which names a folder has, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from ldm.store.write import remove, sync
 
 
 def put(stage: Path, goal: Path) -> None:
@@ -44,13 +35,6 @@ def discard(path: Path) -> None:
     remove(aside)
     path.replace(aside)
     remove(aside)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def sweep(run_folder: Path, alone: bool = False) -> None:

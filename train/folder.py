@@ -28,8 +28,9 @@ from ldm.config import dump, loads
 from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
 from ldm.images.picture import from_tensor
+from ldm.store.write import remove, sync
 from train.checkpoint import FULL, State, check_fits, newest_state, read_manifest, read_state, save_state
-from train.disk import check_owner, put, remove, sweep, sync
+from train.disk import check_owner, put, sweep
 from train.lock import NAME as LOCK
 from train.lock import Lock
 

@@ -18,17 +18,22 @@ LIMITS = (  # memory of a container: its limit, and what it holds
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, device, threads and versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text("utf-8", "replace").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    told: dict[str, Any] = {"processor": cpu, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+    told: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
     if device.type == "cuda":
         told["device"] = torch.cuda.get_device_name(device)
     elif device.type != "cpu":
         told["device"] = device.type
     return told | {"python": platform.python_version(), "torch": torch.__version__, "ldm": _version()}
+
+
+def processor() -> str:
+    """Its maker's name for it, where the system tells."""
+    told = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return told
+    lines = info.read_text("utf-8", "replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), told)
 
 
 def free_memory(device: torch.device) -> int:

@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def evaluate(folder: Path, report: Path, sheet: Path | None = None, count: int =
     report.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     log.info("%s", json.dumps(result, indent=2))
     if sheet is not None:
-        save_sheet(sheet, [*pictures[:96], *_beside([outline(s) for s in hinted[:24]], along[:24])])
+        save_sheet(sheet, [*pictures[:96], *beside([outline(s) for s in hinted[:24]], along[:24])])
     return result
 
 
@@ -73,8 +74,8 @@ def pictures_of(pipeline: Any, prompts: list[str], hints: list[np.ndarray] | Non
     return result
 
 
-def accuracy(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
-    """The share of pictures that show each told attribute, and of those that show all of them."""
+def tally(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> dict[str, tuple[int, int]]:
+    """For each attribute that captions tell, and for all of one together: how many pictures show it, of how many."""
     told: Counter[str] = Counter()
     shown: Counter[str] = Counter()
     for picture, scene in zip(pictures, scenes, strict=True):
@@ -82,7 +83,12 @@ def accuracy(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float
         verdict["all"] = all(verdict.values())
         told.update(verdict.keys())
         shown.update(name for name, right in verdict.items() if right)
-    return {name: round(shown[name] / told[name], 4) for name in sorted(told)}
+    return {name: (shown[name], told[name]) for name in sorted(told)}
+
+
+def accuracy(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> dict[str, float]:
+    """The share of pictures that show each told attribute, and of those that show all of them."""
+    return {name: round(right / count, 4) for name, (right, count) in tally(pictures, scenes).items()}
 
 
 def along_edges(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
@@ -105,7 +111,7 @@ def psnr(pipeline: Any, scenes: list[Scene]) -> float:
     return float((-10 * error.log10()).mean())
 
 
-def save_sheet(path: Path, pictures: list[np.ndarray], columns: int = 12, zoom: int = 3) -> None:
+def save_sheet(path: Path, pictures: Sequence[np.ndarray], columns: int = 12, zoom: int = 3) -> None:
     """The pictures in rows, enlarged without smoothing."""
     side = max(p.shape[0] for p in pictures) + 2
     sheet = np.full((-(-len(pictures) // columns) * side, columns * side, 3), 0.8)
@@ -117,5 +123,6 @@ def save_sheet(path: Path, pictures: list[np.ndarray], columns: int = 12, zoom: 
     Image.fromarray(big).save(path)
 
 
-def _beside(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
+def beside(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One of the left, one of the right, and so on."""
     return [picture for pair in zip(left, right, strict=True) for picture in pair]

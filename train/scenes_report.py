@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import platform
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,13 +26,13 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from ldm.data.held_out import Split, pair_is_held_out
-from ldm.data.scenes import Scene, caption, draw, matches, outline, read, sample_scene
-from ldm.images import from_rgb, from_tensor, save_image
+from ldm.data.scenes import Scene, caption, draw, outline, sample_scene
+from ldm.images import from_tensor
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond, Control
 from ldm.models.unet import UNet
 from ldm.store.parts import load_controlnet, load_parts
-from train.scenes_check import along_edges
+from train.scenes_check import along_edges, beside, save_sheet, tally
 from train.tasks.captions import Captions
 from train.tasks.latents import moments
 from train.tasks.sampling import Look, pictures, start_noise
@@ -92,18 +91,10 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def shares(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> Shares:
     """For each attribute that captions tell: the share of pictures that show it, its interval, and the count."""
-    told: Counter[str] = Counter()
-    shown: Counter[str] = Counter()
-    for picture, scene in zip(pictures, scenes, strict=True):
-        verdict = matches(read(picture), scene)
-        verdict["all"] = all(verdict.values())
-        told.update(verdict.keys())
-        shown.update(name for name, right in verdict.items() if right)
     result: Shares = {}
-    for name in sorted(told):
-        low, high = wilson(shown[name], told[name])
-        share = shown[name] / told[name]
-        result[name] = {"share": round(share, 4), "low": round(low, 4), "high": round(high, 4), "count": told[name]}
+    for name, (right, count) in tally(pictures, scenes).items():
+        low, high = wilson(right, count)
+        result[name] = {"share": round(right / count, 4), "low": round(low, 4), "high": round(high, 4), "count": count}
     return result
 
 
@@ -149,18 +140,9 @@ def along_hints(model: Model, folder: Path, count: int) -> tuple[dict[str, Any],
     hints = [outline(scene) for scene in scenes]
     made = model.pictures(["a picture"] * count, hints, load_controlnet(folder))
     shuffled = along_edges(made, scenes[1:] + scenes[:1])
-    pairs = [picture for pair in zip(hints[:24], made[:24], strict=True) for picture in pair]
-    return {"hints": along_edges(made, scenes), "shuffled_hints": shuffled, "count": count}, pairs
-
-
-def sheet(path: Path, pictures: Sequence[np.ndarray], columns: int = 12, zoom: int = 3) -> None:
-    """The pictures in rows, enlarged without smoothing."""
-    side = max(p.shape[0] for p in pictures) + 2
-    whole = np.full((-(-len(pictures) // columns) * side, columns * side, 3), 0.8)
-    for index, picture in enumerate(pictures):
-        top, left = index // columns * side + 1, index % columns * side + 1
-        whole[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    save_image(from_rgb(whole.repeat(zoom, 0).repeat(zoom, 1)), path)
+    return {"hints": along_edges(made, scenes), "shuffled_hints": shuffled, "count": count}, beside(
+        hints[:24], made[:24]
+    )
 
 
 def report(
@@ -188,8 +170,8 @@ def report(
     about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     result["machine"] = about
     out.mkdir(parents=True)
-    for name, pictures_of_it in sheets.items():
-        sheet(out / name, pictures_of_it)
+    for name, shown in sheets.items():
+        save_sheet(out / name, shown)
     (out / "report.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     (out / "index.html").write_text(page(result), "utf-8")
     return result

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm.diffusion.level import Kind, Level
 from ldm.diffusion.loss import Weighting, denoising_loss
 from train.muon import Muon
+from train.tasks.controlnet import copy_matching
 
 log = logging.getLogger("train.scenes")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "models"
@@ -201,7 +202,7 @@ def train_control(
     """An edge ControlNet on the frozen U-Net (Zhang et al. 2023); half of the captions are empty."""
     model.requires_grad_(False)
     control = ControlNetModel.from_config(config("controlnet"))
-    _copy_matching(model.unet, control)
+    copy_matching(model.unet, control)
     empty, noiser = _empty(model.text.config.vocab_size), Noiser()
     for _, update in steps(plan, control, "control"):
         index = torch.randint(len(latents), (plan.batch,), generator=generator)
@@ -226,15 +227,6 @@ def varied(hint: Tensor, generator: torch.Generator) -> Tensor:
     hint = torch.where(chance < 0.33, thick, torch.where(chance < 0.66, gaps, hint))
     aside = torch.rand(len(hint), 1, 1, generator=generator)
     return torch.where(aside < 0.15, hint.roll(1, 1), torch.where(aside < 0.3, hint.roll(1, 2), hint))
-
-
-@torch.no_grad()
-def _copy_matching(source: nn.Module, target: nn.Module) -> None:
-    """A ControlNet starts as a copy of the U-Net's down path, where it has the same layers."""
-    known = dict(source.named_parameters())
-    for name, parameter in target.named_parameters():
-        if name in known and known[name].shape == parameter.shape and "controlnet" not in name:
-            parameter.copy_(known[name])
 
 
 def config(name: str) -> dict[str, Any]:

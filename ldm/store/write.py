@@ -49,19 +49,19 @@ def staged(goal: Path) -> Iterator[Path]:
     stage = goal.with_name(f".{goal.name}.tmp-{os.getpid()}")
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
-        _remove(stage)
+        remove(stage)
         yield stage
         for path in [*sorted(stage.rglob("*")), stage] if stage.is_dir() else [stage]:
-            _sync(path)
+            sync(path)
         if os.path.lexists(goal):  # somebody else was faster
             raise _exists(goal)
         stage.rename(goal)
-        _sync(goal.parent)
+        sync(goal.parent)
     except OSError as error:
         raise _unwritten(goal, error) from error
     finally:
         with contextlib.suppress(OSError):  # where nothing could be written there is nothing to remove
-            _remove(stage)
+            remove(stage)
 
 
 def _exists(goal: Path) -> LdmError:
@@ -81,14 +81,16 @@ def _unwritten(goal: Path, error: OSError) -> LdmError:
     return LdmError(Code.RESOURCE if full else Code.FILE, f"{goal} could not be written.", why, fix)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """A file, a link or a whole folder; fine where there is nothing."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file, or which names a folder has, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -19,16 +19,6 @@ from pipelines.request import ControlUse, HiresUse, Request, TileUse
 BASE: dict[str, Any] = {"prompt": "a red square", "steps": 3, "seed": 1}
 
 
-@pytest.fixture(scope="module")
-def four(tiny_sd1: Path) -> Pipeline:
-    return Pipeline.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def nine(tiny_inpaint9: Path) -> Pipeline:
-    return Pipeline.load(tiny_inpaint9, device="cpu")
-
-
 def picture(width: int = 40, height: int = 24, depth: type = np.uint8, alpha: bool = False) -> Picture:
     rng = np.random.default_rng(3)
     top = np.iinfo(depth).max + 1

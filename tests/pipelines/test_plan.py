@@ -37,16 +37,6 @@ def mask(value: int = 255) -> Picture:
 
 
 @pytest.fixture(scope="module")
-def four(tiny_sd1: Path) -> Pipeline:
-    return Pipeline.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def nine(tiny_inpaint9: Path) -> Pipeline:
-    return Pipeline.load(tiny_inpaint9, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def xl(tiny_xl: Path) -> Pipeline:
     return Pipeline.load(tiny_xl, device="cpu")
 
