@@ -126,6 +126,17 @@ def _train(
         bool, typer.Option("--dry-run", help="Memory, disk and time it will take; nothing is written.")
     ] = False,
     report: Annotated[bool, typer.Option("--report", help="Only write report.html of the run folder anew.")] = False,
+    average: Annotated[
+        float | None,
+        typer.Option(
+            "--average",
+            metavar="WIDTH",
+            help="Only write the model with an average of this width, of a run's snapshots.",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="A new folder for the model of --average.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Short for run.seed=N.")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="Short for run.device=NAME.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the path of the result alone.")] = False,
@@ -139,6 +150,8 @@ def _train(
         overrides or [],
         dry_run=dry_run,
         report=report,
+        average=average,
+        out=out,
         seed=seed,
         device=device,
         as_json=as_json,

@@ -23,14 +23,19 @@ def train(
     *,
     dry_run: bool = False,
     report: bool = False,
+    average: float | None = None,
+    out: str | None = None,
     seed: int | None = None,
     device: str | None = None,
     as_json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """One run: what it will cost (`dry_run`), its report alone, or all steps that are left."""
+    """One run: what it will cost (`dry_run`), its report or another average alone, or all steps that are left."""
     shortcuts = [f"run.{key}={value}" for key, value in (("seed", seed), ("device", device)) if value is not None]
     settings = read(file, [*overrides, *shortcuts])
+    if average is not None or out is not None:
+        _check_alone(dry_run, report)
+        return _average(settings, average, out, as_json)
     if report:
         return _report(settings, as_json)
     if dry_run:
@@ -72,7 +77,9 @@ def _train(settings: RunFile, as_json: bool, quiet: bool) -> int:
                     view.step(done)
                 view.end(_result(settings, run.trainer.step))
         except Stopped as stopped:
-            view.stopped(resume_command())
+            from train.run import steps_done
+
+            view.stopped(resume_command(), steps_done(settings.run.out))
             return int(stopped.code or 143)
     return 0
 
@@ -100,6 +107,33 @@ def _report(settings: RunFile, as_json: bool) -> int:
 
     path = write_report(settings.run.out)
     typer.echo(json.dumps({"report": str(path)}) if as_json else printable(str(path)))
+    return 0
+
+
+def _check_alone(dry_run: bool, report: bool) -> None:
+    if dry_run or report:
+        raise LdmError(
+            Code.USAGE,
+            f"--average and {'--dry-run' if dry_run else '--report'} do not go together.",
+            "Each of them is a task of its own, done instead of training.",
+            "Give one of them at a time.",
+        )
+
+
+def _average(settings: RunFile, width: float | None, out: str | None, as_json: bool) -> int:
+    if width is None or out is None:
+        raise LdmError(
+            Code.USAGE,
+            "--average and --out go together.",
+            "One says how wide an average of the weights is wanted, the other where its model goes.",
+            "Write ldm train FILE --average 0.05 --out FOLDER; the folder of the run itself is run.out=FOLDER.",
+        )
+    from app.training_view import QuietView, heard
+    from train.choose import choose
+
+    with heard(QuietView()):
+        path = choose(settings, width, Path(out))
+    typer.echo(json.dumps({"model": str(path)}) if as_json else printable(str(path)))
     return 0
 
 

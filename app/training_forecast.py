@@ -25,15 +25,8 @@ def in_words(made: Forecast, settings: RunFile) -> Iterator[str]:
     networks = [(n, f"{count:>14,}{'' if trained else '  frozen'}") for n, (count, trained) in made.networks.items()]
     yield from _rows("parameters", networks)
     yield from _rows(f"memory on {made.device}", _memory(made))
-    disk = "" if made.disk < made.disk_free else typer.style("  not enough", fg="red")
-    yield from _rows(
-        "disk",
-        [
-            ("a checkpoint", f"{size(made.checkpoint):>10}"),
-            ("the run folder", f"{size(made.disk):>10}  of {size(made.disk_free)} free{disk}"),
-        ],
-    )
-    yield from _rows("time", _time(made))
+    yield from _rows("disk", _disk(made))
+    yield from _rows("time", [*_cache(made), *_time(made)])
     if made.memory.activations is None:
         yield typer.style("it does not fit: not even one example at a time", fg="red", bold=True)
     elif not made.fits:
@@ -81,9 +74,28 @@ def _memory(made: Forecast) -> list[tuple[str, str]]:
     return [*told, ("in all", f"{size(memory.total):>10}  {whole}of {size(made.free)} free, beside the program itself")]
 
 
+def _disk(made: Forecast) -> list[tuple[str, str]]:
+    enough = "" if made.disk < made.disk_free else typer.style("  not enough", fg="red")
+    rows = [("a checkpoint", f"{size(made.checkpoint):>10}")]
+    if made.snapshots:
+        rows.append(("averages kept", f"{size(made.snapshots):>10}"))
+    rows.append(("the run folder", f"{size(made.disk):>10}  of {size(made.disk_free)} free{enough}"))
+    if made.cache is not None:
+        rows.append(("the cache", f"{size(made.cache.bytes):>10}  in a folder of its own"))
+    return rows
+
+
 def _time(made: Forecast) -> list[tuple[str, str]]:
     if made.step_seconds is None or made.total_seconds is None:
         return [("a step", f"unknown: {made.how}")]
     each = f"{made.step_seconds:.3g} s" if made.step_seconds >= 1 else f"{1000 * made.step_seconds:.3g} ms"
     done = "" if made.steps == 0 else f"{made.steps:,} steps to go"
     return [("a step", f"{each}  ({made.how})"), ("in all", f"{duration(made.total_seconds)}  ({done or 'all done'})")]
+
+
+def _cache(made: Forecast) -> list[tuple[str, str]]:
+    """One line: what a cache takes before the first step."""
+    if made.cache is None:
+        return []
+    kept = f"{made.cache.latents:,} latents" + (f", {made.cache.texts:,} captions" if made.cache.texts else "")
+    return [("filling the cache", f"{duration(made.cache.seconds)}  ({kept}; none for what is there already)")]

@@ -58,10 +58,11 @@ class QuietView:
     def end(self, result: Mapping[str, Any]) -> None:
         typer.echo(printable(str(result["model"])))
 
-    def stopped(self, command: str) -> None:
-        """The trainer has told how to go on, if it had begun."""
+    def stopped(self, command: str, done: int) -> None:
+        """The trainer has told how to go on, if it had begun; until then, `done` steps are there from before."""
         if not self.begun:
-            self.note("stopped; nothing was trained yet")
+            before = f"the {done:,} steps that were done are safe" if done else "nothing was trained yet"
+            self.note(f"stopped; {before}. Go on with: {command}")
 
 
 class JsonView(QuietView):
@@ -77,7 +78,7 @@ class JsonView(QuietView):
     def end(self, result: Mapping[str, Any]) -> None:
         self._tell({"result": dict(result)})
 
-    def stopped(self, command: str) -> None:
+    def stopped(self, command: str, done: int) -> None:
         self._tell({"stopped": {"resume": command}})
 
     def _tell(self, record: dict[str, Any]) -> None:

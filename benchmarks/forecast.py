@@ -1,4 +1,4 @@
-"""Whether `ldm train FILE --dry-run` is right: forecasts of six runs beside what they really take.
+"""Whether `ldm train FILE --dry-run` is right: forecasts of seven runs beside what they really take.
 
 python -m benchmarks.forecast [NAME ...]       writes docs/results/forecast.json
 
@@ -72,6 +72,12 @@ RUNS: dict[str, tuple[str, str, int, str]] = {
         32,
         "",
     ),
+    "diffusion, cache": (
+        "{type: diffusion, unet: UNET, vae: scenes, text: scenes}",
+        "{path: scenes, size: 64, count: 1024}",
+        32,
+        "cache: CACHE",
+    ),
     "diffusion, checkpointing": (
         "{type: diffusion, unet: UNET, vae: scenes, text: scenes}",
         "{path: scenes, size: 64, count: 1024}",
@@ -99,6 +105,7 @@ def settings(name: str, folder: Path) -> Any:
         task = task.replace(f": {key}", f": {path}")
     run = COMMON.replace("OUT", str(folder / "run")).replace("BATCH", str(batch))
     run = run.replace("}", f", {more}}}") if more else run
+    run = run.replace("CACHE", str(folder / "cache"))
     return loads(f"task: {task}\ndata: {data}\n{run}\n", RunFile, name=name)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from ldm.config import find, load
 from ldm.errors import LdmError
 from train.config import RunFile
 from train.run import finished, opened
-from train.signals import Stop, Stopped
+from train.signals import Stop, Stopped, resume_command
 
 log = logging.getLogger("train")
 USAGE = "usage: python -m train FILE.yaml [section.key=value ...]   (ldm train has bars, forecasts and reports)"
@@ -28,21 +29,38 @@ def main(argv: Sequence[str]) -> int:
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO if first else logging.ERROR)
+    begun = False
     try:
         settings = load(find(argv[0]), RunFile, argv[1:])
         if (step := finished(settings)) is not None:
             log.info("finished already: %d steps are done; the model is in %s", step, settings.run.out / "model")
             return 0
-        with Stop() as stop, opened(settings, stop=stop) as run:
+        with Stop() as stop, opened(settings, stop=stop, progress=ready()) as run:
+            begun = True
             for done in run.steps():
                 if done.step % settings.run.log == 0:
                     log.info("step %d/%d: %s", done.step, settings.run.steps, told(done.figures))
     except Stopped as stopped:
+        if not begun:  # else the trainer has said so
+            log.warning("Stopped before the first step; what was done is safe. Go on with: %s", resume_command())
         return int(stopped.code or 143)
     except LdmError as error:
         sys.stderr.write(f"error: {error}\n")
         return int(error.code)
     return 0
+
+
+def ready(pause: float = 10.0) -> Callable[[str, int, int], None]:
+    """Tells now and then of what is made ready before the first step."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= pause:
+            last = time.monotonic()
+            log.info("%s: %d of %d are made ready", what, done, total)
+
+    return tell
 
 
 def told(figures: object) -> str:

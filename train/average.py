@@ -22,6 +22,7 @@ from ldm.store.write import remove, staged, write_weights
 
 FOLDER = "averages"
 WIDEST = 0.288  # the standard deviation of a flat profile on [0,1] is 1 / sqrt(12)
+MISSED = 0.1  # of a wanted profile, at most: of the stored 0.05 and 0.10 all between are within half of that
 
 
 def warmed(decay: float) -> Callable[[int], float]:
@@ -88,8 +89,10 @@ def forget(folder: Path, step: int) -> None:
 def chosen(folder: Path, width: float, step: int | None = None) -> dict[str, Tensor]:
     """The average of relative width `width` at `step` (None: the last stored), made of the stored ones.
 
-    The weights of the sum are those whose profiles come nearest to the wanted one, in the sense of least squares.
+    The weights of the sum are those whose profiles come nearest to the wanted one, in the sense of least squares; one
+    that they come nowhere near is refused.
     """
+    exponent_of(width)
     found = [load_weights(path) for path in sorted((folder / FOLDER).glob("*.safetensors"))]
     steps = [int(weights.metadata["ldm.step"]) for weights in found]
     last = max(steps, default=0) if step is None else step
@@ -110,6 +113,16 @@ def chosen(folder: Path, width: float, step: int | None = None) -> dict[str, Ten
     end = max(count for _, _, count in stored)
     times, widths = [float(count) for _, _, count in stored], [old for _, old, _ in stored]
     share = mixture(times, widths, float(end), width)
+    if missed(times, widths, float(end), width, share) > MISSED:
+        kept = sorted(set(widths))
+        told = f"between {kept[0]:g} and {kept[-1]:g}" if len(kept) > 1 else f"near {kept[0]:g}"
+        raise LdmError(
+            Code.USAGE,
+            f"An average of width {width:g} cannot be made of what {folder / FOLDER} holds.",
+            f"Its averages are {', '.join(f'{each:g}' for each in kept)} wide, stored {len(set(times))} times; "
+            "no mixture of them comes near enough to it.",
+            f"Choose a width {told}; the oftener a run saves, the further beyond one may go.",
+        )
     names = {name.partition("/")[2] for name in stored[0][0]}
     total = {name: torch.zeros(stored[0][0].entry(f"{widths[0]}/{name}").shape, dtype=torch.float64) for name in names}
     for (weights, old, _), part in zip(stored, share, strict=True):
@@ -124,6 +137,15 @@ def mixture(times: Sequence[float], widths: Sequence[float], time: float, width:
     products = _product(t[:, None], g[:, None], t[None], g[None])
     weights, *_ = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)
     return np.asarray(weights)
+
+
+def missed(
+    times: Sequence[float], widths: Sequence[float], time: float, width: float, weights: NDArray[np.float64]
+) -> float:
+    """|sum_i w_i p_i - p| / |p|: how far the profile of a mixture is from the wanted one."""
+    t, g, w = np.array([*times, time]), np.array([exponent_of(w) for w in [*widths, width]]), np.append(weights, -1.0)
+    products = _product(t[:, None], g[:, None], t[None], g[None])
+    return float(np.sqrt(max(0.0, w @ products @ w) / products[-1, -1]))
 
 
 def _product(

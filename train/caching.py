@@ -6,6 +6,7 @@ The task says what it can take from a cache (`cached_latents`, `cached_text`); e
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from ldm.data.batch import Batch
 from ldm.data.cache import Cache, fingerprint
-from ldm.data.encode import Filled
 from ldm.data.folders import Folder
 from ldm.data.hashes import Hashes
 from ldm.data.latents import Latents, Texts
@@ -35,7 +35,8 @@ Progress = Callable[[int, int], None]
 
 def check(task: Task, name: str) -> None:
     """Refuses a cache for a task that looks at pictures each time."""
-    if not hasattr(task, "cached_latents") or getattr(getattr(task, "settings", None), "inpaint", False):
+    holes = getattr(getattr(task, "denoising", None), "inpaint", False)  # which are cut into pictures, anew each time
+    if not hasattr(task, "cached_latents") or holes:
         raise LdmError(
             Code.USAGE,
             f"run.cache does nothing for this task ({name}).",
@@ -52,8 +53,9 @@ def latents(
     processes: Processes,
     stop: Callable[[], bool],
     progress: Progress,
-) -> tuple[Latents, Filled]:
-    """All latents of the set, made where they are missing; each process encodes its own share."""
+) -> tuple[Latents, dict[int, str]]:
+    """All latents of the set, made where they are missing, and which pictures cannot be read, with the reason. Each
+    process encodes its own share, and hears what the others could not read: all must leave out the same."""
     network = task.vae.model.to(processes.device)
     cache = Cache(folder, log.warning)
     hashes = Hashes(folder / "hashes.jsonl")
@@ -68,13 +70,14 @@ def latents(
     made = Latents(cache, source, data, encode, fingerprint(network))
     filled = made.fill(on_progress=progress, stop=stop, part=(processes.rank, processes.world))
     hashes.save()
-    processes.wait()
+    told = processes.hear(json.dumps(filled.failed))  # which waits for all of them
     cache.refresh()
-    return made, filled
+    failed = {int(index): str(why) for text in told for index, why in json.loads(text)}
+    return made, dict(sorted(failed.items()))
 
 
 def with_texts(
-    folder: Path,
+    cache: Cache,
     task: Any,
     loader: Loader,
     processes: Processes,
@@ -87,7 +90,7 @@ def with_texts(
     captions = task.captions
     captions.model.to(processes.device)
     texts = Texts(
-        Cache(folder, log.warning),
+        cache,
         lambda some: task.cached_text(some),
         fingerprint(captions.model, str(captions.words.own.tolist())),
     )
@@ -102,8 +105,3 @@ def with_texts(
             yield replace(batch, extra={**batch.extra, **texts.extra(batch.text)}) if batch.text else batch
 
     return batches
-
-
-def failures(filled: Filled) -> dict[int, str]:
-    """Pictures that could not be read while the cache was filled, for the loader's quarantine."""
-    return dict(filled.failed)

@@ -38,7 +38,8 @@ log = logging.getLogger("train.folder")
 OURS = ("config.yaml", "log.jsonl", "previews", "state", "model", LOCK)
 # What may change when a run goes on: how long, how fast, on what, what is written and how often. All else is the run.
 FREE = (
-    *(f"run.{key}" for key in ("out", "steps", "micro", "device", "threads", "compile", "checkpointing", "sharding")),
+    *(f"run.{key}" for key in ("out", "steps", "micro", "precision", "device", "threads", "compile")),
+    *(f"run.{key}" for key in ("checkpointing", "sharding")),
     *(f"run.{key}" for key in ("save", "keep", "preview", "evaluate", "log", "cache", "trackers")),
     *(f"optim.{key}" for key in ("lr", "muon_lr", "weight_decay", "warmup", "decay", "decay_from", "floor", "clip")),
     *(f"data.{key}" for key in ("workers", "prefetch", "memory", "index")),

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from ldm.data.batch import Batch
+from train.filling import Filling
 from train.machine import free_memory
 from train.measure import Late, Meter, in_bytes, wait
 from train.trainer import Trainer
@@ -60,10 +61,12 @@ class Forecast:
     free: int  # memory of the device that is free now, with what the dry run took given back
     device: str
     checkpoint: int  # bytes of one
+    snapshots: int  # bytes of the averages that are kept at each save, all together
     disk: int  # bytes that the run folder grows to
     disk_free: int
     step_seconds: float | None  # of a step late in the run, when every phase takes part
-    total_seconds: float | None
+    total_seconds: float | None  # of the steps that are left; a cache is filled before them
+    cache: Filling | None  # None: the run keeps none
     how: str  # how time and memory were found
     measured: int  # examples of the largest turn that was taken
     in_use: int | None  # bytes that came and went in it, led on to a micro-batch: without what an allocator holds on to
@@ -81,9 +84,10 @@ class Forecast:
         return told
 
 
-def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0) -> Forecast:
+def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling: Filling | None = None) -> Forecast:
     """Measures a trainer that has not begun; nothing is written. `facts` are the loader's, `done` steps that a run
-    folder holds already. The trainer is not good for training afterwards."""
+    folder holds already, `filling` is of the cache that its batches seem to come from. The trainer is not good for
+    training afterwards."""
     run, device = trainer.run, trainer.processes.device
     free = free_memory(device)
     feed = trainer.batches(0)
@@ -98,7 +102,8 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0) -> Forec
     memory = _memory(trainer, meter, late, facts)
     state = trainer.state()
     checkpoint = sum(in_bytes(part.values()) for part in (state.model, state.ema, state.optimizer))
-    disk = checkpoint * (run.keep + 1) + memory.weights  # a new one is whole before an old one goes; and model/
+    snapshots = _snapshots(trainer)
+    disk = checkpoint * (run.keep + 1) + snapshots + memory.weights  # a new one is whole before an old one goes; model/
     total = None
     if step is not None and early is not None and late.seconds:
         before = min(run.steps, max(0, meter.start))
@@ -118,10 +123,12 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0) -> Forec
         free=free + memory.weights + memory.averages,  # which lie there already
         device=str(device),
         checkpoint=checkpoint,
+        snapshots=snapshots,
         disk=disk,
         disk_free=shutil.disk_usage(_there(run.out)).free,
         step_seconds=step,
         total_seconds=total,
+        cache=filling,
         how=how,
         measured=late.measured,
         in_use=None if late.peak is None else round(late.peak),
@@ -165,6 +172,12 @@ def _memory(trainer: Trainer, meter: Meter, late: Late, facts: Mapping[str, Any]
     elif not optimiser:
         optimiser = 2 * trained
     return Memory(_weights(networks), trained, optimiser, averages, activations, pictures)
+
+
+def _snapshots(trainer: Trainer) -> int:
+    """Bytes of `averages/` at the end: one set of weights for each width at each save, and none is ever pruned."""
+    each = in_bytes(t for l in trainer.learners for power in l.powers.values() for t in power.tensors.values())
+    return each * -(-trainer.run.steps // trainer.run.save)  # the last step is saved whatever its number
 
 
 def _networks(trainer: Trainer) -> dict[str, tuple[int, bool]]:

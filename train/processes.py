@@ -98,6 +98,17 @@ class Processes:
         dist.broadcast(data, 0)
         return bytes(data.tolist()).decode()
 
+    def hear(self, text: str) -> list[str]:
+        """The text of each process, in the order of their ranks, on all of them."""
+        if self.world == 1:
+            return [text]
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        sizes = gather(torch.tensor([len(data)], device=self.device)).tolist()
+        padded = data.new_zeros(1, max(1, *sizes))
+        padded[0, : len(data)] = data
+        rows = gather(padded)
+        return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
+
     def from_main(self, state: State | None) -> State | None:
         """The main process's state, on all of them: one reads the disk, and nobody can disagree about it."""
         if self.world == 1:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ldm.data.batch import Batch
+from ldm.data.buckets import bucket_sizes
 from ldm.data.examples import open_source
 from ldm.data.loader import Loader
 from ldm.data.source import Source
@@ -26,13 +27,14 @@ from train import caching, trackers
 from train.actions import actions
 from train.checkpoint import candidates, read_manifest
 from train.config import RunFile
+from train.filling import Sample
 from train.folder import RunFolder, flat
 from train.forecast import Forecast, forecast
 from train.log import Listener, Log, ended
 from train.machine import machine
 from train.processes import Processes
 from train.report import write_report
-from train.signals import Stop, polled
+from train.signals import Stop, Stopped, polled
 from train.task import Setting, Task
 from train.tasks import build
 from train.trainer import Step, Trainer
@@ -151,11 +153,18 @@ def forecasted(file: RunFile) -> Forecast:
     """What the run of a file will cost here. Nothing is written, and nobody's lock is taken."""
     trackers.check(file.run.trackers)
     processes = _processes(file)
-    _, loader = _data(file, processes)
+    source, loader = _data(file, processes)
     task = build(file.task, _setting(file, loader))
     folder = RunFolder(file.run.out, file, writer=False)
-    trainer = Trainer(task, loader.batches, file.run, file.optim, folder)
-    return forecast(trainer, loader.facts(), steps_done(file.run.out))
+    batches: Callable[[int], Iterator[Batch]] = loader.batches
+    filling = None
+    if file.run.cache is not None:
+        caching.check(task, file.task.type)
+        sample = Sample(task, source, loader, processes)
+        loader = _loader(file, source, processes, sample.latents)
+        batches, filling = sample.batches(loader), sample.filling
+    trainer = Trainer(task, batches, file.run, file.optim, folder)
+    return forecast(trainer, loader.facts(), steps_done(file.run.out), filling)
 
 
 def steps_done(folder: Path) -> int:
@@ -194,7 +203,9 @@ def _loader(file: RunFile, source: Source, processes: Processes, latents: Any = 
 
 def _setting(file: RunFile, loader: Loader) -> Setting:
     run = file.run
-    return Setting(run.seed, file.data.size, run.steps, loader.look, loader.captions, run.out.name)
+    return Setting(
+        run.seed, file.data.size, run.steps, loader.look, loader.captions, run.out.name, bucket_sizes(file.data)
+    )
 
 
 def _feed(
@@ -211,7 +222,7 @@ def _feed(
         return loader.batches, loader.validation(VALIDATED)
     caching.check(task, file.task.type)
     asked = polled(stop)
-    made, filled = caching.latents(
+    made, failed = caching.latents(
         file.run.cache,
         task,
         source,
@@ -220,15 +231,21 @@ def _feed(
         asked,
         lambda done, total: progress("latents", done, total),
     )
-    stop.check()  # what was encoded is kept; there is nothing else to save yet
+    _leave_together(stop, processes)  # what was encoded is kept; there is nothing else to save yet
     cached = _loader(file, source, processes, made.extra)
-    cached.leave_out(caching.failures(filled))
+    cached.leave_out(range(len(source)), failed)
     validation = cached.validation(VALIDATED)
     if task.captions.trained:  # type: ignore[attr-defined]  # `caching.check` knows that it has them
         return cached.batches, validation
-    batches = caching.with_texts(file.run.cache, task, cached, processes, asked)
-    stop.check()
+    batches = caching.with_texts(made.cache, task, cached, processes, asked)
+    _leave_together(stop, processes)
     return batches, validation
+
+
+def _leave_together(stop: Stop, processes: Processes) -> None:
+    """A signal may have reached one process only; the others would wait for it for ever."""
+    if code := processes.worst(stop.code):
+        raise Stopped(code)
 
 
 def _start(file: RunFile, task: Task, loader: Loader, processes: Processes) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from train.tasks.sampling import Look, pictures, start_noise
 log = logging.getLogger("train.scenes_report")
 SEED = 20_011  # of scenes that no training run draws
 AT_ONCE = 50  # pictures in a call
+BARS = {"colour": 0.95, "shape": 0.90, "position": 0.85, "count": 0.75}  # what is asked of held-out combinations
 Shares = dict[str, dict[str, float]]
 
 
@@ -134,15 +135,28 @@ def alignment(model: Model, count: int) -> tuple[dict[str, Shares], list[np.ndar
     return result, made["held_out"]
 
 
+def judged(held_out: Shares) -> dict[str, str]:
+    """For each bar whether the share on held-out combinations reaches it."""
+    told = {}
+    for name, wanted in BARS.items():
+        share = held_out[name]["share"] if name in held_out else math.nan
+        told[name] = f"{'reached' if share >= wanted else 'missed'}: {share:.1%} of at least {wanted:.0%}"
+    return told
+
+
 def along_hints(model: Model, folder: Path, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Whether a picture follows its hint, with a caption that says nothing; and read against other hints."""
+    """Whether pictures follow their hints: told the scene as well, told nothing, and read against other hints."""
     scenes = scenes_of("all", count)
-    hints = [outline(scene) for scene in scenes]
-    made = model.pictures(["a picture"] * count, hints, load_controlnet(folder))
-    shuffled = along_edges(made, scenes[1:] + scenes[:1])
-    return {"hints": along_edges(made, scenes), "shuffled_hints": shuffled, "count": count}, beside(
-        hints[:24], made[:24]
-    )
+    hints, control = [outline(scene) for scene in scenes], load_controlnet(folder)
+    told = model.pictures([caption(scene) for scene in scenes], hints, control)
+    silent = model.pictures([""] * count, hints, control)
+    result = {
+        "hint and caption": along_edges(told, scenes),
+        "hint alone": along_edges(silent, scenes),
+        "other hints": along_edges(told, scenes[1:] + scenes[:1]),
+        "count": count,
+    }
+    return result, [*beside(hints[:24], told[:24]), *beside(hints[:24], silent[:24])]
 
 
 def report(
@@ -158,7 +172,7 @@ def report(
     look = Look(steps=steps, scale=4.0)
     model = Model(folder, look)
     accuracy, made = alignment(model, count)
-    result: dict[str, Any] = {"accuracy": accuracy, "sampling": asdict(look)}
+    result: dict[str, Any] = {"bars": judged(accuracy["held_out"]), "accuracy": accuracy, "sampling": asdict(look)}
     sheets = {"held-out.png": made[:96]}
     if controlnet is not None:
         result["control"], sheets["control.png"] = along_hints(model, controlnet, count // 2)
@@ -186,7 +200,8 @@ def page(result: dict[str, Any]) -> str:
         for name in names
     )
     head = "".join(f"<th>{html.escape(kind.replace('_', ' '))}</th>" for kind in kinds)
-    more = {key: value for key, value in result.items() if key != "accuracy"}
+    bars = "".join(f"<li>{html.escape(name)} {html.escape(told)}</li>" for name, told in result["bars"].items())
+    more = {key: value for key, value in result.items() if key not in ("accuracy", "bars")}
     control = '<h2>Hints and pictures</h2><img src="control.png" alt="hints">' if "control" in result else ""
     return (
         "<!doctype html><meta charset=utf-8><title>The chain in miniature</title>"
@@ -194,6 +209,7 @@ def page(result: dict[str, Any]) -> str:
         "td,th{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #8884}"
         "img{image-rendering:pixelated;max-width:100%}</style>"
         f"<h1>The chain in miniature</h1><p>Share right by the checker, with its 95 % interval.</p>"
+        f"<p>On combinations that training never saw:</p><ul>{bars}</ul>"
         f"<table><tr><th></th>{head}</tr>{rows}</table><h2>Held-out combinations</h2>"
         f'<img src="held-out.png" alt="pictures of held-out captions">{control}'
         f"<h2>More</h2><pre>{html.escape(json.dumps(more, indent=2))}</pre>"
@@ -217,7 +233,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(2)
     out = free(args.out)
-    report(args.model, out, args.controlnet, args.decoder, count=args.count)
+    result = report(args.model, out, args.controlnet, args.decoder, count=args.count)
+    for name, told in result["bars"].items():
+        log.info("%s on held-out combinations: %s", name, told)
     log.info("the report: %s", out / "index.html")
 
 

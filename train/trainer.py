@@ -303,7 +303,7 @@ class Trainer:
             if error.code is not Code.RESOURCE or not patient:
                 raise
             failed = True
-            log.warning("%s %s Training goes on.", error.what, error.why)
+            log.warning("%s %s%s", error.what, error.why, "" if self.stop.wanted else " Training goes on.")
         if not self.processes.worst(failed):
             self.saved = self.step
 
@@ -319,11 +319,11 @@ class Trainer:
         self.processes.wait()
 
     def _end(self) -> None:
-        """Saves what is done, tells how to go on, and leaves."""
-        self._save()
-        log.warning(
-            "Stopped at step %d of %d; nothing is lost. Go on with: %s", self.step, self.run.steps, resume_command()
-        )
+        """Saves what is done, tells how to go on, and leaves; where the disk is full, without what came last."""
+        self._save(patient=True)
+        safe = self.saved or 0
+        lost = "nothing is lost" if safe == self.step else f"free some space: only step {safe} is saved"
+        log.warning("Stopped at step %d of %d; %s. Go on with: %s", self.step, self.run.steps, lost, resume_command())
         raise Stopped(self.stop.code or 143)
 
     @torch.no_grad()

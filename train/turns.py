@@ -81,7 +81,7 @@ class Learner:
         self.skipped, self.in_row, self.last = numbers["skipped"], numbers["in_row"], numbers["last"]
         for prefix, average in self.averages().items():
             average.count = numbers["averaged"][prefix]
-        if self.scale is not None:
+        if self.scale is not None and numbers["scale"] is not None:  # None: the run was not in fp16 until now
             self.scale.load(numbers["scale"])
         self.optimiser.load(optimiser, numbers["optimiser"])
 
@@ -243,7 +243,8 @@ class Turns:
             f"There is not enough memory on {self.processes.device} for {what}.",
             f"Weights, gradients, two moments and an average alone take about {held / 1e9:.2f} GB; "
             f"{str(error).splitlines()[0] if str(error) else 'the rest did not fit'}",
-            "Set run.checkpointing=true, a smaller data.size or run.micro, run.precision=bf16, or a smaller network.",
+            "Set run.checkpointing=true, run.micro=1 or run.precision=bf16; or begin a new run with smaller "
+            "pictures (data.size) or a smaller network.",
         )
 
     @contextmanager

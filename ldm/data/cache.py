@@ -117,7 +117,7 @@ class Cache:
         self._shards: dict[str, _Shard] = {}
         self._ignored: set[str] = set()
         self._lock = threading.RLock()
-        self._full = False
+        self.full = False  # the disk is: nothing more is written
         self.refresh()
 
     def __len__(self) -> int:
@@ -168,6 +168,19 @@ class Cache:
         self.refresh()
         return len(new)
 
+    def keep(self, keys: Sequence[str], rows: Row, about: str = "") -> bool:
+        """`put_many` while the disk has room; False where it has none, which is told once. A cache saves time and holds
+        nothing that cannot be made again, so a full disk ends no run for its sake."""
+        if not self.full:
+            try:
+                self.put_many(keys, rows, about)
+            except LdmError as error:
+                if error.code != Code.RESOURCE:
+                    raise
+                self.full = True
+                self._warn(f"nothing more is cached: {error.what} {error.why}")
+        return not self.full
+
     def get_or_make(self, keys: Sequence[str], make: Callable[[list[int]], Row], about: str = "") -> dict[str, Tensor]:
         """The rows of all keys stacked, [n,...] by name, as `Batch.extra` takes them; all have one shape. What is
         missing is made by `make(places)`, a row for each place, and kept; on a full disk it is made again each time."""
@@ -177,14 +190,7 @@ class Cache:
             made = make(lacking)
             for row, place in enumerate(lacking):
                 found[place] = {name: tensor[row].detach().cpu() for name, tensor in made.items()}
-            if not self._full:
-                try:
-                    self.put_many([keys[place] for place in lacking], made, about)
-                except LdmError as error:
-                    if error.code != Code.RESOURCE:
-                        raise
-                    self._full = True
-                    self._warn(f"nothing more is cached: {error.what} {error.why}")
+            self.keep([keys[place] for place in lacking], made, about)
         rows = [row for row in found if row is not None]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ldm.data.scenes import Scene, caption, draw, outline, sample_scene
 from ldm.data.settings import Part
 from ldm.data.source import About, Source, filled
 from ldm.images import Picture, from_rgb
+
+REMEMBERED = 200_000  # captions, about 40 MB: a scene is drawn up again for each showing otherwise
 
 
 @dataclass(eq=False)
@@ -20,6 +22,7 @@ class Scenes(Source):
     title: str = "the scenes"
     quick: bool = True
     _last: tuple[int, Scene] | None = None  # asked for twice in a row: for its words and for its picture
+    _known: dict[int, tuple[str, str]] = field(default_factory=dict, repr=False)  # caption and content
 
     def __len__(self) -> int:
         return self.part.count
@@ -27,19 +30,34 @@ class Scenes(Source):
     def scene(self, index: int) -> Scene:
         last = self._last  # threads may ask for others meanwhile
         if last is None or last[0] != index:
-            self._last = last = index, sample_scene(index, self.part.scene_seed, self.part.combinations)
+            self._last = last = index, self._draw(index)
         return last[1]
+
+    def _draw(self, index: int) -> Scene:
+        part = self.part
+        return sample_scene(index, part.scene_seed, part.combinations, part.crowded)
 
     def name(self, index: int) -> str:
         return f"scene {index}"
 
     def about(self, index: int) -> About:
-        text = caption(self.scene(index))
+        text = self._told(index)[0]
         texts = filled(self.part.templates, {"text": text}, self.title) if self.part.templates else (text,)
         return About(self.name(index), texts, None, (self.side, self.side))
 
     def content(self, index: int) -> str:
-        return hashlib.sha256(f"{self.scene(index)} at {self.side}".encode()).hexdigest()
+        return self._told(index)[1]
+
+    def _told(self, index: int) -> tuple[str, str]:
+        """The caption; and what the picture is a function of, the same in every process and run."""
+        known = self._known.get(index)
+        if known is None:
+            scene = self.scene(index)
+            shown = f"{scene.things} on {scene.background} at {self.side}"
+            known = caption(scene), hashlib.sha256(shown.encode()).hexdigest()
+            if len(self._known) < REMEMBERED:
+                self._known[index] = known
+        return known
 
     def picture(self, index: int) -> Picture:
         return from_rgb(draw(self.scene(index), self.side))

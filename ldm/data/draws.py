@@ -11,7 +11,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Draws:
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """[n,*shape] fp32 in [0,1): the upper 24 bits of each word, which fp32 holds exactly."""
         words = self.words(name, math.prod(shape))
-        return ((words >> 8).float() * 2.0**-24).view(-1, *shape)
+        return ((words >> 8).float() * 2.0**-24).view(len(words), *shape)
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """[n,*shape] fp32, standard normal by Box and Muller: sqrt(-2 ln u) (cos 2 pi v, sin 2 pi v)."""
@@ -63,16 +63,26 @@ class Draws:
         u, v = (words[:, 0::2] + 1).float() * 2.0**-32, words[:, 1::2].float() * (2.0**-32 * 2 * math.pi)
         radius = (-2 * u.log()).sqrt()
         both = torch.stack([radius * v.cos(), radius * v.sin()], dim=2).flatten(1)
-        return both[:, :count].reshape(-1, *shape)
+        return both[:, :count].reshape(len(words), *shape)
 
     def below(self, name: str, high: int) -> Tensor:
         """[n] int64 in 0 .. high-1."""
         return (self.words(name, 1)[:, 0] * high) >> 32
 
     def stratified(self, name: str) -> Tensor:
-        """[n] fp32 in [0,1): over the whole batch, one in each of its `total` equal parts, so less noisy."""
-        part = (self.places % self.total).float()
-        return ((part + self.uniform(name)) / self.total).clamp(max=1 - 2.0**-24)
+        """[n] fp32 in [0,1): over the whole batch, one in each of its `total` equal parts, so less noisy.
+
+        Which part is drawn for each step, by a permutation that all its examples compute alike: a picture that always
+        has the same row of a batch (no shuffling, or a batch of the whole set) still meets every part.
+        """
+        step, row = self.places // self.total, self.places % self.total
+        part = torch.empty_like(row)
+        for one in sorted(set(step.tolist())):
+            whole = torch.arange(self.total, device=row.device) + one * self.total
+            drawn = replace(self, places=whole).words(f"part of {name}", 1)[:, 0]
+            here = step == one
+            part[here] = drawn.argsort(stable=True)[row[here]]
+        return ((part.float() + self.uniform(name)) / self.total).clamp(max=1 - 2.0**-24)
 
     def words(self, name: str, count: int) -> Tensor:
         """[n,count] words of 32 bits in int64, from a counter (block, place low, place high, name) and a key from the

@@ -20,7 +20,8 @@ PIECE_BYTES, PIECE_SECONDS = 32 << 20, 60.0  # a piece is written when it is so 
 
 @dataclass(frozen=True)
 class Filled:
-    """What became of the keys: `failed` are places that could not be loaded, with the reason; `stopped`: asked to."""
+    """What became of the keys: so many rows were `made` and kept, so many `found`; `failed` are places that could not
+    be loaded, with the reason; `stopped`: asked to."""
 
     made: int
     found: int
@@ -43,44 +44,64 @@ def fill(
     """Makes the rows of all `keys` that are missing. `load(place)` gives what `encode` takes a list of (all of one
     `shape`); an `LdmError` of `load` leaves that place out. `stop` is asked before each item; what is done is kept.
 
+    On a full disk nothing more is encoded, but all is still loaded: whoever goes on without the cache must know which
+    places to leave out.
+
     Several processes fill one cache together when each is given its own part of the keys.
     """
     lacking = cache.missing(keys)
     found, failed = len(set(keys)) - len(lacking), list[tuple[int, str]]()
     waiting: dict[Hashable, list[tuple[int, T]]] = defaultdict(list)
     made = _Pieces(cache, about)
-    stopped = False
+    stopped, done = False, 0
+    twins: dict[str, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        twins[key].append(place)
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        on_progress(done, found + len(lacking))
+
+    def loaded(key: str) -> tuple[int, T] | None:
+        """Of the places of a key the first that can be loaded; each one before it is a failure of its own."""
+        for place in twins[key]:
+            try:
+                return place, load(place)
+            except LdmError as error:
+                failed.append((place, f"{error.what.rstrip('.')}: {error.why}"))
+        return None
 
     def encoded(items: list[tuple[int, T]]) -> None:
-        if items:
+        if not cache.full:
             made.add([keys[place] for place, _ in items], encode([item for _, item in items]))
-            on_progress(found + made.count + len(failed), found + len(lacking))
+        progress(len(items))
 
-    on_progress(found, found + len(lacking))
-    for place in lacking:
+    progress(found)
+    for first in lacking:
         if stopped := stop():
             break
-        try:
-            item = load(place)
-        except LdmError as error:
-            failed.append((place, f"{error.what.rstrip('.')}: {error.why}"))
+        one = loaded(keys[first])
+        if one is None:
+            progress(1)
             continue
-        group = waiting[shape(item)]
-        group.append((place, item))
+        group = waiting[shape(one[1])]
+        group.append(one)
         if len(group) == batch:
             encoded(group)
             group.clear()
     for group in waiting.values():
         if stopped := stopped or stop():
             break
-        encoded(group)
+        if group:
+            encoded(group)
     made.write()
-    return Filled(made.count, found, tuple(failed), stopped)
+    return Filled(made.count, found, tuple(sorted(failed)), stopped)
 
 
 @dataclass
 class _Pieces:
-    """Rows that wait to be written, apart by shape, so that shards are few and large."""
+    """Rows that wait to be written, apart by shape, so that shards are few and large; `count` are written."""
 
     cache: Cache
     about: str
@@ -94,13 +115,14 @@ class _Pieces:
         shape = tuple((name, tuple(t.shape[1:]), t.dtype) for name, t in sorted(held.items()))
         self._rows[shape].append((keys, held))
         self._bytes += sum(t.nbytes for t in held.values())
-        self.count += len(keys)
         if self._bytes >= PIECE_BYTES or time.monotonic() - self._since > PIECE_SECONDS:
             self.write()
 
     def write(self) -> None:
         for parts in self._rows.values():
             keys = [key for some, _ in parts for key in some]
-            self.cache.put_many(keys, {n: torch.cat([rows[n] for _, rows in parts]) for n in parts[0][1]}, self.about)
+            rows = {name: torch.cat([held[name] for _, held in parts]) for name in parts[0][1]}
+            if self.cache.keep(keys, rows, self.about):
+                self.count += len(keys)
         self._rows.clear()
         self._bytes, self._since = 0, time.monotonic()

@@ -37,14 +37,14 @@ class Hashes:
     def of(self, path: Path) -> str:
         """sha256 of the bytes of a file, as hexadecimal digits; OSError where it cannot be read."""
         name = os.fspath(path.absolute())
-        before = _mark(path)
+        before = mark(path)
         known = self._known.get(name)
         if known is not None and known[0] == before:
             return known[1]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         now = time.time_ns()
-        if _mark(path) == before and min(now - before[1], now - before[2]) > MOMENT_NS:
+        if mark(path) == before and min(now - before[1], now - before[2]) > MOMENT_NS:
             with self._lock:
                 self._known[name] = before, found
                 self._new.append(json.dumps([name, *before, found]) + "\n")
@@ -71,6 +71,8 @@ class Hashes:
                 self._known[name] = (size, changed, entered, number), found
 
 
-def _mark(path: Path) -> Mark:
+def mark(path: Path) -> Mark:
+    """By what a file is known again without reading it: size, both times, number. Whoever writes it anew and sets its
+    date back, as archives and copying programs do, still changes the time of the entry."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -98,7 +98,7 @@ class Latents:
                 keys += [self.key(example, flip) for flip in flips]
                 pairs += [(example, flip) for flip in flips]
             except LdmError as error:
-                failed.append((example, f"{error.what.rstrip('.')}: {error.why}"))
+                failed.append((example, self._named(example, f"{error.what.rstrip('.')}: {error.why}")))
         done = fill(
             self.cache,
             keys,
@@ -109,8 +109,12 @@ class Latents:
             on_progress=on_progress,
             stop=stop,
         )
-        bad = dict(failed) | {pairs[place][0]: why for place, why in done.failed}
+        bad = dict(failed) | {pairs[place][0]: self._named(pairs[place][0], why) for place, why in done.failed}
         return Filled(done.made, done.found, tuple(sorted(bad.items())), done.stopped)
+
+    def _named(self, example: int, why: str) -> str:
+        """A reason, with the name: pictures in tables and shards are bytes that know of none."""
+        return f"{self.source.name(example)}: {why}"
 
     def _unchanged(self, example: int, flip: bool) -> Tensor:
         """The picture, if it is still the one that its key was made of: hours may lie between."""

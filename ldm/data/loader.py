@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -119,9 +119,10 @@ class Loader:
             for text in about.captions:
                 yield plain(text, self.settings)
 
-    def leave_out(self, failed: Mapping[int, str]) -> None:
-        """Examples found unreadable elsewhere (while a cache was filled), with the reason."""
-        self.quarantine.take((), failed)
+    def leave_out(self, tried: Iterable[int], failed: Mapping[int, str]) -> None:
+        """Examples found unreadable elsewhere (while a cache was filled), with the reason, among all that were `tried`
+        there: few bad ones of many are no cause to stop."""
+        self.quarantine.take(tried, failed)
         self._leave_out(failed)
 
     def facts(self) -> dict[str, object]:

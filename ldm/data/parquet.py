@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.hashes import mark
 from ldm.data.settings import Part
 from ldm.data.source import About, Source, as_captions, filled, listed, no_column, numbered, text_column
 from ldm.errors import Code, LdmError
@@ -179,11 +180,10 @@ def _nbytes(file: Any) -> int:
 
 def _mapped(pa: Any, file: Any, path: Path, used: list[str], index: str | None) -> Any:
     """The used columns, unpacked once into a file of Arrow's own format, which is mapped."""
-    state = path.stat()
     place = f" {path.absolute()}" if index else ""  # tables of one name meet there
-    told = f"{state.st_size} {state.st_mtime_ns} {used}{place}"
-    mark = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    goal = (Path(index) if index else path.parent) / f".{path.name}.{mark}.arrow"
+    told = f"{mark(path)} {used}{place}"
+    digest = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    goal = (Path(index) if index else path.parent) / f".{path.name}.{digest}.arrow"
     if not goal.exists():
         try:
             with staged(goal) as stage:

@@ -32,7 +32,6 @@ class Quarantine:
         self.failed: dict[int, str] = {}
         self._warn = warn
         self._tried = np.zeros(total, bool)
-        self._count = 0
 
     def take(self, examples: Iterable[int], failed: Mapping[int, str]) -> None:
         """Notes what was tried, warns of what is new, and raises when it is too much."""

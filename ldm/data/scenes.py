@@ -17,6 +17,7 @@ from ldm.data.shapes import PALETTE, SHAPES, Array, coverage
 from ldm.errors import Code, LdmError
 
 __all__ = [
+    "CROWDED",
     "PALETTE",
     "POSITIONS",
     "SHAPES",
@@ -32,6 +33,7 @@ __all__ = [
 __all__ += ["matches", "outline", "read", "sample_scene", "words"]
 
 SIZES = ("small", "big")
+CROWDED = 0.3  # the share of scenes with several things
 
 _RADIUS = {None: (0.15, 0.30), "small": (0.15, 0.18), "big": (0.26, 0.30)}
 _SHAPE_WORDS = {
@@ -99,14 +101,15 @@ def make_scene(
     return Scene(_place(rng, [(shape, colour)] * count, size, position), ground, frozenset(told), seed)
 
 
-def sample_scene(index: int, seed: int = 0, split: Split = "all") -> Scene:
-    """Scene `index` of the endless list `seed`: seven in ten hold one thing, the others several or a mixed pair.
+def sample_scene(index: int, seed: int = 0, split: Split = "all", crowded: float = CROWDED) -> Scene:
+    """Scene `index` of the endless list `seed`. Of those that are `crowded` half hold two or three equal things, half
+    a pair of different ones; the others hold one.
 
     "seen" draws again until nothing in the scene is held out; "held_out" until the caption asks for something that is.
     """
     attempt = 0
     while True:
-        scene = _any_scene(np.random.default_rng((seed, index, 2, *([attempt] if attempt else []))))
+        scene = _any_scene(np.random.default_rng((seed, index, 2, *([attempt] if attempt else []))), crowded)
         if (
             split == "all"
             or (split == "seen" and not is_held_out(scene))
@@ -116,20 +119,20 @@ def sample_scene(index: int, seed: int = 0, split: Split = "all") -> Scene:
         attempt += 1
 
 
-def _any_scene(rng: np.random.Generator) -> Scene:
+def _any_scene(rng: np.random.Generator, crowded: float) -> Scene:
     wording = int(rng.integers(2**31))
     told = {"shape", "colour", "count"} | {n for n in ("background", "size", "position") if rng.random() < 0.6}
     told -= {n for n in ("shape", "colour") if rng.random() < 0.04}
     shape, colour = str(rng.choice(list(SHAPES))), str(rng.choice(list(PALETTE)))
     kind = rng.random()
-    if kind < 0.7:
+    if kind < 1 - crowded:
         size = str(rng.choice(SIZES)) if "size" in told else None
         position = str(rng.choice(POSITIONS)) if "position" in told else None
         ground = _other(rng, [colour])
         return Scene(_place(rng, [(shape, colour)], size, position), ground, frozenset(told), wording)
     names = [(shape, colour)] * int(rng.integers(2, 4))
     told -= {"size", "position"}
-    if kind > 0.85:
+    if kind > 1 - crowded / 2:
         names = [(shape, colour), (_another(rng, shape), _other(rng, [colour]))]
         told |= {"shape", "colour"}
     ground = _other(rng, [c for _, c in names])

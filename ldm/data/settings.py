@@ -33,6 +33,7 @@ class Part(Strict):
 
     count: int = Field(60_000, gt=0)  # of scenes
     combinations: Literal["all", "seen", "held_out"] = "all"  # of scenes: see ldm/data/held_out.py
+    crowded: Share = 0.3  # of scenes: how many hold several things, half of them equal ones, half a mixed pair
     scene_seed: int = Field(0, ge=0)
 
     @property

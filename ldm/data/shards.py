@@ -21,6 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from ldm.data.hashes import mark
 from ldm.data.settings import Part
 from ldm.data.source import (
     MAX_TEXT,
@@ -197,11 +198,10 @@ def find_shards(pattern: str) -> list[Path]:
 
 def read_index(path: Path, folder: Path | None = None) -> Index:
     """The index of a shard: the kept one if it is of this very file, else a new one, which is kept if it can be."""
-    state = path.stat()
-    place = f" {path.absolute()}" if folder else ""  # shards of one name, size and date meet there
-    told = f"2 {state.st_size} {state.st_mtime_ns}{place}"
-    mark = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    kept = (folder or path.parent) / f".{path.name}.{mark}.npz"
+    place = f" {path.absolute()}" if folder else ""  # shards of one name meet there
+    told = f"2 {mark(path)}{place}"
+    digest = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    kept = (folder or path.parent) / f".{path.name}.{digest}.npz"
     try:
         with np.load(kept) as found:
             joined, places = found["names"].tobytes().decode("utf-8", "surrogateescape"), found["places"]

@@ -28,14 +28,15 @@ def target(clean: Tensor, noise: Tensor, level: Level, kind: Kind) -> Tensor:
     return noise - clean
 
 
-def min_snr_weight(level: Level, kind: Kind, gamma: float = 5.0) -> Tensor:
-    """[B] weights min(SNR, gamma) * |d clean / d output|^2, SNR = alpha^2 / sigma^2 (Hang et al. 2023, eq. 5).
+def min_snr_weight(level: Level, kind: Kind, gamma: float = 5.0, floor: float = 0.0) -> Tensor:
+    """[B] weights max(floor, min(SNR, gamma)) * |d clean / d output|^2, SNR = alpha^2 / sigma^2 (Hang et al. 2023).
 
     The paper weighs the error of the clean latent; the second factor carries that into the output space of this kind:
-    1/SNR for epsilon, sigma^2 = 1/(SNR + 1) for v, 1 for the sample itself, sigma^2 for flow.
+    1/SNR for epsilon, sigma^2 = 1/(SNR + 1) for v, 1 for the sample itself, sigma^2 for flow. `floor` is ours: with the
+    paper's 0 the highest noise has next to no weight, and there it is decided where things go.
     """
     snr = (level.alpha / level.sigma.clamp(min=1e-8)) ** 2
-    capped = snr.clamp(max=gamma)
+    capped = snr.clamp(min=floor, max=gamma)
     if kind == "sample":
         return capped
     if kind == "epsilon":

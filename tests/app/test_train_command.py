@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,29 @@ def test_a_signal_saves_within_a_step_and_tells_how_to_go_on(
     go_on = shlex.split(done.err.partition("Go on with: ")[2].splitlines()[0])
     assert ldm(*go_on[1:], f"run.steps={saved + 1}").status == 0
     assert load_state(Path("runs/a/state") / str(saved + 1)).step == saved + 1
+
+
+@pytest.mark.parametrize("before", [0, 6])
+def test_a_signal_while_things_are_made_ready_tells_how_to_go_on(
+    before: int, ldm: Ldm, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it comes while a cache is filled: what was done before is safe, and is not called nothing."""
+    import train.run
+
+    if before:
+        assert ldm("train", file).status == 0
+
+    def interrupted(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        given[5].check()
+
+    argv = ["ldm", "train", file, *ENDLESS]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(train.run, "_feed", interrupted)
+    done = ldm(*argv[1:])
+    assert done.status == 143
+    assert ("nothing was trained yet" if not before else "the 6 steps that were done are safe") in done.err
+    assert f"Go on with: {shlex.join(argv)}" in done.err
 
 
 @pytest.mark.torture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def shard(path: Path, members: dict[str, bytes]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def rewritten(path: Path, data: bytes) -> None:
+    """Other bytes in the same file, which is dated back: only its entry's time tells, once the clock has ticked."""
+    then = path.stat()
+    path.write_bytes(data)
+    while True:
+        os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+        if path.stat().st_ctime_ns != then.st_ctime_ns:
+            return

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,7 +214,7 @@ def test_a_full_disk_stops_the_cache_and_not_the_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     cache.folder.unlink()
-    monkeypatch.setattr(write, "_sync", full)
+    monkeypatch.setattr(write, "sync", full)
     for _ in range(2):
         rows = cache.get_or_make(keys(1), lambda places: latents(1))
         assert torch.equal(rows["mean"], latents(1)["mean"])
@@ -264,6 +265,69 @@ def test_filling_makes_what_is_missing_in_batches_of_one_shape(cache: Cache) -> 
         assert (row is None) == (place == 3)
         if row is not None:
             assert torch.equal(row["mean"], encode([load(place)])["mean"][0])
+
+
+def test_a_full_disk_stops_what_is_encoded_and_not_the_look_at_what_cannot_be(
+    cache: Cache, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written before stays, and later asks are answered by the encoder."""
+    import errno
+
+    from ldm.data import cache as module
+    from ldm.data import encode as filling
+
+    write, room = module.write_weights, [True]
+
+    def full(*given: Any) -> None:
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room.pop()
+        write(*given)
+
+    monkeypatch.setattr(module, "write_weights", full)
+    monkeypatch.setattr(filling, "PIECE_BYTES", 1)  # a piece for each batch
+    looked, encoded, bar = list[int](), list[int](), list[tuple[int, int]]()
+
+    def looking(place: int) -> Tensor:
+        looked.append(place)
+        if place in (0, 7):
+            raise LdmError(Code.FILE, "it is damaged", "it was cut off", "fetch it again")
+        return torch.full((3, 8, 8), float(place))
+
+    def counted(items: list[Tensor]) -> dict[str, Tensor]:
+        encoded.append(len(items))
+        return encode(items)
+
+    done = fill(cache, keys(*range(10)), looking, counted, batch=2, on_progress=lambda *now: bar.append(now))
+    assert looked == list(range(10)) and [place for place, _ in done.failed] == [0, 7]
+    assert encoded == [2, 2] and (done.made, done.found, done.stopped) == (2, 0, False)  # the second found no room
+    assert bar == sorted(bar) and bar[-1] == (10, 10)
+    assert len(told) == 1 and "nothing more is cached" in told[0] and "No space left" in told[0]
+    rows = cache.get_or_make(keys(1, 9), lambda places: encode([load(9) for _ in places]))
+    assert rows["mean"].mean((1, 2, 3)).tolist() == [1, 9] and len(told) == 1
+    assert len(Cache(cache.folder)) == 2
+
+
+def test_a_writer_that_fails_otherwise_ends_the_filling(cache: Cache) -> None:
+    cache.folder.parent.mkdir(exist_ok=True)
+    cache.folder.write_text("a file in the way of the folder")
+    with pytest.raises(LdmError) as caught:
+        fill(cache, keys(1), load, encode)
+    assert caught.value.code is Code.FILE
+
+
+def test_of_two_places_with_one_key_each_is_tried_before_the_key_is_given_up(cache: Cache) -> None:
+    one = keys(1)[0]
+
+    def looking(place: int) -> Tensor:
+        if place != 2:
+            raise LdmError(Code.FILE, f"{place} is damaged", "it was cut off", "fetch it again")
+        return torch.zeros(3, 8, 8)
+
+    bad = fill(cache, [one, one], looking, encode)
+    assert [place for place, _ in bad.failed] == [0, 1] and bad.made == 0
+    done = fill(cache, [one, one, one, one], looking, encode)
+    assert [place for place, _ in done.failed] == [0, 1] and done.made == 1 and one in cache
 
 
 def test_filling_stops_when_asked_and_goes_on_from_there(cache: Cache) -> None:

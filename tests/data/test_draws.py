@@ -60,12 +60,22 @@ def test_normal_is_normal_in_pairs_and_tails() -> None:
 
 
 def test_stratified_takes_one_of_each_part() -> None:
-    """Of every batch, however it is cut; and within a part anywhere."""
+    """Of every batch, however it is cut; each row of a batch over all parts; and within a part anywhere."""
     found = torch.cat([Draws(3, places, 8).stratified("t") for places in torch.arange(8000).split(3)])
     assert found.min() >= 0 and found.max() < 1
-    assert torch.equal((found * 8).floor().long(), torch.arange(8000) % 8)
+    parts = (found * 8).floor().long().view(-1, 8)
+    assert torch.equal(parts.sort(1).values, torch.arange(8).expand(1000, 8))
+    for row in parts.T:
+        assert (torch.bincount(row, minlength=8) - 125).abs().max() < 5 * 125**0.5
     within = (found * 8).double() % 1
     assert (torch.histc(within, 10, 0, 1) - 800).abs().max() < 5 * 800**0.5
+
+
+def test_nothing_may_be_asked_for() -> None:
+    """Of captions without a part that could move, no numbers are needed."""
+    draws = Draws(3, torch.arange(4), 4)
+    assert draws.uniform("u", (0,)).shape == (4, 0)
+    assert draws.normal("n", (0,)).shape == (4, 0)
 
 
 def test_training_draws_by_the_same_rule() -> None:

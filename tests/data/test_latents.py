@@ -22,6 +22,7 @@ from ldm.data.latents import Latents, Texts
 from ldm.data.loader import Loader
 from ldm.data.settings import Buckets, DataSettings
 from ldm.errors import LdmError
+from tests.data import sets
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (40, 32)) -> None:
@@ -103,6 +104,19 @@ def test_pictures_that_cannot_be_read_are_listed_and_the_rest_is_done(
     done = latents(photos, encode, vae, flip=0.5).fill()
     assert done.made == 6 and [place for place, _ in done.failed] == [2, 3]
     assert all(len(why) > 20 for _, why in done.failed)
+
+
+def test_a_damaged_picture_that_is_there_twice_fails_twice_and_by_name(
+    encode: Encode, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    """Bytes in a shard know no name of their own; and equal bytes have one key."""
+    whole = sets.png(3, (32, 32))
+    members = {"a.png": whole, "b.png": whole[:-20], "c.png": whole[:-20], "d.png": b""}
+    (tmp_path / "set").mkdir()
+    sets.shard(tmp_path / "set" / "x.tar", members)
+    done = latents(tmp_path / "set", encode, vae, flip=0.5).fill()
+    assert done.made == 2 and [place for place, _ in done.failed] == [1, 2, 3]
+    assert [why.split(":")[0] for _, why in done.failed] == ["x.tar/b", "x.tar/c", "x.tar/d"]
 
 
 def test_buckets_have_rows_of_their_own_shape(photos: Path, encode: Encode, vae: AutoencoderKL) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch import Tensor
 
 from ldm.data import scenes
@@ -76,6 +78,41 @@ def test_the_batch_does_not_depend_on_the_number_of_processes(photos: Path, rule
     parts = [first(loader(photos, rank=rank, world=world, **ALL, **rule), 9) for rank in range(world)]
     assert all(same(whole[step], join([part[step] for part in parts])) for step in range(9))
     assert [batch.places.tolist() for batch in whole] == [list(range(6 * s, 6 * s + 6)) for s in range(9)]
+
+
+@pytest.fixture(scope="module", params=["shards", "parquet"])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 pictures in three files, one of them cut off behind its header."""
+    root = tmp_path_factory.mktemp(request.param)
+    pngs = [sets.png(n, (12, 12) if n % 3 else (36, 12)) for n in range(20)]
+    pngs[13] = pngs[13][:-20]
+    for part, numbers in enumerate((range(7), range(7, 12), range(12, 20))):
+        if request.param == "shards":
+            members = {
+                f"{n:02}.{kind}": data for n in numbers for kind, data in (("png", pngs[n]), ("txt", b"n%d" % n))
+            }
+            sets.shard(root / f"{part}.tar", members)
+        else:
+            rows = {"image": [pngs[n] for n in numbers], "text": [f"n{n}" for n in numbers]}
+            parquet.write_table(pyarrow.table(rows), root / f"{part}.parquet", row_group_size=3)
+    return root
+
+
+@pytest.mark.parametrize("rule", [{}, {"size": 16, "buckets": {"step": 8}}, {"memory": 1e-9, "workers": 0}])
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_and_tables_are_split_by_rank(packed: Path, rule: dict[str, Any], world: int, tmp_path: Path) -> None:
+    """Each process has its rows of the one batch, in order: none twice, none left to nobody."""
+    told = {**ALL, **rule, "index": str(tmp_path), "warn": lambda text: None}
+    whole = first(loader(packed, **told), 8)
+    parts = [first(loader(packed, rank=rank, world=world, **told), 8) for rank in range(world)]
+    assert {len(part) for batches in parts for part in batches} == {6 // world}
+    for step, batch in enumerate(whole):
+        assert same(batch, join([part[step] for part in parts]))
+        assert batch.image is not None
+        assert [sets.which(row.numpy()) for row in batch.image] == batch.examples.tolist()
+    assert len({batch.image.shape for batch in whole if batch.image is not None}) == (2 if "buckets" in rule else 1)
+    assert {text for batch in whole for text in batch.text} - {""} <= {f"n{n}" for n in range(20)}
+    assert {index for batch in whole for index in batch.examples.tolist()} == set(range(20)) - {13}
 
 
 @pytest.mark.parametrize("rule", [{}, {"buckets": {"step": 8, "least": 8}}])
@@ -351,6 +388,16 @@ def test_a_tenth_of_them_stops_the_run(tmp_path: Path) -> None:
         first(found, 20)
     assert "11 of 100 pictures tried cannot be read" in caught.value.what or "more than 10%" in caught.value.what
     assert caught.value.why.count(".png") >= 5 and "ldm data check" in caught.value.fix
+
+
+def test_what_was_found_elsewhere_counts_among_all_that_were_tried_there(tmp_path: Path) -> None:
+    told: list[str] = []
+    found = loader(sets.folder(tmp_path / "set", 100), 10, warn=told.append)
+    found.leave_out(range(100), {n: f"{n:02}.png: cut" for n in (3, 50, 97)})
+    assert len(told) == 3
+    assert {e for batch in first(found, 20) for e in batch.examples.tolist()} == set(range(100)) - {3, 50, 97}
+    with pytest.raises(LdmError, match="13 of 100 pictures tried cannot be read, more than 10%"):
+        found.leave_out(range(100), {n: f"{n:02}.png: cut" for n in range(10, 20)})
 
 
 def test_a_set_of_nothing_but_faults_ends(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_scenes_are_whole(index: int, seed: int) -> None:
     assert set(caption(scene).replace(",", "").split()) <= set(scenes.words())
 
 
+@pytest.mark.parametrize("crowded", [0.0, scenes.CROWDED, 1.0])
+def test_so_many_hold_several_things(crowded: float) -> None:
+    drawn = [scenes.sample_scene(index, 5, "all", crowded) for index in range(400)]
+    several = [scene for scene in drawn if len(scene.things) > 1]
+    mixed = [scene for scene in several if len({(t.shape, t.colour) for t in scene.things}) == 2]
+    assert abs(len(several) / 400 - crowded) <= 0.07
+    assert abs(len(mixed) - len(several) / 2) <= 0.15 * max(1, len(several))
+
+
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_told_is_drawn(position: str, size: str) -> None:

@@ -93,6 +93,19 @@ def test_the_index_is_kept_and_follows_its_shard(shards: Path, tmp_path: Path) -
     assert len(list(kept.iterdir())) == 2
 
 
+def test_an_index_is_not_of_another_shard_that_looks_as_old(tmp_path: Path) -> None:
+    """Written anew in its place, as large as before and dated back, as `rsync --inplace --times` leaves it."""
+    path, kept = sets.shard(tmp_path / "x.tar", {"a.png": sets.png(1)}), tmp_path / "kept"
+    assert read_index(path, kept).names == ("a",)
+    then = path.stat()
+    sets.rewritten(path, sets.shard(tmp_path / "other", {"z.png": sets.png(1)}).read_bytes())
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+    assert read_index(path, kept).names == ("z",)
+    assert len(list(kept.iterdir())) == 2
+    assert read_index(path, kept).names == ("z",)
+    assert len(list(kept.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_written_does_without(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert len(opened(shards, index=str(tmp_path / "file"))) == 12

@@ -44,6 +44,13 @@ def test_shuffling_keeps_the_front_and_loses_nothing() -> None:
     assert {parts(text)[0] for text in free} == set(parts(TAGS))
 
 
+def test_captions_without_a_free_part_stay_as_they_are() -> None:
+    """As those of a kohya folder `10_sks dog` are, where no picture has words of its own."""
+    changes = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.5, "keep_tokens": 1}
+    assert set(said(["sks dog"], **changes)) == {"sks dog"}
+    assert set(said([], **changes)) == {""}
+
+
 def test_a_separator_keeps_front_and_end() -> None:
     found = said(["a, b ||| c, d, e ||| z"], shuffle_caption=True, keep_tokens_separator="|||")
     assert {tuple(parts(text)[:2]) for text in found} == {("a", "b")}

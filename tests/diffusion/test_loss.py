@@ -70,6 +70,8 @@ def test_min_snr_of_known_values() -> None:
     assert (min_snr_weight(level, "epsilon") - snr.clamp(max=5.0) / snr).abs().max() < 1e-12
     assert (min_snr_weight(level, "v_prediction") - snr.clamp(max=5.0) / (snr + 1.0)).abs().max() < 1e-12
     assert min_snr_weight(level, "epsilon").max() == 1.0
+    floored = min_snr_weight(level, "v_prediction", floor=0.2)
+    assert (floored - snr.clamp(min=0.2, max=5.0) / (snr + 1.0)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,7 +58,7 @@ def test_the_configuration_is_saved_with_every_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     ["run.steps=200", "run.save=5", "run.preview=1", "run.log=1", "run.threads=1", "run.keep=4", "run.micro=2",
-     "run.out=elsewhere", "run.trackers=[tensorboard]", "optim.lr=1e-4", "optim.warmup=5"],
+     "run.precision=bf16",      "run.out=elsewhere", "run.trackers=[tensorboard]", "optim.lr=1e-4", "optim.warmup=5"],
 )  # fmt: skip
 def test_what_may_change_is_saved_and_told(tmp_path: Path, override: str, caplog: pytest.LogCaptureFixture) -> None:
     with RunFolder(tmp_path, settings()) as folder:
@@ -74,7 +74,7 @@ def test_what_may_change_is_saved_and_told(tmp_path: Path, override: str, caplog
 @pytest.mark.parametrize(
     "override",
     ["task.unet=b.json", "task.noise.kind=epsilon", "data.size=64", "data.path=photos", "run.seed=1", "run.batch=16",
-     "run.precision=bf16", "optim.kind=sgd", "optim.ema=0.9", "data.where={a: 1}"],
+     "optim.kind=sgd", "optim.ema=0.9", "data.where={a: 1}"],
 )  # fmt: skip
 def test_what_makes_the_run_is_refused_by_name(tmp_path: Path, override: str) -> None:
     with RunFolder(tmp_path, settings()) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,24 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from app.training_forecast import in_words
 from benchmarks.forecast import RUNS, compare
 from ldm.config import loads
+from ldm.data.cache import Cache
+from ldm.data.examples import open_source
+from ldm.data.loader import Loader
+from ldm.errors import Code, LdmError
 from ldm.models.cost import Allocations
 from tests import components
+from tests.data import sets
 from train import measure
 from train.config import RunFile
+from train.filling import Sample
+from train.processes import Processes
 from train.run import forecasted, opened
+from train.task import Setting
+from train.tasks.diffusion import DiffusionTask
+from train.tasks.settings import DiffusionSettings
 
 UNIT = 64 * 128 * 4  # bytes of one activation of `chain`
 
@@ -73,6 +85,8 @@ def test_the_parts_of_a_forecast(vae: Path, tmp_path: Path) -> None:
     )
     assert made.fits
     assert made.shapes == {"image": (16, 3, 16, 16)}
+    assert made.snapshots == 0 and made.cache is None
+    assert not any(words in line for line in in_words(made, file) for words in ("averages kept", "cache"))
     assert made.step_seconds is not None
     assert made.total_seconds == pytest.approx(100 * made.step_seconds)
     assert json.loads(json.dumps(made.as_dict()))["memory"]["total"] == memory.total
@@ -129,6 +143,114 @@ def test_what_does_not_fit_is_not_tried(vae: Path, tmp_path: Path, monkeypatch: 
     assert not made.fits
     assert made.memory.optimiser == 2 * made.memory.gradients
     assert "not enough" in made.how
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_averages_that_are_kept_at_each_save_are_on_the_disk_forecast(steps: int, vae: Path, tmp_path: Path) -> None:
+    """Beside what a run leaves: two widths, saved every second step and after the last."""
+    fast = ("run.batch=2", f"run.steps={steps}", "run.save=2")
+    file = settings(vae, tmp_path / "run", *fast, "optim.snapshots=[0.05,0.1]")
+    made = forecasted(file)
+    with opened(file) as run:
+        run.fit()
+    files = list((tmp_path / "run" / "averages").iterdir())
+    assert len(files) == {4: 2, 5: 3}[steps]
+    assert made.snapshots == pytest.approx(sum(p.stat().st_size for p in files), rel=0.15)
+    assert made.disk == made.checkpoint * 3 + made.snapshots + made.memory.weights
+    assert any("averages kept" in line for line in in_words(made, file))
+
+
+def cached(model: Path, out: Path, *overrides: str) -> RunFile:
+    text = f"""
+task: {{type: diffusion, unet: {model}, vae: {model}, text: {model}, noise: {{kind: epsilon}}}}
+data: {{path: scenes, count: 24, size: 16, flip: 0.5, caption_dropout_rate: 0.1}}
+run: {{out: {out}, steps: 4, batch: 4, preview: 0, evaluate: 0, device: cpu, cache: {out.parent}/cache}}
+"""
+    return loads(text, RunFile, overrides)
+
+
+def test_a_run_with_a_cache_is_measured_without_encoding(tiny_sd1: Path, tmp_path: Path) -> None:
+    """And what it takes to fill the cache is told: rows and bytes beside the cache of a real run."""
+    file = cached(tiny_sd1, tmp_path / "run")
+    made = forecasted(file)
+    assert list(tmp_path.iterdir()) == []
+    assert made.shapes == {"mean": (4, 4, 8, 8), "std": (4, 4, 8, 8), "text_states": (4, 77, 32), "text": (4,)}
+    assert made.cache is not None
+    with opened(file) as run:
+        run.fit()
+    size = Cache(tmp_path / "cache").size()
+    assert dict(size.rows) == {"latents": made.cache.latents, "texts": made.cache.texts}
+    assert made.cache.latents == 48, "both ways"
+    written = sum(p.stat().st_size for p in (tmp_path / "cache").glob("*.safetensors"))
+    assert made.cache.bytes == pytest.approx(written, rel=0.1)
+    (line,) = [line for line in in_words(made, file) if "filling the cache" in line]
+    assert f"48 latents, {made.cache.texts} captions" in line
+    assert json.loads(json.dumps(made.as_dict()))["cache"]["latents"] == 48
+
+
+def test_the_time_to_fill_a_cache_is_that_of_all_examples(tiny_sd1: Path, tmp_path: Path) -> None:
+    """A tower that takes a tenth of a second for each piece, and an autoencoder that does."""
+    task, loader = build(tiny_sd1, tmp_path)
+
+    def slow(module: nn.Module, args: object) -> None:
+        time.sleep(0.1)
+
+    task.vae.model.encoder.register_forward_pre_hook(slow)
+    task.captions.model.register_forward_pre_hook(slow)
+    made = Sample(task, loader.source, loader, Processes.start("cpu")).filling
+    assert made.latents == 48
+    wanted = 0.1 * (made.latents / 4 + made.texts / made.texts)
+    assert wanted < made.seconds < 2 * wanted
+
+
+def test_what_a_run_keeps_in_no_cache_is_encoded_in_the_measured_step(tiny_sd1: Path, tmp_path: Path) -> None:
+    for override in ("task.train_text=true", "data.shuffle_caption=true"):
+        made = forecasted(cached(tiny_sd1, tmp_path / "run", override))
+        assert set(made.shapes) == {"mean", "std", "text"}
+        assert made.cache is not None
+        assert (made.cache.latents, made.cache.texts) == (48, 0)
+
+
+@pytest.mark.parametrize("size", [(24, 12), (12, 24)])
+def test_rows_have_the_size_in_which_examples_are_shown(size: tuple[int, int], tiny_sd1: Path, tmp_path: Path) -> None:
+    """In buckets: a batch of the other shape gets latents of its shape, whichever was encoded."""
+    sets.folder(tmp_path / "set", 4, size)
+    for number in range(4, 8):
+        sets.picture(number, size[::-1]).save(tmp_path / "set" / f"{number:02}.png")
+        (tmp_path / "set" / f"{number:02}.txt").write_text(f"picture {number}")
+    buckets = "data.buckets={sizes: [[24, 12], [12, 24]]}"
+    overrides = (f"data.path={tmp_path / 'set'}", buckets, "data.flip=0")
+    task, loader = build(tiny_sd1, tmp_path, *overrides)
+    sample = Sample(task, loader.source, loader, Processes.start("cpu"))
+    for example in range(8):
+        width, height = size if example < 4 else size[::-1]
+        rows = sample.latents([example] * 3, [False] * 3)
+        assert {name: t.shape for name, t in rows.items()} == dict.fromkeys(
+            ("mean", "std"), (3, 4, height // 2, width // 2)
+        )
+        assert bool((rows["std"] > 0).all())
+
+
+def build(model: Path, out: Path, *overrides: str) -> tuple[DiffusionTask, Loader]:
+    """The task and the loader of a run with a cache."""
+    file = cached(model, out / "run", *overrides)
+    assert isinstance(file.task, DiffusionSettings)
+    loader = Loader(open_source(file.data), file.data, file.run.batch)
+    return DiffusionTask(file.task, Setting(0, file.data.size, 4, loader.look, loader.captions)), loader
+
+
+def test_a_cache_that_the_run_would_refuse_is_refused(vae: Path, tiny_sd1: Path, tmp_path: Path) -> None:
+    for file in (
+        settings(vae, tmp_path / "run", f"run.cache={tmp_path}/cache"),
+        cached(tiny_sd1, tmp_path / "run", "data.crop=random"),
+    ):
+        errors = []
+        for ask in (forecasted, lambda file: opened(file).__enter__()):
+            with pytest.raises(LdmError) as error:
+                ask(file)
+            errors.append((error.value.code, error.value.what, error.value.why))
+        assert errors[0] == errors[1]
+        assert errors[0][0] is Code.USAGE
 
 
 @pytest.mark.torture

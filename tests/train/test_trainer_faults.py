@@ -276,6 +276,36 @@ def test_a_full_disk_does_not_end_the_run(
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["4"]
 
 
+def test_a_wish_to_stop_on_a_full_disk_still_tells_how_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    free = 10**12
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, free))
+    stop = Stop()
+    trainer = Trainer(toys.Toy(), toys.feed(8), toys.run(tmp_path, steps=9, save=2), toys.optim(), tmp_path, stop=stop)
+    with pytest.raises(Stopped) as left:
+        for step in trainer.steps():
+            if step.step == 3:
+                free = 0
+                stop.ask()
+    assert left.value.code == 143
+    assert "only step 2 is saved. Go on with: " in caplog.text
+    assert "Training goes on" not in caplog.text
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["2"]
+
+
+def test_precision_may_change_between_starts(tmp_path: Path) -> None:
+    """As the message after five updates that were not finite advises; fp16 begins with a new loss scale."""
+    for steps, precision in ((2, "fp32"), (4, "fp16"), (6, "fp32")):
+        trainer = toys.trained(toys.Toy(), tmp_path, toys.optim(), steps=steps, precision=precision)
+        assert trainer.step == steps
+        assert (trainer.learners[0].scale is not None) == (precision == "fp16")
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """A task that spoils its own weights is found when it is to be saved, and the last good checkpoint stays."""
     task = toys.Toy()

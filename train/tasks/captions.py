@@ -50,7 +50,7 @@ def _digest(tokenizer: CLIPTokenizer) -> Tensor:
 
 
 class Captions:
-    """A tokenizer and its tower. Captions are plain text here: no weights, no brackets; and cut after 75 tokens."""
+    """A tokenizer and its tower. Captions are plain text here, no weights, no brackets; cut to the tower's length."""
 
     def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel, trained: bool) -> None:
         self.tokenizer, self.trained = tokenizer, trained
@@ -67,11 +67,11 @@ class Captions:
         return self.tower.width
 
     def ids(self, texts: Sequence[str]) -> Tensor:
-        """[n,77] on the CPU: start, text, end, padding; the text cleaned as prompts are."""
+        """[n,L] on the CPU: start, text, end, padding; the text cleaned as prompts are."""
         return token_rows(self.tower.vocabulary, texts)
 
     def states(self, texts: Sequence[str]) -> Tensor:
-        """[n,77,D] hidden states behind the final norm; equal captions are read once."""
+        """[n,L,D] hidden states behind the final norm; equal captions are read once."""
         self.words.check()
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         device = next(self.model.parameters()).device
@@ -82,7 +82,7 @@ class Captions:
         return read[torch.tensor([rows[text] for text in texts], device=device)]
 
     def told(self, draws: Draws, batch: Batch, drop: float) -> Tensor:
-        """[n,77,D] of a batch, each caption dropped to the empty prompt with the chance `drop`.
+        """[n,L,D] of a batch, each caption dropped to the empty prompt with the chance `drop`.
 
         States that were cached are taken where the tower is frozen.
         """
@@ -102,7 +102,7 @@ class Captions:
         return self.states(["" if gone else text for text, gone in zip(batch.text, dropped.tolist(), strict=True)])
 
     def empty(self, count: int) -> Tensor:
-        """[count,77,D] of the empty prompt."""
+        """[count,L,D] of the empty prompt."""
         if self.trained:
             return self.states([""]).expand(count, -1, -1)
         if self._empty is None:

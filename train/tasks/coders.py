@@ -18,7 +18,7 @@ from train.draws import Draws
 from train.task import Setting, Turn
 from train.tasks.codebook import Watch, flat, nearest
 from train.tasks.folding import with_outer
-from train.tasks.latents import moments
+from train.tasks.latents import check_sides, moments
 from train.tasks.parts import is_new, new_network, owned, read_architecture
 from train.tasks.settings import AutoencoderSettings
 
@@ -121,7 +121,7 @@ def open_coder(settings: AutoencoderSettings, setting: Setting) -> Coder:
         vae = new_network(name, config, where, setting.seed)
     else:
         vae = owned(load_vae(settings.vae)[0])
-    _check_size(vae, setting.size, where)
+    check_sides(setting, Autoencoder(vae).factor, f"task.vae={where}")
     if isinstance(vae, AutoencoderKL):
         return GaussianCoder(vae, settings.kl)
     if not isinstance(vae, VQModel):
@@ -139,14 +139,3 @@ def open_coder(settings: AutoencoderSettings, setting: Setting) -> Coder:
             "Use norm_type: group and lookup_from_codebook: false.",
         )
     return CodeCoder(vae, settings, is_new(settings.vae), setting.steps)
-
-
-def _check_size(vae: Any, size: int, where: str) -> None:
-    factor = Autoencoder(vae).factor
-    if size % factor:
-        raise LdmError(
-            Code.USAGE,
-            f"data.size={size} does not fit task.vae={where}.",
-            f"It makes one latent of {factor} pixels a side.",
-            f"Set data.size to a multiple of {factor}, such as {max(1, round(size / factor)) * factor}.",
-        )

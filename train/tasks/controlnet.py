@@ -45,7 +45,7 @@ class ControlTask:
         tokenizer, tower = self.parts.towers[0]
         self.vae = Autoencoder(self.parts.vae)
         self.captions = Captions(tokenizer, tower, trained=False)
-        check_sizes(setting.size, self.vae, self.parts.unet.config, self.captions.width, settings.model)
+        check_sizes(setting, self.vae, self.parts.unet.config, self.captions.width, settings.model)
         self.network = UNet(self.parts.unet, self.parts.prediction)
         self.control: Any = self._control()
         check_control(self.network, self.control, str(settings.controlnet))

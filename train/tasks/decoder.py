@@ -1,7 +1,9 @@
 """A tiny autoencoder taught by a large one: pictures for next to nothing from the same latents, for previews.
 
 The decoder learns to make what the large one makes of a latent; the encoder learns the latents, so that the result is a
-whole `AutoencoderTiny`. Latents are those that a diffusion model sees, of unit variance: its scaling factor is 1.
+whole `AutoencoderTiny`. Latents are those that a diffusion model sees, of unit variance: its scaling factor is 1. The
+encoder must see the pictures themselves, which are not what the large one makes of their latents: so this task takes no
+cached latents (`run.cache`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from train.task import Figures, Phase, Setting, Turn
 from train.tasks import errors
 from train.tasks.adversary import EXCEPTION, Adversary
 from train.tasks.autoencoder import SHOWN, side_by_side
-from train.tasks.latents import drawn, moments, picture
+from train.tasks.latents import check_sides, drawn, moments, picture
 from train.tasks.parts import frozen, is_new, open_vae, owned, read_architecture, save_network, seeded
 from train.tasks.settings import DecoderSettings
 
@@ -48,6 +50,7 @@ class DecoderTask:
         self.settings, self.setting = settings, setting
         self.large = open_vae(settings.vae)
         frozen(self.large.model)
+        check_sides(setting, self.large.factor, f"task.vae={settings.vae}")
         self.tiny = _tiny(settings, self.large, setting.seed)
         self.adversary = None
         if settings.critic is not None:
@@ -77,7 +80,7 @@ class DecoderTask:
             assert self.adversary is not None
             return self.adversary.teach(turn, lesson.picture, lambda: self._decode(lesson.z))
         made = self._decode(lesson.z)
-        found = errors.l2(self._encode(self._shown(batch, lesson)), lesson.mean)
+        found = errors.l2(self._encode(picture(batch)), lesson.mean)
         figures = {"l1": turn.mean(errors.l1(made, lesson.picture).detach()), "encoder": turn.mean(found.detach())}
         error = self._error(lesson.picture)
         encoder = self.settings.encoder * found
@@ -88,13 +91,13 @@ class DecoderTask:
 
     @torch.no_grad()
     def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
-        """Against the large one's pictures; `psnr original` against the data, where its pictures are there."""
-        lesson = self._lesson(draws, batch)
+        """Against the large one's pictures; `psnr original` against the data."""
+        x, lesson = picture(batch), self._lesson(draws, batch)
         made = self._decode(lesson.z)
-        found = errors.l2(self._encode(self._shown(batch, lesson)), lesson.mean)
+        found = errors.l2(self._encode(x), lesson.mean)
         figures = {"loss": self._error(lesson.picture)(made) + self.settings.encoder * found}
         figures |= {"l1": errors.l1(made, lesson.picture), "psnr": errors.psnr(made, lesson.picture), "encoder": found}
-        return figures if batch.image is None else figures | {"psnr original": errors.psnr(made, batch.image)}
+        return figures | {"psnr original": errors.psnr(made, x)}
 
     @torch.no_grad()
     def preview(self, seed: int) -> dict[str, Tensor]:
@@ -109,8 +112,7 @@ class DecoderTask:
 
     @torch.no_grad()
     def _lesson(self, draws: Draws, batch: Batch) -> Lesson:
-        known = batch.extra
-        mean, std = (known["mean"], known["std"]) if "mean" in known else moments(self.large, picture(batch))
+        mean, std = moments(self.large, picture(batch))
         z = drawn(self.large, mean, std, draws)
         return Lesson(z, _unit(self.large, mean), self._large(z))
 
@@ -129,10 +131,6 @@ class DecoderTask:
             x = (x + 1) / 2
         found: Tensor = self.tiny.encode(x).latents
         return found
-
-    def _shown(self, batch: Batch, lesson: Lesson) -> Tensor:
-        """What the encoder looks at: the data, or the large one's picture where only latents were cached."""
-        return lesson.picture if batch.image is None else batch.image
 
     def _error(self, goal: Tensor) -> Callable[[Tensor], Tensor]:
         s = self.settings

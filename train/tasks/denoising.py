@@ -17,8 +17,9 @@ from ldm.diffusion.training import Posterior, Schedule, spread_times
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
 from train.draws import Draws
+from train.task import Setting
 from train.tasks.captions import Captions
-from train.tasks.latents import latents, latents_with_hole, picture
+from train.tasks.latents import check_sides, latents, latents_with_hole, picture
 from train.tasks.settings import Noise
 from train.tasks.shapes import holes
 
@@ -33,7 +34,7 @@ class Rows:
     noise: Tensor
     x: Tensor
     level: Level
-    states: Tensor  # [L n,77,D]
+    states: Tensor  # [L n,length,D]
     channels: Tensor | None  # [L n,1+C,h,w] mask and masked picture of a 9-channel network
     examples: int  # n
     mask: Tensor | None = None  # [L n,1,h,w] in [0,1]: what of a picture counts
@@ -85,7 +86,7 @@ class Denoising:
         figures = {"error": rows.each(error)}
         loss = error
         if self.noise.weighting == "min_snr":
-            loss = error * min_snr_weight(rows.level, self.kind, self.noise.gamma).to(error)
+            loss = error * min_snr_weight(rows.level, self.kind, self.noise.gamma, self.noise.floor).to(error)
         if self.noise.bound and variance.shape[1]:
             bound = self._bound(output, variance, rows)
             figures["bound"] = rows.each(bound)
@@ -128,7 +129,7 @@ def _stacked(drawn: Tensor) -> Tensor:
     return drawn.transpose(0, 1).flatten(0, 1)
 
 
-def check_sizes(size: int, vae: Autoencoder, unet: Mapping[str, Any], width: int, where: object) -> None:
+def check_sizes(setting: Setting, vae: Autoencoder, unet: Mapping[str, Any], width: int, where: object) -> None:
     """Autoencoder, U-Net and text tower fit each other and the pictures; said before anything is trained."""
     channels = int(unet["in_channels"])
     if channels not in (vae.channels, 2 * vae.channels + 1):
@@ -147,10 +148,11 @@ def check_sizes(size: int, vae: Autoencoder, unet: Mapping[str, Any], width: int
             f"Set cross_attention_dim to {width}, or name another text tower.",
         )
     step = vae.factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    if size % step:
+    if (size := setting.size) % step:
         raise LdmError(
             Code.USAGE,
             f"data.size={size} does not fit {where}",
             f"autoencoder and U-Net halve a picture {step.bit_length() - 1} times: its sides are multiples of {step}",
             f"Use {max(1, round(size / step)) * step}.",
         )
+    check_sides(setting, vae.factor, f"the autoencoder of {where}")

@@ -74,7 +74,7 @@ class DiffusionTask:
         settings, size, channels = self.settings, self.setting.size, self.vae.channels
         unet = open_network(settings.unet, "unet", "UNet2DConditionModel", self.setting.seed)
         refuse_xl(unet.config, settings.unet)
-        check_sizes(size, self.vae, unet.config, self.captions.width, settings.unet)
+        check_sizes(self.setting, self.vae, unet.config, self.captions.width, settings.unet)
         if settings.inpaint and channels != 4:
             raise LdmError(
                 Code.USAGE,

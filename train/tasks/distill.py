@@ -52,7 +52,7 @@ class DistillTask:
         tokenizer, tower = self.parts.towers[0]
         self.vae = Autoencoder(self.parts.vae)
         self.captions = Captions(tokenizer, tower, trained=False)
-        check_sizes(setting.size, self.vae, self.parts.unet.config, self.captions.width, settings.model)
+        check_sizes(setting, self.vae, self.parts.unet.config, self.captions.width, settings.model)
         self.schedule = Schedule.of(self.parts.scheduler)
         self.kind = self.parts.prediction
         self.denoising = Denoising(self.vae, self.captions, self.schedule, self.kind, Noise())

@@ -9,6 +9,7 @@ from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
 from train.draws import Draws
+from train.task import Setting
 
 
 @torch.no_grad()
@@ -35,6 +36,25 @@ def latents(vae: Autoencoder, draws: Draws, batch: Batch) -> Tensor:
     if "mean" in batch.extra:
         return drawn(vae, batch.extra["mean"], batch.extra["std"], draws)
     return drawn(vae, *moments(vae, picture(batch)), draws)
+
+
+def check_sides(setting: Setting, factor: int, what: str) -> None:
+    """Every size that a batch may have is a whole number of latents; said before anything is trained."""
+    square = (setting.size, setting.size)
+    for size in setting.sizes or (square,):
+        if any(side % factor for side in size):
+            fit = " and ".join(str(max(1, round(side / factor)) * factor) for side in dict.fromkeys(size))
+            bucket = size != square
+            raise LdmError(
+                Code.USAGE,
+                f"The bucket {size[0]}x{size[1]} does not fit {what}."
+                if bucket
+                else f"data.size={setting.size} does not fit {what}.",
+                f"It makes one latent of {factor} pixels a side.",
+                f"Set data.buckets.step or sizes to multiples of {factor}, such as {fit}."
+                if bucket
+                else f"Set data.size to a multiple of {factor}, such as {fit}.",
+            )
 
 
 def picture(batch: Batch) -> Tensor:

@@ -151,7 +151,7 @@ def twin(network: Any) -> Any:
 
 def refuse_xl(config: Mapping[str, Any], where: object) -> None:
     """Networks that are told pooled text and sizes (XL) are not trained here."""
-    if config.get("addition_embed_type") is not None:
+    if config.get("addition_embed_type") == "text_time":
         raise LdmError(
             Code.MODEL,
             f"{where} is of the XL family",

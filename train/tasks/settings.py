@@ -76,6 +76,7 @@ class Noise(Strict):
     power: float = Field(1.0, gt=0)  # t = T u^power: below 1 prefers high noise
     weighting: Literal["none", "min_snr"] = "none"
     gamma: float = Field(5.0, gt=0)
+    floor: Weight = 0.0  # least weight of min_snr: above 0 the highest noise counts too, where places are decided
     offset: Weight = 0.0  # noise of one value a channel, added (dark and bright pictures)
     shift: float = Field(1.0, gt=0)  # of a flow: above 1 for larger pictures; training and sampling lean to high noise
     bound: Weight = 0.0  # of the variational bound (0.001 in the paper): the U-Net then also learns variances
@@ -87,6 +88,15 @@ class Noise(Strict):
             raise ValueError(f"kind {self.kind} does not fit schedule {self.schedule}; flow needs both to be flow")
         if self.zero_snr and self.kind != "v_prediction":
             raise ValueError(f"zero_snr needs kind v_prediction, not {self.kind}")
+        if self.floor and self.weighting != "min_snr":
+            raise ValueError("floor is the least weight of weighting min_snr, and does nothing without it; set it to 0")
+        if self.floor > self.gamma:
+            raise ValueError(f"floor {self.floor} is above gamma {self.gamma}, the greatest weight")
+        if self.zero_snr and self.weighting == "min_snr" and not self.floor:
+            raise ValueError(
+                "min_snr gives no weight to the level without signal, which zero_snr adds and sampling begins at; "
+                "set floor, to 0.1 for example, or weighting to none"
+            )
         if self.bound and self.kind == "flow":
             raise ValueError("bound is defined for schedules of betas, not for a flow; set it to 0")
         if self.shift != 1.0 and self.kind != "flow":

@@ -26,7 +26,7 @@ from train.tasks.shapes import holes
 
 KINDS = {
     "epsilon": Noise(kind="epsilon", schedule="linear"),
-    "v": Noise(zero_snr=True, weighting="min_snr", offset=0.1),
+    "v": Noise(zero_snr=True, weighting="min_snr", floor=0.1, offset=0.1),
     "flow": Noise(kind="flow", schedule="flow", times="logit_normal", shift=2.0),
     "bound": Noise(kind="epsilon", schedule="cosine", bound=1e-3),
 }

@@ -58,7 +58,7 @@ def test_at_first_the_student_says_what_the_teacher_says(mode: str, tiny_sd1: Pa
         assert (task._student(x, level, states, scale) - wanted).abs().max() < 1e-5
         null = plain(x, t, task.captions.empty(4)).sample
         guided = null + scale.view(-1, 1, 1, 1) * (wanted - null)
-        assert (task._teacher(x, level, states, scale) - guided).abs().max() < 1e-4
+        assert (task._teacher(x, level, states, scale) - guided).abs().max() < 1e-5 * guided.abs().max()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -74,7 +74,7 @@ def test_learns_one_batch_and_the_teacher_stays(mode: str, tiny_sd1: Path) -> No
         wanted = load_parts(tiny_sd1).unet(torch.cat([x, x]), torch.cat([t, t]),
                                            torch.cat([states, task.captions.empty(4)])).sample.chunk(2)  # fmt: skip
         guided = wanted[1] + scale.view(-1, 1, 1, 1) * (wanted[0] - wanted[1])
-        assert (task._teacher(x, task.schedule.at(t), states, scale) - guided).abs().max() < 1e-4
+        assert (task._teacher(x, task.schedule.at(t), states, scale) - guided).abs().max() < 1e-5 * guided.abs().max()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -102,10 +102,12 @@ def test_a_whole_student_loads_in_stock_and_is_told_its_scale(tiny_sd1: Path, tm
     x, t, states, scale = inputs(task)
     with torch.no_grad():
         embedding = stock.get_guidance_scale_embedding(scale - 1, 256)
-        assert (embedding - guidance_embedding(scale, 256)).abs().max() < 1e-4
+        assert (embedding - guidance_embedding(scale, 256)).abs().max() < 1e-5
         theirs = stock.unet.eval()(x, t, states, timestep_cond=embedding).sample
         task.student.eval()
-        assert (theirs - task._student(x, task.schedule.at(t), states, scale)).abs().max() < 1e-4
+        ours, other = (task._student(x, task.schedule.at(t), states, s) for s in (scale, scale.flip(0)))
+        assert (theirs - ours).abs().max() < 1e-5
+        assert (ours - other).abs().max() > 1e-3, "it listens to the scale"
     ours = Pipeline.load(tmp_path / "student")
     assert ours.model.network.told_scale
     request = Request(prompt="a dog", steps=4, seed=3, solver="lcm", guidance={"scale": 5})
