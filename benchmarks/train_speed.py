@@ -75,11 +75,11 @@ def prepare(root: Path) -> None:
     from PIL import Image
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from ldm.data.scenes import caption, draw, sample_scene, words
-    from train.tokenizer import save_tokenizer
+    from ldm.data.scenes import caption, draw, sample_scene
+    from train.tokenizer import train_tokenizer
 
     torch.manual_seed(0)
-    save_tokenizer(words(), root / "model" / "tokenizer")
+    train_tokenizer([caption(sample_scene(index)) for index in range(2000)], 640, root / "model" / "tokenizer")
     vocabulary = len(CLIPTokenizer.from_pretrained(root / "model" / "tokenizer"))
     ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=vocabulary, **ends)).save_pretrained(root / "model/text_encoder")

@@ -68,12 +68,23 @@ def latents(
             return dict(task.cached_latents(images.to(processes.device)))
 
     made = Latents(cache, source, data, encode, fingerprint(network))
+    patient = processes.patient()
     filled = made.fill(on_progress=progress, stop=stop, part=(processes.rank, processes.world))
     hashes.save()
-    told = processes.hear(json.dumps(filled.failed))  # which waits for all of them
+    told = processes.hear(json.dumps(filled.failed), patient)  # which waits for all of them
     cache.refresh()
     failed = {int(index): str(why) for text in told for index, why in json.loads(text)}
     return made, dict(sorted(failed.items()))
+
+
+def kept_texts(task: Any, loader: Loader) -> list[str]:
+    """The captions whose states a run keeps: none where the tower learns, nor where captions are put together anew each
+    time, since nearly each showing would be another one and the cache would grow with every step."""
+    rule = loader.settings
+    if task.captions.trained or rule.shuffle_caption or rule.caption_tag_dropout_rate:
+        return []
+    words = {*loader.captions()}
+    return sorted({*words, ""} if words and rule.caption_dropout_rate else words)
 
 
 def with_texts(
@@ -83,11 +94,11 @@ def with_texts(
     processes: Processes,
     stop: Callable[[], bool] = lambda: False,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches with "text_states" of captions that the tower reads once. Captions that are put together anew each time
-    are not kept: nearly each showing would be another one, and the cache would grow with every step."""
-    if loader.settings.shuffle_caption or loader.settings.caption_tag_dropout_rate:
+    """Batches with "text_states" of the captions that are kept, read by the tower once."""
+    told = kept_texts(task, loader)
+    if not told:
         return loader.batches
-    captions = task.captions
+    captions, patient = task.captions, processes.patient()
     captions.model.to(processes.device)
     texts = Texts(
         cache,
@@ -95,9 +106,8 @@ def with_texts(
         fingerprint(captions.model, str(captions.words.own.tolist())),
     )
 
-    told = sorted({*loader.captions(), ""} if loader.settings.caption_dropout_rate else {*loader.captions()})
     texts.fill(told[processes.rank :: processes.world], stop=stop)  # a few large files, not one for each batch
-    processes.wait()
+    processes.hear("", patient)
     texts.cache.refresh()
 
     def batches(first: int) -> Iterator[Batch]:

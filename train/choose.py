@@ -7,9 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ldm.data.buckets import bucket_sizes
-from ldm.data.examples import open_source
-from ldm.data.loader import Loader
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
 from train.average import chosen
@@ -18,9 +15,7 @@ from train.config import RunFile
 from train.draws import Draws
 from train.folder import RunFolder
 from train.networks import Networks
-from train.processes import Processes
-from train.run import WORDS
-from train.task import Setting
+from train.opening import data_of, glance, processes_of, setting_of
 from train.tasks import build
 
 
@@ -29,21 +24,19 @@ def choose(file: RunFile, width: float, out: Path) -> Path:
 
     The run folder is only read: a run that goes on in it is not disturbed.
     """
-    run, data = file.run, file.data
+    run = file.run
     _check_folders(run.out, out)
     averages = chosen(run.out, width)
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    loader = Loader(open_source(data), data, run.batch, run.seed, words=WORDS.get(file.task.type))
-    setting = Setting(run.seed, data.size, run.steps, loader.look, loader.captions, run.out.name, bucket_sizes(data))
-    task = build(file.task, setting)
-    networks = Networks(task.networks(), task.frozen(), Processes.start(run.device))
+    processes = processes_of(file)
+    _, loader = data_of(file, processes)
+    task = build(file.task, setting_of(file, loader))
+    networks = Networks(task.networks(), task.frozen(), processes)
     state = RunFolder(run.out, file, writer=False).resume(model=networks.tensors())
     assert state is not None
     networks.load({**state.model, **averages})  # what has no average is that of the newest checkpoint
     networks.train(False)
     with torch.no_grad():
-        one = next(loader.look(1)).to(networks.processes.device)
+        one = glance(loader, 1).to(processes.device)
         task.validate(Draws(run.seed, one.places, 1, "validation"), one)  # which refuses weights of other captions
         with staged(out) as stage:
             task.save(stage)

@@ -22,12 +22,13 @@ from torch.nn.functional import interpolate
 from ldm.data.batch import Batch
 from ldm.data.buckets import frame
 from ldm.data.cache import Cache, Row
-from ldm.data.latents import Latents
+from ldm.data.latents import CAPTIONS, PICTURES, Latents, ways
 from ldm.data.loader import Loader
 from ldm.data.source import Source
+from train.caching import kept_texts
+from train.opening import glance
 from train.processes import Processes
 
-PICTURES, CAPTIONS = 8, 32  # encoded at once where a cache is filled
 T = TypeVar("T", Tensor, list[str])
 
 
@@ -70,21 +71,18 @@ class Sample:
 
         kept = Latents(Cache(Path(os.devnull)), source, self.settings, encode, "")  # refuses what the run would refuse
         task.vae.model.to(device)
-        some = next(loader.look(PICTURES)).examples.tolist()
+        some = glance(loader, PICTURES).examples.tolist()
         began = time.perf_counter()
         images = torch.stack([kept.picture(example, flip=False) for example in some])
         reading = (time.perf_counter() - began) / len(some)
         self.height, self.width = images.shape[-2:]
         self.latent_rows = _timed(encode, images, reading)
         self.text_rows: Rows | None = None
-        words: set[str] = set()
-        if self._keeps_texts(task):
-            words = {*loader.captions()} | ({""} if self.settings.caption_dropout_rate else set())
+        words = kept_texts(task, loader)
         if words:
             task.captions.model.to(device)
-            self.text_rows = _timed(lambda texts: dict(task.cached_text(texts)), sorted(words)[:CAPTIONS])
-        ways = 1 if self.settings.flip in (0.0, 1.0) else 2
-        latents = ways * len(range(processes.rank, len(source), processes.world))
+            self.text_rows = _timed(lambda texts: dict(task.cached_text(texts)), words[:CAPTIONS])
+        latents = len(ways(self.settings)) * len(range(processes.rank, len(source), processes.world))
         texts = len(range(processes.rank, len(words), processes.world))
         parts = [(latents, self.latent_rows), (texts, self.text_rows)]
         self.filling = Filling(
@@ -115,11 +113,6 @@ class Sample:
                 yield replace(batch, extra={**batch.extra, **rows.repeated(len(batch))}) if batch.text else batch
 
         return with_states
-
-    def _keeps_texts(self, task: Any) -> bool:
-        """As `caching.with_texts` decides: not where the tower learns, nor where captions are new each time."""
-        anew = self.settings.shuffle_caption or bool(self.settings.caption_tag_dropout_rate)
-        return not task.captions.trained and not anew
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -98,15 +99,21 @@ class Processes:
         dist.broadcast(data, 0)
         return bytes(data.tolist()).decode()
 
-    def hear(self, text: str) -> list[str]:
-        """The text of each process, in the order of their ranks, on all of them."""
+    def patient(self) -> Any:
+        """The same processes, waiting for each other for days: for work whose shares take hours that nobody knows
+        beforehand. Made before that work, while all are at the same place."""
+        return None if self.world == 1 else dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def hear(self, text: str, group: Any = None) -> list[str]:
+        """The text of each process, in the order of their ranks, on all of them; in a `patient` group by the CPU."""
         if self.world == 1:
             return [text]
-        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
-        sizes = gather(torch.tensor([len(data)], device=self.device)).tolist()
+        device = self.device if group is None else torch.device("cpu")
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+        sizes = gather(torch.tensor([len(data)], device=device), group).tolist()
         padded = data.new_zeros(1, max(1, *sizes))
         padded[0, : len(data)] = data
-        rows = gather(padded)
+        rows = gather(padded, group)
         return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
 
     def from_main(self, state: State | None) -> State | None:
@@ -160,7 +167,7 @@ class Processes:
         return bool((told == told[0]).all())
 
 
-def gather(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor, group: Any = None) -> Tensor:
     """[n,...] of each process as [world * n,...], in the order of their ranks; without gradients.
 
     The order of examples is that of `Batch.places`: gather these too where it matters.
@@ -168,7 +175,7 @@ def gather(tensor: Tensor) -> Tensor:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
+    dist.all_gather(parts, tensor.detach().contiguous(), group=group)
     return torch.cat(parts)
 
 

@@ -103,6 +103,8 @@ def _take(story: Story, record: Mapping[str, Any], before: int) -> int:
     seconds = _finite(record.get("seconds")) or 0.0
     if "start" in record:
         story.starts.append({"step": step, "time": story.time, **_section(record["start"])})
+        if ready := _finite(story.starts[-1].get("ready")):
+            story.spent["making ready"] += ready
         return step
     if "figures" in record:
         story.ended = False

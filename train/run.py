@@ -10,17 +10,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.data.batch import Batch
-from ldm.data.buckets import bucket_sizes
-from ldm.data.examples import open_source
 from ldm.data.loader import Loader
 from ldm.data.source import Source
 from train import caching, trackers
@@ -32,22 +28,15 @@ from train.folder import RunFolder, flat
 from train.forecast import Forecast, forecast
 from train.log import Listener, Log, ended
 from train.machine import machine
+from train.opening import data_of, loader_of, processes_of, setting_of
 from train.processes import Processes
 from train.report import write_report
 from train.signals import Stop, Stopped, polled
-from train.task import Setting, Task
+from train.task import Task
 from train.tasks import build
 from train.trainer import Step, Trainer
 
 log = logging.getLogger("train.run")
-# Whether a task needs captions: True: an error if there are none; None: taken where they are; False: never read.
-WORDS: Mapping[str, bool | None] = {
-    "autoencoder": False,
-    "decoder": False,
-    "classifier": True,
-    "clip": True,
-    "diffusion": True,
-}
 VALIDATED = 1024  # pictures of a validation loss, at most
 Progress = Callable[[str, int, int], None]
 
@@ -109,7 +98,7 @@ def finished(file: RunFile) -> int | None:
     step = ended(file.run.out)
     if step is None or step < file.run.steps:
         return None
-    with RunFolder(file.run.out, file, writer=_processes(file).main):  # which refuses another configuration
+    with RunFolder(file.run.out, file, writer=processes_of(file).main):  # which refuses another configuration
         return step
 
 
@@ -123,17 +112,19 @@ def opened(
 ) -> Iterator[Run]:
     """The run of a file, its folder locked while it is open. `listeners` get every line of the log as it is written;
     `progress` hears of caches that are filled."""
+    began = time.monotonic()
     trackers.check(file.run.trackers)
-    processes = _processes(file)
-    source, loader = _data(file, processes)
+    processes = processes_of(file)
+    source, loader = data_of(file, processes)
     folder = RunFolder(file.run.out, file, writer=processes.main)
     with contextlib.ExitStack() as stack:
         stop = stop or stack.enter_context(Stop())
         stack.enter_context(_tidy(file.run.out, folder))
         done = int(processes.tell(str(steps_done(file.run.out))))
-        task = build(file.task, _setting(file, loader))
+        task = build(file.task, setting_of(file, loader))
         batches, validation = _feed(file, source, loader, task, processes, stop, progress)
-        record = Log(folder, _start(file, task, loader, processes), listeners, _trackers(file, processes))
+        start = _start(file, task, loader, processes) | {"ready": round(time.monotonic() - began, 1)}
+        record = Log(folder, start, listeners, _trackers(file, processes))
         run: Run
         trainer = Trainer(
             task,
@@ -152,16 +143,16 @@ def opened(
 def forecasted(file: RunFile) -> Forecast:
     """What the run of a file will cost here. Nothing is written, and nobody's lock is taken."""
     trackers.check(file.run.trackers)
-    processes = _processes(file)
-    source, loader = _data(file, processes)
-    task = build(file.task, _setting(file, loader))
+    processes = processes_of(file)
+    source, loader = data_of(file, processes)
+    task = build(file.task, setting_of(file, loader))
     folder = RunFolder(file.run.out, file, writer=False)
     batches: Callable[[int], Iterator[Batch]] = loader.batches
     filling = None
     if file.run.cache is not None:
         caching.check(task, file.task.type)
         sample = Sample(task, source, loader, processes)
-        loader = _loader(file, source, processes, sample.latents)
+        loader = loader_of(file, source, processes, sample.latents)
         batches, filling = sample.batches(loader), sample.filling
     trainer = Trainer(task, batches, file.run, file.optim, folder)
     return forecast(trainer, loader.facts(), steps_done(file.run.out), filling)
@@ -173,39 +164,6 @@ def steps_done(folder: Path) -> int:
         with contextlib.suppress(Exception):
             return read_manifest(path).step
     return 0
-
-
-def _processes(file: RunFile) -> Processes:
-    if file.run.threads is not None:
-        torch.set_num_threads(file.run.threads)
-    return Processes.start(file.run.device)
-
-
-def _data(file: RunFile, processes: Processes) -> tuple[Source, Loader]:
-    source = open_source(file.data)
-    return source, _loader(file, source, processes)
-
-
-def _loader(file: RunFile, source: Source, processes: Processes, latents: Any = None) -> Loader:
-    processes.share(file.run.batch)  # refuses a batch that cannot be divided
-    return Loader(
-        source,
-        file.data,
-        file.run.batch,
-        file.run.seed,
-        processes.rank,
-        processes.world,
-        words=WORDS.get(file.task.type),
-        latents=latents,
-        warn=log.warning,
-    )
-
-
-def _setting(file: RunFile, loader: Loader) -> Setting:
-    run = file.run
-    return Setting(
-        run.seed, file.data.size, run.steps, loader.look, loader.captions, run.out.name, bucket_sizes(file.data)
-    )
 
 
 def _feed(
@@ -232,11 +190,9 @@ def _feed(
         lambda done, total: progress("latents", done, total),
     )
     _leave_together(stop, processes)  # what was encoded is kept; there is nothing else to save yet
-    cached = _loader(file, source, processes, made.extra)
+    cached = loader_of(file, source, processes, made.extra)
     cached.leave_out(range(len(source)), failed)
     validation = cached.validation(VALIDATED)
-    if task.captions.trained:  # type: ignore[attr-defined]  # `caching.check` knows that it has them
-        return cached.batches, validation
     batches = caching.with_texts(made.cache, task, cached, processes, asked)
     _leave_together(stop, processes)
     return batches, validation

@@ -1,6 +1,6 @@
 """What a chain of runs has made, as the models of the package lie: half precision, its ControlNet inside, and notes.
 
-python -m train.ship runs/scenes ldm/pretrained/scenes --controlnet edges
+python -m train.ship runs/scenes outputs/scenes --controlnet edges
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import torch
 from ldm.errors import Code, LdmError
 from ldm.store.weights import load_weights
 from ldm.store.write import staged, write_weights
-from train.folder import read_log
+from train.report import read_story
 
 
 def ship(chain: Path, out: Path, controlnet: str = "") -> None:
     """`chain` holds the run folders autoencoder, clip, diffusion, ...; `out` is a new folder."""
-    model = chain / "diffusion" / "model"
-    if not model.is_dir():
-        raise LdmError(
-            Code.MODEL,
-            f"{model} is not there.",
-            "The model that ships is the result of the chain's diffusion run.",
-            "Train the chain first: make scenes.",
-        )
+    model, control = chain / "diffusion" / "model", chain / "controlnet" / "model"
+    for needed in (model, control) if controlnet else (model,):
+        if not needed.is_dir():
+            raise LdmError(
+                Code.MODEL,
+                f"{needed} is not there.",
+                "What ships is the result of the chain's runs.",
+                "Train the chain first: make scenes.",
+            )
     with staged(out) as stage:
         shutil.copytree(model, stage)
         if controlnet:
-            shutil.copytree(chain / "controlnet" / "model", stage / f"controlnet-{controlnet}")
+            shutil.copytree(control, stage / f"controlnet-{controlnet}")
         for file in stage.rglob("*.safetensors"):
             halve(file)
         (stage / "training.json").write_text(json.dumps(costs(chain), indent=2) + "\n", "utf-8")
@@ -46,17 +47,16 @@ def halve(file: Path) -> None:
 
 
 def costs(chain: Path) -> dict[str, dict[str, float | int]]:
-    """For each run of the chain its steps, seconds by the clock, and processes."""
+    """For each run of the chain its steps, the seconds of all its starts by the clock, and its last processes."""
     told: dict[str, dict[str, float | int]] = {}
     for log in sorted(chain.glob("*/log.jsonl")):
-        lines = read_log(log)
-        start = next(line["start"] for line in lines if "start" in line)
-        ends = [line for line in lines if "end" in line]
+        story = read_story(log.parent)
+        last = story.starts[-1]
         told[log.parent.name] = {
-            "steps": lines[-1]["step"],
-            "seconds": round(sum(line["end"].get("seconds", 0.0) for line in ends), 1),
-            "processes": start["processes"],
-            "threads": start["machine"]["threads"],
+            "steps": story.step,
+            "seconds": round(sum(story.spent.values()), 1),
+            "processes": last["processes"],
+            "threads": last["machine"]["threads"],
         }
     return told
 

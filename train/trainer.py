@@ -321,8 +321,8 @@ class Trainer:
     def _end(self) -> None:
         """Saves what is done, tells how to go on, and leaves; where the disk is full, without what came last."""
         self._save(patient=True)
-        safe = self.saved or 0
-        lost = "nothing is lost" if safe == self.step else f"free some space: only step {safe} is saved"
+        kept = "nothing is saved yet" if self.saved is None else f"only step {self.saved} is saved"
+        lost = "nothing is lost" if self.saved == self.step else f"free some space: {kept}"
         log.warning("Stopped at step %d of %d; %s. Go on with: %s", self.step, self.run.steps, lost, resume_command())
         raise Stopped(self.stop.code or 143)
 

@@ -9,6 +9,7 @@ index for racily clean entries).
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -76,3 +77,22 @@ def mark(path: Path) -> Mark:
     date back, as archives and copying programs do, still changes the time of the entry."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def derived(source: Path, folder: Path, rest: str, suffix: str) -> Path:
+    """Where something made of a file is kept, hidden: `.name.MARK-REST.suffix`, by the mark of the file and by what
+    else it depends on. What the file's earlier states left there under the same rest is of no use to anybody."""
+    now, other = (
+        hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest()[:16] for t in (str(mark(source)), rest)
+    )
+    return folder / f".{source.name}.{now}-{other}{suffix}"
+
+
+def drop_former(kept: Path) -> None:
+    """Removes what was made of earlier states of the file that `kept` was made of."""
+    head, _, rest = kept.name.rpartition("-")
+    name = head.rpartition(".")[0]
+    for old in kept.parent.glob(f"{glob.escape(name)}.{'[0-9a-f]' * 16}-{glob.escape(rest)}"):
+        if old != kept:
+            with contextlib.suppress(OSError):  # somebody else's, or gone already
+                old.unlink()

@@ -24,6 +24,12 @@ from ldm.data.transforms import Cut, centred, resized, shown
 from ldm.errors import Code, LdmError
 
 Progress = Callable[[int, int], None]
+PICTURES, CAPTIONS = 8, 32  # encoded at once
+
+
+def ways(settings: DataSettings) -> tuple[bool, ...]:
+    """Whether a picture is kept mirrored, for each way in which it is kept."""
+    return {0.0: (False,), 1.0: (True,)}.get(settings.flip, (False, True))
 
 
 @dataclass(eq=False)
@@ -80,14 +86,14 @@ class Latents:
 
     def fill(
         self,
-        batch: int = 8,
+        batch: int = PICTURES,
         on_progress: Progress = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
         part: tuple[int, int] = (0, 1),
     ) -> Filled:
         """Encodes what is missing; `part` = (rank, world) is the share of this process. Unreadable pictures are listed
         by their number in the set, and left to the loader's quarantine."""
-        flips = {0.0: (False,), 1.0: (True,)}.get(self.settings.flip, (False, True))
+        flips = ways(self.settings)
         pairs: list[tuple[int, bool]] = []
         keys: list[str] = []
         failed: list[tuple[int, str]] = []
@@ -155,7 +161,7 @@ class Texts:
     def fill(
         self,
         texts: Sequence[str],
-        batch: int = 32,
+        batch: int = CAPTIONS,
         on_progress: Progress = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Filled:

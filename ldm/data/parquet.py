@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.hashes import mark
+from ldm.data.hashes import derived, drop_former
 from ldm.data.settings import Part
 from ldm.data.source import About, Source, as_captions, filled, listed, no_column, numbered, text_column
 from ldm.errors import Code, LdmError
@@ -181,9 +181,7 @@ def _nbytes(file: Any) -> int:
 def _mapped(pa: Any, file: Any, path: Path, used: list[str], index: str | None) -> Any:
     """The used columns, unpacked once into a file of Arrow's own format, which is mapped."""
     place = f" {path.absolute()}" if index else ""  # tables of one name meet there
-    told = f"{mark(path)} {used}{place}"
-    digest = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    goal = (Path(index) if index else path.parent) / f".{path.name}.{digest}.arrow"
+    goal = derived(path, Path(index) if index else path.parent, f"{used}{place}", ".arrow")
     if not goal.exists():
         try:
             with staged(goal) as stage:
@@ -191,6 +189,7 @@ def _mapped(pa: Any, file: Any, path: Path, used: list[str], index: str | None) 
                 with pa.OSFile(str(stage), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                     for group in file.iter_batches(batch_size=256, columns=used):
                         writer.write_batch(group.select(used).cast(schema))
+            drop_former(goal)
         except LdmError:
             if not goal.exists():  # otherwise another process was faster, which is as good
                 raise

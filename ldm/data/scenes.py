@@ -30,7 +30,7 @@ __all__ = [
     "draw",
     "make_scene",
 ]
-__all__ += ["matches", "outline", "read", "sample_scene", "words"]
+__all__ += ["matches", "outline", "read", "sample_scene"]
 
 SIZES = ("small", "big")
 CROWDED = 0.3  # the share of scenes with several things
@@ -176,17 +176,6 @@ def caption(scene: Scene) -> str:
     named = f"{_article(ground)} {ground} background" if ground else ""
     tail = _pick(rng, (f"on {named}", f"on {named}", f"on {ground}", f"with {named}")) if ground else ""
     return " ".join(part for part in (_pick(rng, _OPENINGS).strip(), subject, place, tail) if part)
-
-
-def words() -> list[str]:
-    """Every word that a caption may hold, and a few that users type around them: the tokenizer knows each as one."""
-    texts: list[str] = [*SHAPES, *PALETTE, *SIZES, *POSITIONS, *_OPENINGS]
-    texts += ["one two three 1 2 3 a an and with of thing things shape shapes"]
-    for table in (_SHAPE_WORDS, _COLOUR_WORDS, _SIZE_WORDS, _PLACE_WORDS):
-        texts += [word for options in table.values() for word in options]
-    texts += [_plural(noun) for options in _SHAPE_WORDS.values() for noun in options]
-    texts += ["on background colour color the no not next side corner photo painting simple plain"]
-    return sorted({word for text in texts for word in text.split()})
 
 
 def matches(found: Found, scene: Scene) -> dict[str, bool]:

@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from ldm.data.hashes import mark
+from ldm.data.hashes import derived, drop_former
 from ldm.data.settings import Part
 from ldm.data.source import (
     MAX_TEXT,
@@ -199,9 +199,7 @@ def find_shards(pattern: str) -> list[Path]:
 def read_index(path: Path, folder: Path | None = None) -> Index:
     """The index of a shard: the kept one if it is of this very file, else a new one, which is kept if it can be."""
     place = f" {path.absolute()}" if folder else ""  # shards of one name meet there
-    told = f"2 {mark(path)}{place}"
-    digest = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    kept = (folder or path.parent) / f".{path.name}.{digest}.npz"
+    kept = derived(path, folder or path.parent, f"2{place}", ".npz")
     try:
         with np.load(kept) as found:
             joined, places = found["names"].tobytes().decode("utf-8", "surrogateescape"), found["places"]
@@ -215,6 +213,7 @@ def read_index(path: Path, folder: Path | None = None) -> Index:
         with staged(kept) as stage, stage.open("wb") as file:
             text = "\n".join(index.names).encode("utf-8", "surrogateescape")  # tar knows bytes, not letters
             np.savez(file, names=np.frombuffer(text, np.uint8), places=index.places)
+        drop_former(kept)
     except LdmError:
         return index  # a folder that cannot be written, or another process that was faster
     return index

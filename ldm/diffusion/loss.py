@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.level import Kind, Level
 from ldm.diffusion.training import Posterior
-
-Weighting = Literal["none", "min_snr"]
 
 
 def target(clean: Tensor, noise: Tensor, level: Level, kind: Kind) -> Tensor:
@@ -51,17 +48,14 @@ def denoising_loss(
     level: Level,
     kind: Kind,
     *,
-    weighting: Weighting = "none",
-    gamma: float = 5.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """[B] losses w(level) * mean |output - target|^2 over all but the batch (Ho et al. 2020, eq. 14; w = 1 there).
+    """[B] losses: mean |output - target|^2 over all but the batch (Ho et al. 2020, eq. 14).
 
     One number an example, not their mean, so that a task can weigh or log them; taken in fp32 whatever the type of the
     network. `mask` [B,1,h,w] in [0,1] says what counts: the mean is taken over that much.
     """
-    each = _mean((output.float() - target(clean, noise, level, kind).float()) ** 2, mask)
-    return each if weighting == "none" else each * min_snr_weight(level, kind, gamma).to(each)
+    return _mean((output.float() - target(clean, noise, level, kind).float()) ** 2, mask)
 
 
 def variational_bound(

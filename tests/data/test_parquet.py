@@ -87,6 +87,7 @@ def test_a_mapped_table_is_not_that_of_an_older_file_that_looks_the_same(tmp_pat
     sets.rewritten(path, written(tmp_path / "other", 2).read_bytes())
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (then.st_size, then.st_mtime_ns)
     assert opened(path, memory=1e-9).picture(0).pixels[0, 0].tolist() == list(sets.colour(2))
+    assert len(list(tmp_path.glob(".t.parquet.*.arrow"))) == 1  # what was unpacked of the former one is gone
 
 
 def test_several_files_and_records(table: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def overheard(rank: int, world: int, folder: Path) -> None:
     texts = ["", "näme " * 50, "\x00"]
     assert processes.hear(texts[rank]) == texts
     assert processes.hear("") == ["", "", ""]
+    assert processes.hear(texts[rank], processes.patient()) == texts
 
 
 def test_each_process_hears_all(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def start() -> dict[str, Any]:
     machine = {"processor": "A <b>fast</b> one", "cores": 2, "threads": 1, "torch": "2.15", "python": "3.12"}
     data = {"set": "s", "training": 1000, "validation": 10, "steps_an_epoch": 125.0, "sizes": {"32x32": 1000}}
-    return {"machine": machine, "processes": 1, "parameters": {"unet": 12345}, "data": data}
+    return {"machine": machine, "processes": 1, "parameters": {"unet": 12345}, "data": data, "ready": 4.0}
 
 
 def write(folder: Path, told: list[dict[str, Any]]) -> None:
@@ -78,7 +78,7 @@ def test_what_a_folder_tells(folder: Path) -> None:
     assert 50 not in [step for step, _ in story.figures["norm"]]  # null: it was not finite
     assert story.validation["loss"] == [(100, 0.02), (200, 0.01), (300, 2 / 300)]
     assert story.previews == {"pictures": {step: f"previews/{step}/pictures.png" for step in (100, 200, 300)}}
-    assert story.spent == {"training": pytest.approx(150.0), "validation": 9.0, "previews": 6.0}
+    assert story.spent == {"making ready": 8.0, "training": pytest.approx(150.0), "validation": 9.0, "previews": 6.0}
     assert [s["step"] for s in story.starts] == [0, 150]
 
 

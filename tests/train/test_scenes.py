@@ -1,18 +1,22 @@
-"""The recipe of the scenes model in small, and the weights that ship: size, layout, and pictures made by stock code."""
+"""The scenes model that ships: size, layout, pictures made by stock code; and how a chain's result becomes one."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 import ldm
 from ldm.data.scenes import draw, make_scene, outline, read, sample_scene
-from train import scenes_stages as recipe
-from train.scenes_check import psnr
+from ldm.errors import LdmError
+from ldm.store.weights import load_weights
+from ldm.store.write import write_weights
+from train.ship import ship
 
 FOLDER = Path(ldm.__file__).parent / "pretrained" / "scenes"
 
@@ -40,7 +44,10 @@ def test_latents_need_no_scale_and_no_shift(pipeline: StableDiffusionPipeline) -
 
 
 def test_autoencoder_keeps_pictures(pipeline: StableDiffusionPipeline) -> None:
-    assert psnr(pipeline, [sample_scene(i, 12) for i in range(100)]) >= 30.0
+    x = torch.from_numpy(np.stack([draw(sample_scene(i, 12)) for i in range(100)])).permute(0, 3, 1, 2) * 2 - 1
+    with torch.no_grad():
+        y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+    assert (-10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()).mean() >= 30.0
 
 
 def test_prompts_become_pictures(pipeline: StableDiffusionPipeline) -> None:
@@ -71,43 +78,27 @@ def test_control_follows_the_edges(pipeline: StableDiffusionPipeline) -> None:
     assert np.mean(right) >= 0.8
 
 
-def test_folding_changes_latents_and_no_picture() -> None:
-    torch.manual_seed(0)
-    vae = recipe.AutoencoderKL.from_config(recipe.config("vae")).double().eval()
-    x = torch.rand(8, 3, 32, 32, dtype=torch.float64) * 2 - 1
-    with torch.no_grad():
-        before = vae.encode(x).latent_dist
-        picture = vae.decode(before.mean).sample
-        recipe.fold(vae, before.mean)
-        after = vae.encode(x).latent_dist
-        again = vae.decode(after.mean).sample
-    std = before.mean.std((0, 2, 3), keepdim=True)
-    assert after.mean.mean((0, 2, 3)).abs().max() < 1e-9
-    assert (after.mean.std((0, 2, 3)) - 1.0).abs().max() < 1e-9
-    assert (after.std * std - before.std).abs().max() < 1e-9
-    assert (again - picture).abs().max() < 1e-9
-
-
-def test_noise_levels_cover_the_schedule() -> None:
-    level = recipe.Noiser().level(1000, torch.Generator().manual_seed(0))
-    assert sorted(level.t.tolist()) == list(range(1000))
-    assert (level.alpha**2 + level.sigma**2 - 1.0).abs().max() < 1e-6
-    stock = DDIMScheduler.from_config(recipe.config("scheduler")).alphas_cumprod.sqrt()
-    assert (recipe.Noiser().alphas - stock).abs().max() < 1e-5
-
-
-def test_every_weight_is_trained_by_one_optimiser() -> None:
-    vae = recipe.AutoencoderKL.from_config(recipe.config("vae"))
-    hidden, others = recipe.split(vae)
-    assert {id(p) for p in hidden} | {id(p) for p in others} == {id(p) for p in vae.parameters()}
-    assert len(hidden) + len(others) == len(list(vae.parameters()))
-    assert all(p.dim() >= 2 for p in hidden)
-    assert any(p is vae.encoder.conv_in.weight for p in others)
-
-
-def test_hints_stay_outlines() -> None:
-    hints = torch.from_numpy(np.stack([outline(sample_scene(i, 13))[..., 0] for i in range(60)]))
-    made = recipe.varied(hints, torch.Generator().manual_seed(0))
-    assert set(made.unique().tolist()) == {0.0, 1.0}
-    assert (made != hints).any((1, 2)).float().mean() > 0.3
-    assert 0.5 < made.sum() / hints.sum() < 2.0
+def test_what_a_chain_made_ships_in_half_precision(tmp_path: Path) -> None:
+    """The shipped folder itself stands for a trained chain: the networks are the same, their notes too."""
+    chain = tmp_path / "chain"
+    shutil.copytree(
+        FOLDER, chain / "diffusion" / "model", ignore=shutil.ignore_patterns("controlnet-*", "training.json")
+    )
+    shutil.copytree(FOLDER / "controlnet-edges", chain / "controlnet" / "model")
+    full = load_weights(FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
+    write_weights(
+        chain / "diffusion" / "model" / "unet" / "fp32.safetensors", {name: t.float() for name, t in full.items()}
+    )
+    start = '{"step":%d,"time":1.0,"start":{"processes":2,"machine":{"threads":1},"ready":2.0}}\n'
+    line = '{"step":%d,"time":1.0,"figures":{"loss":1.0},"lr":0.1,"seconds":0.5,"skipped":0}\n'
+    (chain / "diffusion" / "log.jsonl").write_text(start % 0 + line % 4 + start % 4 + line % 7)
+    ship(chain, tmp_path / "out", "edges")
+    told = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert told == {"diffusion": {"steps": 7, "seconds": 7.5, "processes": 2, "threads": 1}}
+    made = load_weights(tmp_path / "out" / "unet" / "fp32.safetensors")
+    assert all(torch.equal(made[name], full[name].half()) for name in full)
+    assert (tmp_path / "out" / "controlnet-edges" / "config.json").is_file()
+    with pytest.raises(LdmError, match="exists already"):
+        ship(chain, tmp_path / "out", "edges")
+    with pytest.raises(LdmError, match="is not there"):
+        ship(tmp_path / "nothing", tmp_path / "other")

@@ -151,11 +151,15 @@ def twin(network: Any) -> Any:
 
 def refuse_xl(config: Mapping[str, Any], where: object) -> None:
     """Networks that are told pooled text and sizes (XL) are not trained here."""
-    if config.get("addition_embed_type") == "text_time":
+    told = config.get("addition_embed_type")
+    if told not in (None, "text"):  # "text" pools the states that cross-attention reads anyway
+        family = "of the XL family" if told == "text_time" else f"told more than text ({told})"
         raise LdmError(
             Code.MODEL,
-            f"{where} is of the XL family",
-            "it is told pooled text and picture sizes, which training does not give yet",
+            f"{where} is {family}",
+            "it is told pooled text and picture sizes, which training does not give yet"
+            if told == "text_time"
+            else "training gives it nothing but text",
             "Take a U-Net with one text tower (Stable Diffusion 1 or 2, or one of configs/models).",
         )
 

@@ -90,6 +90,8 @@ class Noise(Strict):
             raise ValueError(f"zero_snr needs kind v_prediction, not {self.kind}")
         if self.floor and self.weighting != "min_snr":
             raise ValueError("floor is the least weight of weighting min_snr, and does nothing without it; set it to 0")
+        if self.floor and self.kind == "epsilon":
+            raise ValueError("floor does not go with kind epsilon, where the weight would be floor / SNR; set it to 0")
         if self.floor > self.gamma:
             raise ValueError(f"floor {self.floor} is above gamma {self.gamma}, the greatest weight")
         if self.zero_snr and self.weighting == "min_snr" and not self.floor:

@@ -21,6 +21,7 @@ from tests.train.tasks.making import WORDS, apart, batch, descend, gradients, se
 from train.draws import Draws
 from train.task import Task
 from train.tasks.diffusion import DiffusionTask
+from train.tasks.parts import refuse_xl
 from train.tasks.settings import DiffusionSettings, Noise
 from train.tasks.shapes import holes
 
@@ -301,18 +302,14 @@ def test_xl_and_an_unasked_inpainting_network_are_refused(tiny_xl: Path, tiny_in
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"kind": "flow"},
-        {"schedule": "flow"},
-        {"kind": "epsilon", "zero_snr": True},
-        {"kind": "flow", "schedule": "flow", "bound": 0.1},
-        {"shift": 2.0},
-    ],
+    ("kind", "words"), [("text_time", "XL family"), ("image", "told more than text"), ("text", "")]
 )
-def test_noise_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"flow|zero_snr"):
-        Noise(**fields)
+def test_what_a_network_is_told_beside_text_is_refused(kind: str, words: str) -> None:
+    if words:
+        with pytest.raises(LdmError, match=words):
+            refuse_xl({"addition_embed_type": kind}, "unet.json")
+    else:
+        refuse_xl({"addition_embed_type": kind}, "unet.json")
 
 
 def test_a_sample_s_loss_does_not_know_its_neighbours(tiny_sd1: Path) -> None:

@@ -18,6 +18,7 @@ from train.tasks.settings import DistillSettings, Noise
         ({"kind": "epsilon", "zero_snr": True}, "zero_snr needs kind v_prediction"),
         ({"zero_snr": True, "weighting": "min_snr"}, "set floor"),
         ({"floor": 0.1}, "does nothing without it"),
+        ({"kind": "epsilon", "weighting": "min_snr", "floor": 0.1}, "floor / SNR"),
         ({"weighting": "min_snr", "floor": 6.0}, "above gamma"),
         ({"kind": "flow", "schedule": "flow", "bound": 0.001}, "set it to 0"),
         ({"shift": 2.0}, "shift is for kind flow"),
