@@ -169,7 +169,7 @@ def test_controlnet_files(tmp_path: Path, layout: str, family: str) -> None:
     sizes = {"text_embeds": torch.randn(1, 2000 - 6 * 256), "time_ids": torch.ones(1, 6)} if family == "xl" else None
     hint = torch.rand(1, 3, 16, 16)
     a, b = (n(x, t, text, hint, added_cond_kwargs=sizes).mid_block_res_sample for n in (net, ours))
-    assert torch.equal(a, b)
+    assert (a - b).abs().max() < 1e-5  # not to the bit: mapped weights may lie at addresses that another kernel serves
 
 
 def test_controlnet_names_are_those_the_converter_of_diffusers_expects() -> None:
