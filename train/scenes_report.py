@@ -87,7 +87,7 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """The interval of a share: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
     p, n = right / count, count
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
 def shares(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> Shares:

@@ -30,8 +30,8 @@ HOLE = (slice(0, 32), slice(14, 32))  # the right half and a little more
 
 
 def scene() -> Picture:
-    """What inpainting and outpainting start from: an empty ground. To the model "a circle" means one thing and no other,
-    so beside something else it would draw it badly, and the loop is not to blame."""
+    """What inpainting and outpainting start from: an empty ground. To the model "a circle" means one thing and no
+    other, so beside something else it would draw it badly, and the loop is not to blame."""
     return from_rgb(draw(Scene((), "white", frozenset())))
 
 
