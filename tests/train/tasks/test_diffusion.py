@@ -245,8 +245,8 @@ def test_captions_are_dropped_by_place_and_read_once_for_all_levels(tiny_sd1: Pa
     for row, state in enumerate(rows.states):
         assert bool((state - empty[0]).abs().max() < 1e-6) == bool(dropped[row % 6])
     assert rows.x.shape == (18, 4, 8, 8)
-    parts = (rows.level.t * 18 // 1000).long()
-    assert sorted(parts.tolist()) == list(range(18)), "one level in each eighteenth of the schedule"
+    for part, t in enumerate(sorted(rows.level.t.tolist())):  # one level in each eighteenth, rounded down to a step
+        assert part * 1000 / 18 - 1 < t < (part + 1) * 1000 / 18
 
 
 def test_offset_noise_is_part_of_what_is_asked_for(tiny_sd1: Path) -> None:
