@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
-PROCESSES ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -29,17 +28,14 @@ torture: $(VENV)/.installed-dev
 	LDM_TORTURE=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 3600 -m torture
 
 # Every part trained from nothing on drawn scenes, and a report on combinations that training never saw. Stop and go on
-# as you like: a part that is finished is not trained again. `scenes-vq` is the same chain on a VQ autoencoder. The
-# networks are so small that two processes of one thread each are faster than two threads.
-TRAIN = $(BIN)/torchrun --standalone --nproc_per_node $(PROCESSES) -m train
-CPU = run.device=cpu run.threads=1
+# as you like: a part that is finished is not trained again. `scenes-vq` is the same chain on a VQ autoencoder.
 scenes scenes-vq: $(VENV)/.installed
-	$(TRAIN) autoencoder/$@ $(CPU) run.out=runs/$@/autoencoder
-	$(TRAIN) clip/scenes $(CPU) run.out=runs/$@/clip
-	$(TRAIN) diffusion/scenes $(CPU) run.out=runs/$@/diffusion run.cache=runs/$@/cache \
+	$(BIN)/ldm train autoencoder/$@ run.out=runs/$@/autoencoder
+	$(BIN)/ldm train clip/scenes run.out=runs/$@/clip
+	$(BIN)/ldm train diffusion/scenes run.out=runs/$@/diffusion run.cache=runs/$@/cache \
 	  task.vae=runs/$@/autoencoder/model task.text=runs/$@/clip/model
-	$(TRAIN) controlnet/scenes $(CPU) run.out=runs/$@/controlnet task.model=runs/$@/diffusion/model
-	$(TRAIN) decoder/scenes $(CPU) run.out=runs/$@/decoder task.vae=runs/$@/autoencoder/model
+	$(BIN)/ldm train controlnet/scenes run.out=runs/$@/controlnet task.model=runs/$@/diffusion/model
+	$(BIN)/ldm train decoder/scenes run.out=runs/$@/decoder task.vae=runs/$@/autoencoder/model
 	$(BIN)/python -m train.scenes_report --model runs/$@/diffusion/model --controlnet runs/$@/controlnet/model \
 	  --decoder runs/$@/decoder/model --out runs/$@/report
 
