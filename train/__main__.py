@@ -19,7 +19,7 @@ from train.signals import Stop, Stopped, resume_command
 
 log = logging.getLogger("train")
 USAGE = "usage: python -m train FILE.yaml [section.key=value ...]   (ldm train has bars, forecasts and reports)"
-PAUSE = 10.0  # seconds between two lines
+PAUSE = 10.0  # seconds between two lines about a cache that is filled
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,11 +36,10 @@ def main(argv: Sequence[str]) -> int:
         if (step := finished(settings)) is not None:
             log.info("finished already: %d steps are done; the model is in %s", step, settings.run.out / "model")
             return 0
-        due = spaced(PAUSE)
-        with Stop() as stop, opened(settings, stop=stop, progress=lambda *made: ready(due, *made)) as run:
+        with Stop() as stop, opened(settings, stop=stop, progress=ready()) as run:
             begun = True
             for done in run.steps():
-                if due() or done.step == settings.run.steps:
+                if done.step % settings.run.log == 0:
                     log.info("step %d/%d: %s", done.step, settings.run.steps, told(done.figures))
     except Stopped as stopped:
         if not begun:  # else the trainer has said so
@@ -52,24 +51,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def spaced(pause: float) -> Callable[[], bool]:
-    """Whether it is time for another line: at once, and then every so many seconds."""
-    last = time.monotonic() - pause
+def ready() -> Callable[[str, int, int], None]:
+    """Tells now and then of what is made ready before the first step."""
+    last = time.monotonic() - PAUSE
 
-    def due() -> bool:
+    def tell(what: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last < pause:
-            return False
-        last = time.monotonic()
-        return True
+        if time.monotonic() - last >= PAUSE:
+            last = time.monotonic()
+            log.info("%s: %d of %d are made ready", what, done, total)
 
-    return due
-
-
-def ready(due: Callable[[], bool], what: str, done: int, total: int) -> None:
-    """What is made ready before the first step."""
-    if due():
-        log.info("%s: %d of %d are made ready", what, done, total)
+    return tell
 
 
 def told(figures: object) -> str:

@@ -18,7 +18,7 @@ from train.config import RunFile
 from train.processes import Processes
 from train.task import Setting
 
-log = logging.getLogger("train.run")
+log = logging.getLogger("train.opening")
 # Whether a task needs captions: True: an error if there are none; None: taken where they are; False: never read.
 WORDS: Mapping[str, bool | None] = {
     "autoencoder": False,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ldm.data.held_out import Split, is_held_out, tells_held_out
 from ldm.data.scene_reader import POSITIONS, Found, Seen, position_word, read, size_word
+from ldm.data.settings import CROWDED
 from ldm.data.shapes import PALETTE, SHAPES, Array, coverage
 from ldm.errors import Code, LdmError
 
@@ -33,7 +34,6 @@ __all__ = [
 __all__ += ["matches", "outline", "read", "sample_scene"]
 
 SIZES = ("small", "big")
-CROWDED = 0.3  # the share of scenes with several things
 
 _RADIUS = {None: (0.15, 0.30), "small": (0.15, 0.18), "big": (0.26, 0.30)}
 _SHAPE_WORDS = {

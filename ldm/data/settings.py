@@ -12,6 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 Texts = str | list[str]
+CROWDED = 0.3  # the share of scenes with several things, where nobody says another
 Kind = Literal["auto", "scenes", "folder", "kohya", "classes", "parquet", "shards"]
 
 
@@ -33,7 +34,7 @@ class Part(Strict):
 
     count: int = Field(60_000, gt=0)  # of scenes
     combinations: Literal["all", "seen", "held_out"] = "all"  # of scenes: see ldm/data/held_out.py
-    crowded: Share = 0.3  # of scenes: how many hold several things, half of them equal ones, half a mixed pair
+    crowded: Share = CROWDED  # of scenes: how many hold several things, half of them equal ones, half a mixed pair
     scene_seed: int = Field(0, ge=0)
 
     @property

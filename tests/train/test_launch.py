@@ -58,7 +58,7 @@ def test_a_signal_to_every_process_of_a_launch_saves_and_tells_its_command(root:
     launcher = start(root, [*launch, "--master_port", str(port)], tmp_path, "run.steps=100000", "run.log=1")
     assert launcher.stderr is not None
     for line in launcher.stderr:
-        if line.startswith("step "):
+        if line.startswith("step 3/"):
             break
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(children) == 2
@@ -67,7 +67,7 @@ def test_a_signal_to_every_process_of_a_launch_saves_and_tells_its_command(root:
     _, told = launcher.communicate(timeout=600)
     newest = newest_state(tmp_path)
     assert newest is not None
-    assert int(newest.name) >= 1
+    assert int(newest.name) >= 3
     (line,) = [line for line in told.splitlines() if "Go on with: " in line]
     assert "torch.distributed.run --nproc_per_node 2" in line
     assert "-m train configs/autoencoder/scenes.yaml" in line
