@@ -20,7 +20,7 @@ from train.trainer import Trainer
 from train.turns import Learner, Turns, is_out_of_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
-PATIENCE = 6.0  # seconds that one measured turn may be expected to take
+PATIENCE = 8.0  # seconds that one measured turn may be expected to take
 ROOM = 0.8  # of the free memory: no measured turn is expected to take more
 SLACK, MOST_SLACK = 1.2, 4.0  # memory held for memory in use: where it cannot be measured; and at most
 
