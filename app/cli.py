@@ -130,7 +130,15 @@ def _root(
     """Options of the program itself."""
 
 
-def run(argv: Sequence[str]) -> int:
+class Asked:
+    """Whether a signal has asked for the end, and with which exit status. What a signal interrupts may swallow its
+    exception (an import inside a compiled library does) and fail in its own way later: that is no error of ours."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+
+def run(argv: Sequence[str], asked: Asked | None = None) -> int:
     """The exit status of a command line; errors are shown, never raised."""
     argv = list(argv) or ["--help"]
     as_json = "--json" in argv
@@ -143,6 +151,8 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout = None
         return 0
     except Exception as error:  # the last door: shown with a fix, or logged as a bug of ours
+        if asked is not None and asked.status is not None and not isinstance(error, LdmError):
+            return errors.stopped(argv, asked.status)
         return errors.show(errors.as_ldm_error(error, argv), as_json)
 
 
@@ -153,24 +163,32 @@ def status_of(error: BaseException | None) -> int:
     return errors.INTERRUPTED if error is None else errors.TERMINATED
 
 
-def end_on_sigterm() -> None:
+def end_on_signals(asked: Asked) -> None:
     """SIGTERM stops this process as Ctrl-C does; processes forked from it end at once, as without us."""
     ours = os.getpid()
 
     def terminated(number: int, frame: FrameType | None) -> None:
         if os.getpid() != ours:
             os._exit(errors.TERMINATED)
+        asked.status = errors.TERMINATED
         raise TerminatedError
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        asked.status = errors.INTERRUPTED
+        raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else somebody means that it is ignored
         signal.signal(signal.SIGTERM, terminated)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def main() -> None:
     """The entry point `ldm`. A signal after the first, or while Python ends, changes nothing any more."""
-    end_on_sigterm()
+    asked = Asked()
+    end_on_signals(asked)
     try:
-        status = run(sys.argv[1:])
+        status = run(sys.argv[1:], asked)
     except KeyboardInterrupt as error:
         status = status_of(error)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,40 @@ app.cli.sys.argv = ["ldm", "doctor"]
 app.cli.main()
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == errors.INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, errors.INTERRUPTED), (signal.SIGTERM, errors.TERMINATED)]
+)
+def test_a_failure_after_an_interrupt_that_a_library_swallowed_is_no_error_of_ours(number: int, status: int) -> None:
+    code = f"""
+import os, sys, app.cli, app.doctor
+def swallowing(json):
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except BaseException:
+        raise RecursionError("half imported") from None
+app.doctor.run = swallowing
+sys.argv = ["ldm", "doctor"]
+app.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (status, "stopped")
+
+
+def test_before_the_program_is_there_an_interrupt_ends_it_without_a_word() -> None:
+    code = """
+import os, signal, sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "app.commands":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Slow())
+from app.entry import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:

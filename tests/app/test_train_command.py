@@ -125,7 +125,7 @@ def test_a_signal_while_things_are_made_ready_tells_how_to_go_on(
 @pytest.mark.parametrize("wait", [0.3, 1.0, 3.0, 8.0])
 def test_a_signal_at_any_moment(number: signal.Signals, status: int, wait: float, file: str, tmp_path: Path) -> None:
     """In a process of its own: while libraries load, while the task is built, while it trains."""
-    command = [sys.executable, "-c", "from app.cli import main; main()", "train", file, *ENDLESS]
+    command = [sys.executable, "-c", "from app.entry import main; main()", "train", file, *ENDLESS]
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ['PYTHONPATH']}"}
     child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
