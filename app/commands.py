@@ -81,10 +81,10 @@ def adapter() -> typer.Typer:
 
 
 def data() -> typer.Typer:
-    """`ldm data check`."""
-    app = _app("Look at a set of pictures before training on it.")
-    app.callback()(lambda: None)  # without it typer takes a single command for the whole
+    """`ldm data check | prepare`."""
+    app = _app("Look at a set of pictures before training on it; make one of published emoji.")
     app.command("check")(_data_check)
+    app.command("prepare")(_data_prepare)
     return app
 
 
@@ -257,6 +257,26 @@ def _adapter_convert(
     from app.adapter import convert
 
     return convert(file, out, to, as_json)
+
+
+def _data_prepare(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .parquet file.", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="A table of emoji, or style=FOLDER.", show_default=False),
+    ],
+    names: Annotated[
+        str | None, typer.Option("--names", metavar="FILE", help="Unicode's emoji-test.txt, for folders.")
+    ] = None,
+    keywords: Annotated[
+        str | None, typer.Option("--keywords", metavar="FILE", help="CLDR's annotations.json, for folders.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """One table of emoji to train on: ldm data prepare emoji.parquet noto=noto-emoji/png/128 --names emoji-test.txt"""
+    from app.data_prepare import prepare
+
+    return prepare(out, sources, names, keywords, as_json)
 
 
 def _data_check(

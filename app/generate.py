@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipelines.steps import Result, Step
 
 DEFAULT_MODEL = "scenes"
+MOST = 10_000  # pictures of one request
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Order:
     grid: Grid | None
     recipe: Recipe | None
     notes: tuple[str, ...]
+    best_of: int = 1
+    ranker: str | None = None
+
+    def whole(self, request: Request) -> Request:
+        """The request with all pictures that are made for it, also those that the best ones are chosen from."""
+        return request.model_copy(update={"count": request.count * self.best_of})
 
 
 def generate(words: list[str], given: Mapping[str, Any]) -> int:
@@ -96,9 +103,11 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
         fields |= request_fields({"seed_": "-1"})
     grid = Grid.read(given.get("grid_") or [])
     cells = grid.cells() if grid else [{}]
-    base = [merged(fields, {"prompt": p}) for p in prompts]
     model = given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL
     where = str(find_model(model))
+    if recipe is None:
+        fields = merged(_suited(where, fields), fields)
+    base = [merged(fields, {"prompt": p}) for p in prompts]
     requests = tuple(make_request(opened(merged(b, cell), where), option_of) for b in base for cell in cells)
     for request in requests:
         check_words(request)
@@ -127,7 +136,21 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
         grid=grid,
         recipe=recipe,
         notes=tuple(notes),
+        best_of=_best_of(given, requests),
+        ranker=_ranker_name(given, Path(where)),
     )
+
+
+def _suited(model: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model, and the adapters over it, say of steps, solver and guidance."""
+    from ldm.store.sampling import read_sampling
+
+    told = read_sampling(Path(model)).request_fields()
+    for use in fields.get("loras") or []:
+        path = use.get("path") if isinstance(use, dict) else None
+        if isinstance(path, str | Path):
+            told = merged(told, read_sampling(Path(path).expanduser()).request_fields())
+    return told
 
 
 def _repeated(
@@ -189,11 +212,15 @@ def _recipe(result: Result, order: Order) -> Recipe:
 
 
 def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, every: int, as_json: bool) -> int:
+    from pipelines.ranking import Ranker, best_of
+
     began, made, tables = time.monotonic(), list[dict[str, Any]](), dict[tuple[int, int], list[Any]]()
     cells = order.grid.columns * order.grid.rows if order.grid else 1
+    ranker = Ranker.load(order.ranker) if order.ranker else None
     try:
         for number, request in enumerate(order.requests):
-            for result in _results(pipeline, request, order.outputs, reporter, stop, every):
+            results = _results(pipeline, order.whole(request), order.outputs, reporter, stop, every)
+            for result in results if ranker is None else best_of(results, order.best_of, ranker):
                 path = order.outputs.save(result.picture, _recipe(result, order))
                 made.append(_told(result, path))
                 _show(result, path, reporter, as_json)
@@ -281,6 +308,32 @@ def _told(result: Result, path: Path | None) -> dict[str, Any]:
         "pixels": recipe.pixels,
         "notes": list(recipe.notes),
     }
+
+
+def _best_of(given: Mapping[str, Any], requests: Sequence[Request]) -> int:
+    best = _whole("--best-of", given.get("best_of_")) or 1
+    if given.get("ranker_") and best == 1:
+        raise bad("--ranker", given["ranker_"], "There is nothing to rank", "Say how many to choose from: --best-of 4")
+    for request in requests:
+        if request.count * best > MOST:
+            raise bad(
+                "--best-of", str(best), f"{request.count} x {best} pictures are more than {MOST:,}", "Ask for fewer"
+            )
+    return best
+
+
+def _ranker_name(given: Mapping[str, Any], model: Path) -> str | None:
+    """The CLIP that chooses the best: as asked, else the one that ships beside the model."""
+    from ldm.store.find import find_model, ranker_of
+
+    if not given.get("best_of_"):
+        return None
+    name = given.get("ranker_") or ranker_of(model)
+    if name is None:
+        why = f"No CLIP lies beside {model.name} that could say which picture is most like the prompt"
+        raise bad("--best-of", given["best_of_"], why, "Name one: --ranker FOLDER, such as the model/ of a CLIP run")
+    find_model(name)
+    return str(name)
 
 
 def _offload(name: str) -> Offload:

@@ -267,6 +267,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--allow-lossy", "", "", "Let JPEG change what lies outside a mask.", OUTPUT, "switch"),
     Option("--sidecar/--no-sidecar", "", "", "The recipe in a .json file beside the picture.", OUTPUT, "switch"),
     Option("--private", "", "", "Write hashes instead of prompts and names.", OUTPUT, "switch"),
+    Option("--best-of", "", "N", "Of N pictures keep the one most like the prompt.", OUTPUT),
+    Option("--ranker", "", "CLIP", "Who judges that: a CLIP folder (default: the model's own).", OUTPUT),
     Option("--preview-every", "", "N", "Save a rough picture every N steps.", OUTPUT),
     Option("--dry-run", "", "", "Show memory and time, make nothing.", OUTPUT, "switch"),
     Option("--explain-prompt", "", "", "Show tokens, chunks and weights, make nothing.", OUTPUT, "switch"),

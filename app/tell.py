@@ -39,7 +39,7 @@ def explain(pipeline: Pipeline, order: Order, as_json: bool) -> int:
 def plan(pipeline: Pipeline, order: Order, as_json: bool) -> int:
     from pipelines.plan import plan as cost
 
-    plans = [cost(pipeline, request) for request in order.requests]
+    plans = [cost(pipeline, order.whole(request)) for request in order.requests]
     if as_json:
         typer.echo(json.dumps({"plans": [made.as_dict() for made in plans]}))
     else:

@@ -20,6 +20,7 @@ from ldm.diffusion.solver import Run, Solver
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, from_rgb, from_tensor, to_tensor
 from ldm.models.latent import Network
+from ldm.models.prompt import parse, remark
 from ldm.models.tiling import in_latents, pooled_mask, tiled
 from ldm.models.unet import UNet
 from pipelines import conditions
@@ -110,9 +111,19 @@ class Making:
             self.notes["controls act in the base model's part, not in the refiner's"] = None
         for model, _, _ in passes:
             conditions.perturbed_layers(request, model.network)  # refuses places that the network has not
+        for job in self.batch:
+            if told := self._strange(job):
+                self.notes[told] = None
         if request.negative and request.guidance.scale <= 1:
             self.notes["the negative prompt is not used: the guidance scale is 1 or less"] = None
         return [p for p, count in counted if count] or passes[:1]
+
+    def _strange(self, job: Job) -> str:
+        """What to say of words that the model never read; an adapter or embedding may have brought them."""
+        known = self.model.parts.words
+        if not known or self.request.loras or job.loras or self.request.embeddings:
+            return ""
+        return remark(parse(job.prompt.text, self.request.dialect, steps=self.request.steps), known)
 
     def _step(
         self,

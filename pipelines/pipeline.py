@@ -25,6 +25,7 @@ from ldm.models.unet import UNet
 from ldm.store.describe import describe
 from ldm.store.find import find_model
 from ldm.store.parts import Parts, load_controlnet, load_parts
+from ldm.store.sampling import read_sampling
 from ldm.store.shards import read_json
 from pipelines.adapting import Adapting, check_tags
 from pipelines.conditions import chunks_needed
@@ -112,7 +113,7 @@ class Pipeline:
     def __call__(self, request: Request | str, **fields: Any) -> list[Image.Image]:
         """The finished pictures of a request (or of a prompt and the fields of one) as PIL images."""
         if not isinstance(request, Request):
-            request = request_of(request, fields)
+            request = request_of(request, {**read_sampling(self.model.parts.source).request_fields(), **fields})
         return [pil(r.picture) for r in self.results(request)]
 
     def results(self, request: Request) -> list[Result]:

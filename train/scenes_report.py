@@ -23,64 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
-from torch import Tensor
 
 from ldm.data.held_out import Split, pair_is_held_out
 from ldm.data.scenes import Scene, caption, draw, outline, sample_scene
-from ldm.images import from_tensor
-from ldm.models.autoencoder import Autoencoder
-from ldm.models.latent import Cond, Control
-from ldm.models.unet import UNet
-from ldm.store.parts import load_controlnet, load_parts
+from ldm.store.parts import load_controlnet
+from train.sampled import Sampled, psnr
 from train.scenes_check import along_edges, beside, save_sheet, tally
-from train.tasks.captions import Captions
-from train.tasks.latents import moments
-from train.tasks.sampling import Look, pictures, start_noise
+from train.tasks.sampling import Look
 
 log = logging.getLogger("train.scenes_report")
 SEED = 20_011  # of scenes that no training run draws
-AT_ONCE = 50  # pictures in a call
 BARS = {"colour": 0.95, "shape": 0.90, "position": 0.85, "count": 0.75}  # what is asked of held-out combinations
 Shares = dict[str, dict[str, float]]
-
-
-class Model:
-    """A trained model, sampled by the project's own loop, so that every autoencoder and kind of output will do."""
-
-    def __init__(self, folder: Path, look: Look) -> None:
-        parts = load_parts(folder)
-        self.look, self.scheduler = look, parts.scheduler
-        self.vae = Autoencoder(parts.vae)
-        self.network = UNet(parts.unet, parts.prediction)
-        tokenizer, tower = parts.towers[0]
-        self.captions = Captions(tokenizer, tower, trained=False)
-
-    @torch.no_grad()
-    def pictures(self, texts: Sequence[str], hints: Sequence[np.ndarray] = (), control: Any = None) -> list[np.ndarray]:
-        """[H,W,3] in [0,1] for each text, along its hint if there is a control; the same noise each time."""
-        made: list[np.ndarray] = []
-        side = int(self.network.config.sample_size)
-        for start in range(0, len(texts), AT_ONCE):
-            some = list(texts[start : start + AT_ONCE])
-            controls = (Control(control, _tensor(hints[start : start + AT_ONCE])),) if control is not None else ()
-            cond = Cond(text=self.captions.states(some), controls=controls)
-            null = Cond(text=self.captions.empty(len(some)), controls=controls)
-            noise = start_noise(start, (self.vae.channels, side, side), len(some), torch.device("cpu"))
-            made += from_tensor(pictures(self.network, self.vae, self.scheduler, noise, cond, null, self.look))
-        return made
-
-    @torch.no_grad()
-    def psnr(self, scenes: Sequence[Scene], decode: Any = None) -> float:
-        """Of the autoencoder's reconstructions, in dB, mean over pictures; or of another decoder of its latents."""
-        x = _tensor([draw(s) for s in scenes]) * 2 - 1
-        latents = (moments(self.vae, x)[0] - self.vae.shift) * self.vae.scale
-        y = (decode or self.vae.decode)(latents).clamp(-1, 1)
-        return round(float((-10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()).mean()), 2)
-
-
-def _tensor(pictures: Sequence[np.ndarray]) -> Tensor:
-    """[N,3,H,W] of arrays [H,W,3]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -114,7 +68,7 @@ def _has_new_pair(scene: Scene) -> bool:
     return any(pair_is_held_out(t.shape, t.colour) for t in scene.things)
 
 
-def alignment(model: Model, count: int) -> tuple[dict[str, Shares], list[np.ndarray]]:
+def alignment(model: Sampled, count: int) -> tuple[dict[str, Shares], list[np.ndarray]]:
     """Seen and held-out captions, and the comparisons; and the held-out pictures, to look at."""
     kinds = {
         "seen": scenes_of("seen", count),
@@ -144,7 +98,7 @@ def judged(held_out: Shares) -> dict[str, str]:
     return told
 
 
-def along_hints(model: Model, folder: Path, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+def along_hints(model: Sampled, folder: Path, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Whether pictures follow their hints: told the scene as well, told nothing, and read against other hints."""
     scenes = scenes_of("all", count)
     hints, control = [outline(scene) for scene in scenes], load_controlnet(folder)
@@ -170,17 +124,18 @@ def report(
 ) -> dict[str, Any]:
     """Measures a trained chain and writes report.json, index.html and sheets into a new folder."""
     look = Look(steps=steps, scale=4.0)
-    model = Model(folder, look)
+    model = Sampled(folder, look)
     accuracy, made = alignment(model, count)
     result: dict[str, Any] = {"bars": judged(accuracy["held_out"]), "accuracy": accuracy, "sampling": asdict(look)}
     sheets = {"held-out.png": made[:96]}
     if controlnet is not None:
         result["control"], sheets["control.png"] = along_hints(model, controlnet, count // 2)
     unseen = scenes_of("held_out", min(count, 200))
-    result["psnr_db"] = model.psnr(unseen)
+    drawn = [draw(scene) for scene in unseen]
+    result["psnr_db"] = psnr(drawn, model.round_trip(drawn))
     if decoder is not None:
         tiny = AutoencoderTiny.from_pretrained(decoder, dtype=torch.float32)
-        result["decoder_psnr_db"] = model.psnr(unseen, lambda z: tiny.decode(z).sample)
+        result["decoder_psnr_db"] = psnr(drawn, model.round_trip(drawn, lambda z: tiny.decode(z).sample))
     about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     result["machine"] = about
     out.mkdir(parents=True)

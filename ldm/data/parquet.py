@@ -92,7 +92,7 @@ class Parquet(Source):
 
 def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | None) -> Parquet:
     """One table over all files, in order; rows that `part.where` leaves out are no examples."""
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow()
     title = f"table {paths[0].name!r}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     try:
         files = [pq.ParquetFile(path, memory_map=True) for path in paths]
@@ -123,7 +123,7 @@ def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | 
     return Parquet(title, table, rows, told, columns, part.templates, labels, classes)
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # two seconds, which reading a prompt need not cost
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _MERGES = 49152 - 256 - 2  # merge rules in use; the file holds more
+CLIPS_OWN = 49408  # entries of the vocabulary that every large model shares
 _CHUNK = 77  # positions of every CLIP text tower of Stable Diffusion
 _WITHOUT_LIMIT = 100_000  # transformers writes an astronomic `model_max_length` when a folder names none
 

@@ -23,7 +23,7 @@ from ldm.models.clip import Clip
 from ldm.models.open_clip_config import check_fits, image_facts, side_of, text_facts
 from ldm.models.open_clip_image import open_clip_image_model
 from ldm.models.open_clip_text import open_clip_text_model
-from ldm.models.tokenizer import clip_tokenizer
+from ldm.models.tokenizer import CLIPS_OWN, clip_tokenizer
 from ldm.store.folder import tokenizer_at
 from ldm.store.header import printable
 from ldm.store.shards import read_json
@@ -33,7 +33,6 @@ from ldm.store.write import staged, write_weights
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenAI's CLIP learned from; everybody's default
 STD = (0.26862954, 0.26130258, 0.27577711)
-_CLIPS_OWN = 49408  # entries
 _HERE = "local-dir"  # told to open_clip, which then takes the tokenizer of the folder itself
 _TEXT = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
          "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id",
@@ -103,7 +102,7 @@ def towers(made: OpenClip) -> tuple[CLIPTextModelWithProjection, CLIPVisionModel
 def save_clip(made: OpenClip, folder: Path) -> None:
     """All of it into a new folder, complete or not at all."""
     text, image = towers(made)
-    own_words = made.config["text_cfg"].get("vocab_size", _CLIPS_OWN) != _CLIPS_OWN
+    own_words = made.config["text_cfg"].get("vocab_size", CLIPS_OWN) != CLIPS_OWN
     config = {**made.config, "text_cfg": {k: v for k, v in made.config["text_cfg"].items() if k != "hf_tokenizer_name"}}
     if own_words:
         config["text_cfg"]["hf_tokenizer_name"] = _HERE
@@ -173,11 +172,11 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> CLIPTokenizer:
         if any((place / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return tokenizer_at(place)
     text = config["text_cfg"]
-    if text.get("vocab_size", _CLIPS_OWN) != _CLIPS_OWN or text.get("hf_tokenizer_name"):
+    if text.get("vocab_size", CLIPS_OWN) != CLIPS_OWN or text.get("hf_tokenizer_name"):
         raise LdmError(
             Code.FILE,
             f"{folder} has no tokenizer.",
-            f"There is no tokenizer.json, and its {text.get('vocab_size', _CLIPS_OWN)} entries are not CLIP's own.",
+            f"There is no tokenizer.json, and its {text.get('vocab_size', CLIPS_OWN)} entries are not CLIP's own.",
             "Put the tokenizer of the model into its folder tokenizer/.",
         )
     return clip_tokenizer(pad_token="!")

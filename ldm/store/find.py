@@ -21,6 +21,12 @@ def shipped() -> list[str]:
     return sorted(p.name for p in _PRETRAINED.iterdir() if (p / "model_index.json").is_file())
 
 
+def shipped_beside() -> list[str]:
+    """The names of what ships beside models in folders of its own: controls, CLIPs, decoders."""
+    whole = set(shipped())
+    return sorted(p.name for p in _PRETRAINED.iterdir() if p.name not in whole and any(p.glob("*config.json")))
+
+
 def controls_inside() -> dict[str, Path]:
     """The controls that come inside shipped models, by their short names: "edges" for `controlnet-edges`."""
     folders = [p for name in shipped() for p in (_PRETRAINED / name).glob("controlnet-*") if p.is_dir()]
@@ -30,6 +36,12 @@ def controls_inside() -> dict[str, Path]:
 def shipped_controls() -> list[str]:
     """The names by which a control inside a shipped model is asked for: "edges" and "controlnet-edges"."""
     return sorted({name for short in controls_inside() for name in (short, f"controlnet-{short}")})
+
+
+def ranker_of(model: Path) -> str | None:
+    """The name of the CLIP that ships beside a shipped model: "emoji-clip" for "emoji"."""
+    name = f"{model.name}-clip"
+    return name if model.parent == _PRETRAINED and (_PRETRAINED / name).is_dir() else None
 
 
 def find_model(where: str) -> Path:
@@ -45,7 +57,7 @@ def find_model(where: str) -> Path:
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
         if path.exists():
             return path
-    if where in shipped():
+    if where in (*shipped(), *shipped_beside()):
         return _PRETRAINED / where
     if HUB_ID.fullmatch(where) and (found := fetched(where)) is not None:
         return found

@@ -24,6 +24,7 @@ STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "co
         "text_encoder": "model", "text_encoder_2": "model"}  # fmt: skip
 DEFAULT_CLASS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
                  "text_encoder_2": "CLIPTextModelWithProjection", "controlnet": "ControlNetModel"}  # fmt: skip
+WORDS = "tokenizer/words.txt"  # one a line
 _TOWERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 _VAES = frozenset({"AutoencoderKL", "VQModel", "AutoencoderTiny"})
 _WORDS = {"UNet2DConditionModel": "a U-Net", "AutoencoderKL": "an autoencoder", "ControlNetModel": "a ControlNet",
@@ -52,8 +53,21 @@ def load_folder(path: Path, *, dtype: torch.dtype, components: Collection[str], 
     count = sum((path / name).is_dir() for name in ("text_encoder", "text_encoder_2"))
     family = family_of(facts_of_config(read_config(path / "unet")), count)
     return Parts(
-        path.name, family, path, unet_fingerprint(weights.headers), unet, vae, towers, scheduler, kind, reason, notes
-    )
+        path.name, family, path, unet_fingerprint(weights.headers), unet, vae, towers, scheduler, kind, reason, notes,
+        read_words(path),
+    )  # fmt: skip
+
+
+def read_words(path: Path) -> frozenset[str]:
+    """The words that the text tower of a small model learned from, where its folder tells them."""
+    file = path / WORDS
+    if not file.is_file():
+        return frozenset()
+    try:
+        return frozenset(file.read_text("utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        why = f"{error}"[:200]
+        raise LdmError(Code.FILE, f"{file} cannot be read.", why, "Restore or remove it.") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Parts:
     prediction: Kind
     reason: str  # how the prediction type was found
     notes: list[str] = field(default_factory=list)
+    words: frozenset[str] = frozenset()  # that its text tower learned from; none: it is not told, as of large models
 
 
 def load_parts(

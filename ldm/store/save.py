@@ -14,12 +14,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
+from ldm.models.tokenizer import CLIPS_OWN
+from ldm.store.folder import WORDS
 from ldm.store.names import Piece, clip_plan, open_clip_plan, unet_plan, vae_plan
 from ldm.store.parts import Parts
 from ldm.store.single import UNET, VAE, towers_of
 from ldm.store.write import staged, write_weights
 
-_VOCABULARY = 49408
 _DROPPED = ("_name_or_path", "_use_default_values", "_commit_hash", "_attn_implementation",
             "output_attentions", "output_hidden_states", "return_dict", "problem_type", "id2label", "label2id",
             "is_encoder_decoder", "chunk_size_feed_forward")  # of this machine, or of no text tower  # fmt: skip
@@ -45,6 +46,8 @@ def save_folder(parts: Parts, path: str | Path) -> Path:
             tokenizer.save_pretrained(stage / f"tokenizer{suffix}")
             index[f"text_encoder{suffix}"] = ["transformers", type(tower).__name__]
             index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
+        if parts.words:
+            (stage / WORDS).write_text("\n".join(sorted(parts.words)) + "\n", "utf-8")
         scheduler = {"_class_name": "DDIMScheduler", **parts.scheduler}
         index["scheduler"] = ["diffusers", scheduler["_class_name"]]
         _write(stage / "scheduler" / "scheduler_config.json", scheduler)
@@ -109,7 +112,7 @@ def save_single(parts: Parts, path: str | Path) -> Path:
             "Save it as a folder.",
         )
     for tokenizer, _ in parts.towers:
-        if len(tokenizer) != _VOCABULARY:
+        if len(tokenizer) != CLIPS_OWN:
             raise LdmError(
                 Code.MODEL,
                 f"{parts.name} cannot be one file: its tokenizer has {len(tokenizer)} entries.",

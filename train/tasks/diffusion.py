@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from ldm.data.batch import Batch
 from ldm.diffusion.training import Schedule, scheduler_config
 from ldm.errors import Code, LdmError
 from ldm.models.latent import Cond
+from ldm.models.prompt import vocabulary
+from ldm.models.tokenizer import CLIPS_OWN
 from ldm.models.unet import UNet
 from ldm.store.detect import facts_of_config, family_of, prediction_of_scheduler
 from ldm.store.find import find_model
+from ldm.store.folder import read_words
 from ldm.store.parts import Parts
 from ldm.store.save import save_folder
 from ldm.store.shards import read_json
@@ -31,6 +35,7 @@ from train.tasks.settings import DiffusionSettings
 from train.tasks.shapes import holes
 
 log = logging.getLogger(__name__)
+MOST_READ = 1_000_000  # captions that are read for the words of a model
 
 
 class DiffusionTask:
@@ -164,7 +169,17 @@ class DiffusionTask:
             self.scheduler,
             kind,
             reason,
+            words=self.words(),
         )
+
+    def words(self) -> frozenset[str]:
+        """What a text tower that was trained here has read; a frozen one knows what it knew before."""
+        if len(self.captions.tokenizer) == CLIPS_OWN:
+            return frozenset()
+        before = frozenset[str]() if is_new(self.settings.text) else read_words(find_model(str(self.settings.text)))
+        if not self.captions.trained:
+            return before
+        return before | frozenset(vocabulary(islice(self.setting.captions(), MOST_READ)))
 
     @property
     def _shape(self) -> tuple[int, int, int]:

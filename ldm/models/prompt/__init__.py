@@ -6,6 +6,7 @@ from ldm.models.prompt.explain import Explanation, explain
 from ldm.models.prompt.parse import DIALECTS, Prompt, parse
 from ldm.models.prompt.resolve import Lora, Resolved, resolve
 from ldm.models.prompt.weights import MAX_WEIGHT, Dialect, Piece, Section
+from ldm.models.prompt.words import remark, vocabulary
 
 __all__ = [
     "BACKTRACK",
@@ -27,5 +28,7 @@ __all__ = [
     "explain",
     "lay_out",
     "parse",
+    "remark",
     "resolve",
+    "vocabulary",
 ]

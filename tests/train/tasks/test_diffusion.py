@@ -13,7 +13,9 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from torch import Tensor
 
 from ldm.errors import LdmError
+from ldm.models.prompt import vocabulary
 from ldm.models.text import TextEncoder
+from ldm.store.parts import load_parts
 from pipelines.pipeline import Pipeline
 from pipelines.request import Request
 from tests import components
@@ -83,6 +85,23 @@ def test_learns_one_batch_saves_and_gives_the_same_output(kind: str, tiny_sd1: P
     pictures = ours.results(Request(prompt="a red circle", steps=3, seed=1))
     assert pictures[0].picture.pixels.shape == (16, 16, 3)
     assert list((tmp_path / "model").iterdir()) and not list(tmp_path.glob(".*"))
+
+
+def test_a_tower_that_was_trained_here_tells_the_words_that_it_read(
+    architectures: dict[str, Path], tiny_sd1: Path, tmp_path: Path
+) -> None:
+    """A frozen tower goes on knowing what it knew; one that learns on knows the new words as well."""
+    fields: dict[str, Any] = {"unet": tiny_sd1, "vae": tiny_sd1, "text": architectures["text"], "vocabulary": 700}
+    task = DiffusionTask(DiffusionSettings(type="diffusion", **fields), setting())
+    task.save(tmp_path / "first")
+    own = set(vocabulary(setting().captions()))
+    assert own and load_parts(tmp_path / "first").words == own
+    kept = DiffusionTask(settings(tmp_path / "first"), setting())
+    assert kept.words() == own
+    assert made(tiny_sd1).words() == frozenset()
+    (tmp_path / "first/tokenizer/words.txt").write_text("zebra")
+    learning = DiffusionTask(settings(tmp_path / "first", train_text=True), setting())
+    assert learning.words() == own | {"zebra"}
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v"])

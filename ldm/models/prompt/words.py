@@ -1,0 +1,57 @@
+"""Which words of a prompt a small model never read: a model of the world knows them all, one of a few thousand captions
+does not."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from ldm.models.prompt.clean import clean
+from ldm.models.prompt.parse import Prompt
+
+NEAR = 2  # known words that are offered for one that is not
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_SHORT = 3  # letters below which nothing is alike
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as a tokenizer sees them, in order."""
+    return [word.replace("’", "'") for word in _WORD.findall(clean(text).lower())]
+
+
+def vocabulary(captions: Iterable[str], least: int = 1) -> list[str]:
+    """The words of captions, sorted; those that come fewer than `least` times are left out."""
+    counted = Counter(word for caption in captions for word in words(caption))
+    return sorted(word for word, count in counted.items() if count >= least)
+
+
+def unknown(prompt: Prompt, known: Collection[str]) -> dict[str, list[str]]:
+    """The words of a prompt that are not known, each with the known ones that are most like it."""
+    told = [piece.text for part in (0.0, *prompt.switches) for section in prompt.sections(part) for piece in section]
+    found = dict.fromkeys(word for text in told for word in words(text) if word not in known)
+    return {word: near(word, known) for word in found}
+
+
+def near(word: str, known: Collection[str]) -> list[str]:
+    """The known words that are most like a word: other forms of it first, then other spellings."""
+    if len(word) < _SHORT:
+        return []
+    forms = [other for other in known if len(other) >= _SHORT and (word.startswith(other) or other.startswith(word))]
+    forms.sort(key=lambda other: (abs(len(other) - len(word)), other))
+    close = difflib.get_close_matches(word, list(known), n=NEAR, cutoff=0.75)
+    return list(dict.fromkeys([*forms[:1], *close, *forms[1:]]))[:NEAR]
+
+
+def remark(prompt: Prompt, known: Collection[str]) -> str:
+    """What to tell about the words that a model does not know; empty where it knows them all."""
+    strange = unknown(prompt, known)
+    if not strange:
+        return ""
+    each = [f"{word!r} (known: {', '.join(close)})" if close else repr(word) for word, close in strange.items()]
+    told = f"the model never read {', '.join(each)}"
+    every = [piece.text for part in (0.0, *prompt.switches) for section in prompt.sections(part) for piece in section]
+    if not any(word in known for text in every for word in words(text)):
+        return f"{told}: no word of the prompt is known, so what it draws has nothing to do with it"
+    return told
