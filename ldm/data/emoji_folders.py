@@ -120,8 +120,8 @@ def fitted(picture: Picture) -> bytes:
     image = Image.fromarray(np.dstack([rgb, alpha]))
     share = SIDE / max(image.size)
     if share != 1:
-        wanted = tuple(max(1, round(side * share)) for side in image.size)
-        image = image.resize(wanted, Image.Resampling.LANCZOS)
+        width, height = (max(1, round(side * share)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
     square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     file = io.BytesIO()

@@ -57,4 +57,4 @@ def clips(models: Sequence[Clip]) -> Extractor:
 @torch.no_grad()
 def extracted(extract: Extractor, image: Tensor) -> Tensor:
     """Features of many pictures, some at a time."""
-    return torch.cat([extract(some) for some in image.split(AT_ONCE)])
+    return torch.cat([extract(image[start : start + AT_ONCE]) for start in range(0, len(image), AT_ONCE)])
