@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from ldm.images import Picture, open_image, save_image
 from pipelines.recipe import read_recipe
 from pipelines.steps import Step
 from tests.app.conftest import Ldm
+from tests.train.tasks.clips import make as clip_task
 
 FEW = ("--steps", 3, "--exact")
 
@@ -383,3 +385,37 @@ def test_the_shipped_model_makes_a_proved_picture_without_any_option(ldm: Ldm, t
     assert ldm("verify", "outputs/0001-1.png").status == 0
     assert ldm("generate", "--from", "outputs/0001-1.png").status == 0
     assert sha256(tmp_path / "outputs" / "0002-1.png") == sha256(tmp_path / "outputs" / "0001-1.png")
+
+
+def test_the_best_of_several_is_kept_with_a_seed_that_makes_it_alone(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
+    clip_task(tmp_path).save(tmp_path / "judge")
+    asked = ("generate", "a red picture", "--model", tiny_sd1, "--seed", 3, *FEW)
+    made = ldm(*asked, "--count", 2, "--best-of", 3, "--ranker", "judge")
+    assert made.status == 0
+    paths = [Path(line) for line in made.out.split()]
+    recipes = [read_recipe(path) for path in paths]
+    assert len(recipes) == 2 and 3 <= recipes[0].seed <= 5 and 6 <= recipes[1].seed <= 8
+    for path, recipe in zip(paths, recipes, strict=True):
+        assert any(note.startswith("the best of 3 by judge: ") for note in recipe.notes)
+        assert ldm("verify", path, "--model", tiny_sd1).status == 0
+
+
+def test_what_is_missing_for_a_choice_is_said_before_a_model_is_loaded(ldm: Ldm, tiny_sd1: Path) -> None:
+    asked = ("generate", "a", "--model", tiny_sd1)
+    assert "--ranker FOLDER" in ldm(*asked, "--best-of", 2).err
+    assert "--best-of 4" in ldm(*asked, "--ranker", "judge").err
+    assert "more than 10,000" in ldm(*asked, "--best-of", 6000, "--count", 2, "--ranker", tiny_sd1).err
+    assert ldm(*asked, "--best-of", "many").status == Code.USAGE
+
+
+def test_settings_that_suit_a_model_stand_where_nothing_is_said(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(tiny_sd1, tmp_path / "own"))
+    (own / "sampling.json").write_text('{"steps": 2, "guidance": 3.0, "solver": "euler"}')
+    first = ldm("generate", "a", "--model", own, "--seed", 1)
+    recipe = read_recipe(Path(first.out.strip()))
+    assert (recipe.steps, recipe.solver, recipe.request["guidance"]["scale"]) == (2, "euler", 3.0)
+    said = ldm("generate", "a", "--model", own, "--seed", 1, "--steps", 3, "--guidance", 7.5)
+    told = read_recipe(Path(said.out.strip()))
+    assert told.steps == 3 and "guidance" not in told.request  # the request's own default, and so it is repeated
+    again = ldm("generate", "--from", said.out.strip(), "--model", own)
+    assert read_recipe(Path(again.out.strip())).pixels == told.pixels
