@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types suite torture scenes scenes-vq constraints clean
+.PHONY: demo test lint types suite torture scenes scenes-vq emoji constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -38,6 +38,16 @@ scenes scenes-vq: $(VENV)/.installed
 	$(BIN)/ldm train decoder/scenes run.out=runs/$@/decoder task.vae=runs/$@/autoencoder/model
 	$(BIN)/python -m train.scenes_report --model runs/$@/diffusion/model --controlnet runs/$@/controlnet/model \
 	  --decoder runs/$@/decoder/model --out runs/$@/report
+
+# The models that ship, from a table of emoji (docs/data.md says how to make one). Hours on two cores; stop and go on as
+# you like. The two judges see all pictures and no model learns from them: they only look at what the models draw.
+EMOJI ?= ../shared/data/emoji.parquet
+emoji: $(VENV)/.installed-dev
+	test -f runs/emoji/pictures.parquet || $(BIN)/ldm data prepare runs/emoji/pictures.parquet $(EMOJI)
+	for part in autoencoder clip diffusion distill controlnet decoder; do $(BIN)/ldm train $$part/emoji || exit; done
+	for seed in 11 12; do $(BIN)/ldm train clip/emoji run.seed=$$seed run.out=runs/emoji/judge-$$seed data.where='{}' || exit; done
+	$(BIN)/python -m train.emoji_report --model runs/emoji/diffusion/model --pictures runs/emoji/pictures.parquet \
+	  --judges runs/emoji/judge-11/model runs/emoji/judge-12/model --out runs/emoji/report
 
 # Pins the set that is installed now. torch names its own CUDA parts exactly, so they are left out. Review the diff.
 constraints: $(VENV)/.installed-dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ os.environ |= {
 }
 for _name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.pop(_name, None)  # the guard alone keeps the suite offline
+
+# A shell has a command in the background ignore Ctrl-C, and what is ignored is inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(TESTS / "guard"))
 import network_guard  # noqa: E402, F401  (installs the hook; needs the environment above)
