@@ -142,7 +142,7 @@ def _train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the path of the result alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Each line of the log, results and errors as JSON.")] = False,
 ) -> int:
-    """Train what a run file says; the same command again goes on: ldm train diffusion/scenes run.steps=2000"""
+    """Train what a run file says; the same command again goes on: ldm train autoencoder/scenes run.steps=2000"""
     from app.training import train as run
 
     return run(

@@ -27,6 +27,8 @@ def in_words(made: Forecast, settings: RunFile) -> Iterator[str]:
     yield from _rows(f"memory on {made.device}", _memory(made))
     yield from _rows("disk", _disk(made))
     yield from _rows("time", [*_cache(made), *_time(made)])
+    if made.beside:
+        yield typer.style(f"note: {made.beside}", fg="yellow")
     if made.memory.activations is None:
         yield typer.style("it does not fit: not even one example at a time", fg="red", bold=True)
     elif not made.fits:

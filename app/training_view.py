@@ -131,11 +131,16 @@ class View(QuietView):
         data, machine = told["data"], told["machine"]
         parameters = ", ".join(f"{name} {count:,}" for name, count in told["parameters"].items())
         self.note(f"{told['out']}: task {told['task']}, parameters: {parameters}")
-        where = machine.get("device") or f"{machine['processor']}, {machine['threads']} threads"
+        threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+        where = machine.get("device") or f"{machine['processor']}, {threads}"
         several = f", {told['processes']} processes" if told["processes"] > 1 else ""
         kept = f" and {data['validation']:,} for validation" if data["validation"] else ""
         self.note(f"data: {data['set']}, {data['training']:,} for training{kept}; batches of {told['batch']}")
         self.note(f"on {where}{several}")
+        from train.machine import crowded
+
+        if beside := crowded(run.trainer.processes.device):
+            self.note(f"note: {beside}")
         if run.done:
             self.note(f"going on from step {run.done:,} of {self.steps:,}")
 
@@ -154,6 +159,8 @@ class View(QuietView):
 
     def step(self, step: Step) -> None:
         self.pace.step()
+        if step.step >= self.steps:
+            self.note("all steps are done; the model is written")
         if self._bar is not None:
             self._show(f"step {step.step:,}/{self.steps:,}", step.step, self.steps, self._words(step.step))
 

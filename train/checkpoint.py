@@ -280,6 +280,19 @@ def _needed(state: State) -> int:
     return 8192 + sum(300 + tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def warn_of_room(run_folder: Path, state: State) -> None:
+    """Before the first step: a disk that has no room for one checkpoint would keep nothing of hours of work."""
+    need, free = round(SPARE * _needed(state)), shutil.disk_usage(run_folder).free
+    if free < need:
+        log.warning(
+            "no checkpoint fits on the disk of %s: one needs at least %s bytes, and %s are free. Free some space, or "
+            "set run.out to another disk: as it is, nothing of this run can be kept",
+            run_folder,
+            f"{need:,}",
+            f"{free:,}",
+        )
+
+
 def _check_room(states: Path, state: State) -> None:
     if shutil.disk_usage(states).free < SPARE * _needed(state):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

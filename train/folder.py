@@ -53,8 +53,11 @@ class RunFolder:
     `settings` is the whole run file as a record; without it (tests, small loops) no configuration is kept or compared.
     """
 
-    def __init__(self, path: Path | str, settings: BaseModel | None = None, *, writer: bool = True) -> None:
+    def __init__(
+        self, path: Path | str, settings: BaseModel | None = None, *, writer: bool = True, begins: bool = True
+    ) -> None:
         self.path, self.settings, self.writer = Path(path), settings, writer
+        self.begins = begins  # whether steps follow; else the configuration is compared, and stays as it is
         self.config_hash = _hash(settings)
         self._lock: Lock | None = None
         self._log: int | None = None
@@ -199,7 +202,7 @@ class RunFolder:
         if path.exists():
             check_owner(path)
             _check_same(path, self.settings)
-            if path.read_text("utf-8") == text:
+            if path.read_text("utf-8") == text or not self.begins:
                 return
         _replace(path, text)
 

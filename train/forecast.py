@@ -23,7 +23,7 @@ from torch import nn
 
 from ldm.data.batch import Batch
 from train.filling import Filling
-from train.machine import free_memory
+from train.machine import crowded, free_memory
 from train.measure import Late, Meter, in_bytes, wait
 from train.trainer import Trainer
 
@@ -70,6 +70,7 @@ class Forecast:
     how: str  # how time and memory were found
     measured: int  # examples of the largest turn that was taken
     in_use: int | None  # bytes that came and went in it, led on to a micro-batch: without what an allocator holds on to
+    beside: str = ""  # other programs that disturbed the measure
 
     @property
     def fits(self) -> bool:
@@ -89,7 +90,7 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
     folder holds already, `filling` is of the cache that its batches seem to come from. The trainer is not good for
     training afterwards."""
     run, device = trainer.run, trainer.processes.device
-    free = free_memory(device)
+    free, beside = free_memory(device), crowded(device)
     feed = trainer.batches(0)
     try:
         batch = next(feed).to(device)
@@ -132,6 +133,7 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
         how=how,
         measured=late.measured,
         in_use=None if late.peak is None else round(late.peak),
+        beside=beside,
     )
 
 
@@ -142,7 +144,8 @@ def _pace(meter: Meter, feed: Iterator[Batch], late: Late) -> tuple[float | None
         return None, "nothing was run: the memory that is free is not enough for one example"
     whole = late.measured >= min(len(meter.batch), 2 * meter.micro)
     if late.seconds > CHEAP or not whole:
-        how = "real turns" if whole else f"turns of up to {late.measured} examples, led on to {len(meter.batch)}"
+        some = "1 example" if late.measured == 1 else f"up to {late.measured} examples"
+        how = "real turns" if whole else f"turns of {some}, led on to {len(meter.batch)}"
         return late.seconds, f"{how}; without the loader, previews and checkpoints"
     step, taken = max(1, trainer.run.steps - 1), []
     meter.let_in()

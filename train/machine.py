@@ -16,6 +16,10 @@ LIMITS = (  # memory of a container: its limit, and what it holds
 )
 
 
+LISTENED = 0.3  # seconds in which this program does nothing, and the others are looked at
+CROWDED = 0.4  # of all cores
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, device, threads and versions."""
     told: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
@@ -49,6 +53,25 @@ def free_memory(device: torch.device) -> int:
         except (OSError, ValueError):  # no container, or "max"
             continue
     return max(free, 0)
+
+
+def crowded(device: torch.device) -> str:
+    """What to say where other programs keep the processor busy; empty where they do not, or it does not matter.
+
+    Threads of one operation wait for each other by turning, at the price of a core each. Where one of them is not
+    running because another program is, all wait for it: a step takes ten or a hundred times as long.
+    """
+    if device.type != "cpu" or torch.get_num_threads() == 1 or os.environ.get("OMP_WAIT_POLICY"):
+        return ""
+    import psutil
+
+    share = psutil.cpu_percent(interval=LISTENED) / 100
+    if share < CROWDED:
+        return ""
+    return (
+        f"other programs keep {share:.0%} of the processor busy, and steps may take many times as long as else;"
+        " OMP_WAIT_POLICY=passive before the command bears that far better (on a free machine it is slower)"
+    )
 
 
 def _version() -> str:

@@ -19,9 +19,9 @@ from typing import Any
 from ldm.data.batch import Batch
 from ldm.data.loader import Loader
 from ldm.data.source import Source
-from train import caching, trackers
+from train import caching, standing, trackers
 from train.actions import actions
-from train.checkpoint import candidates, read_manifest
+from train.checkpoint import candidates, read_manifest, warn_of_room
 from train.config import RunFile
 from train.filling import Sample
 from train.folder import RunFolder, flat
@@ -98,7 +98,9 @@ def finished(file: RunFile) -> int | None:
     step = ended(file.run.out)
     if step is None or step < file.run.steps:
         return None
-    with RunFolder(file.run.out, file, writer=processes_of(file).main):  # which refuses another configuration
+    with RunFolder(
+        file.run.out, file, writer=processes_of(file).main, begins=False
+    ):  # which refuses another configuration
         return step
 
 
@@ -122,8 +124,11 @@ def opened(
         stack.enter_context(_tidy(file.run.out, folder))
         done = int(processes.tell(str(steps_done(file.run.out))))
         task = build(file.task, setting_of(file, loader))
+        start = _start(file, task, loader, processes)
+        if done:
+            standing.check(file.run.out, start)
         batches, validation = _feed(file, source, loader, task, processes, stop, progress)
-        start = _start(file, task, loader, processes) | {"ready": round(time.monotonic() - began, 1)}
+        start |= {"data": loader.facts(), "ready": round(time.monotonic() - began, 1)}
         record = Log(folder, start, listeners, _trackers(file, processes))
         run: Run
         trainer = Trainer(
@@ -137,6 +142,8 @@ def opened(
             stop,
         )
         run = Run(file, task, loader, trainer, folder, record, done)
+        if processes.main:
+            warn_of_room(file.run.out, trainer.state())
         yield run
 
 
@@ -214,6 +221,7 @@ def _start(file: RunFile, task: Task, loader: Loader, processes: Processes) -> d
         "parameters": {name: count for name, count in networks.items() if count},
         "phases": [phase.name for phase in task.phases()],
         "data": loader.facts(),
+        "frozen": standing.frozen(task),
     }
 
 

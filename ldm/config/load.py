@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,9 +102,8 @@ def find(name: str | Path, folder: Path | None = None) -> Path:
     if path.is_file():
         return path
     root = folder if folder is not None else shipped()
-    known = (
-        {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))} if root is not None else {}
-    )
+    files = [] if root is None else sorted(p for p in root.rglob("*.yaml") if p.parent.name != "accelerate")
+    known = {str(p.relative_to(root).with_suffix("")): p for p in files if root is not None}
     wanted = str(name).removesuffix(".yaml").removesuffix(".yml").removeprefix("configs/")
     if wanted in known:
         return known[wanted]
@@ -112,6 +112,15 @@ def find(name: str | Path, folder: Path | None = None) -> Path:
     ships = f"shipped are {', '.join(known)}" if known else "none ships with this version"
     why = f"there is no file of that name, and {ships}"
     raise LdmError(Code.FILE, f"{name}: no such run file", why, fix)
+
+
+def maker(out: Path) -> str | None:
+    """The name of the shipped run file whose run lies in the folder `out`, where there is one."""
+    root, wanted = shipped(), re.compile(rf"\bout: {re.escape(out.as_posix())}[,}}\s]")
+    if root is None:
+        return None
+    found = (path for path in sorted(root.rglob("*.yaml")) if wanted.search(path.read_text("utf-8")))
+    return next((str(path.relative_to(root).with_suffix("")) for path in found), None)
 
 
 def shipped() -> Path | None:

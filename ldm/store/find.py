@@ -7,6 +7,7 @@ import difflib
 import re
 from pathlib import Path
 
+from ldm.config import maker
 from ldm.errors import Code, LdmError
 from ldm.store.header import printable
 
@@ -56,6 +57,7 @@ def find_model(where: str) -> Path:
     path = Path(where).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
         if path.exists():
+            _refuse_run(path)
             return path
     if where in (*shipped(), *shipped_beside()):
         return _PRETRAINED / where
@@ -71,8 +73,17 @@ def find_model(where: str) -> Path:
     )
 
 
+def _refuse_run(path: Path) -> None:
+    """A run's folder is no model; the model of a run lies in it."""
+    model, own = path / "model", (path / "model_index.json", path / "config.json", path / "unet")
+    if model.is_dir() and (path / "config.yaml").is_file() and not any(part.exists() for part in own):
+        raise LdmError(Code.MODEL, f"{path} is the folder of a run.", "Its model lies in it.", f"Write {model}.")
+
+
 def _nearest(where: str, path: Path) -> str:
     """What to do about a name that is not there: a name like it, a hub id to fetch, or the path to check."""
+    if path.name == "model" and (run := maker(path.parent)) is not None:
+        return f"Run `ldm train {run}` first, which makes it."
     beside: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         beside = [str(path.parent / p.name) for p in sorted(path.parent.iterdir())[:MAX_BESIDE] if _may_be_model(p)]

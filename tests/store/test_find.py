@@ -46,3 +46,18 @@ def test_a_path_in_a_folder_that_is_there_is_no_hub_id(tmp_path: Path, monkeypat
     with pytest.raises(LdmError) as caught:
         find_model("models/dream")
     assert "pull" not in caught.value.fix
+
+
+def test_a_models_path_that_a_shipped_run_makes_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LdmError) as caught:
+        find_model("runs/scenes/autoencoder/model")
+    assert caught.value.fix == "Run `ldm train autoencoder/scenes` first, which makes it."
+
+
+def test_the_folder_of_a_run_is_no_model_and_names_where_its_model_is(tmp_path: Path) -> None:
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text("run: {}\n")
+    with pytest.raises(LdmError) as caught:
+        find_model(str(tmp_path / "run"))
+    assert caught.value.fix == f"Write {tmp_path / 'run' / 'model'}."

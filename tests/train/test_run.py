@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ from train.trainer import Trainer
 
 WORDS = ("a red square", "a blue square", "a green square", "a yellow square")
 COLOURS = ((200, 30, 30), (30, 30, 200), (30, 160, 30), (220, 200, 40))
+
+
+class Usage(NamedTuple):
+    """What `shutil.disk_usage` tells."""
+
+    total: int
+    used: int
+    free: int
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +154,51 @@ def test_the_same_command_goes_on_and_a_finished_run_says_so(pictures: Path, tmp
         run.fit()
     assert finished(settings(pictures, tmp_path, "run.steps=8")) == 8
     assert lines(out, "figures")[-1]["step"] == 8
+
+
+def test_a_finished_run_keeps_the_configuration_that_its_steps_had(pictures: Path, tmp_path: Path) -> None:
+    with opened(settings(pictures, tmp_path)) as run:
+        run.fit()
+    before = (tmp_path / "run/config.yaml").read_text()
+    assert finished(settings(pictures, tmp_path, "run.steps=3", "optim.lr=0.5")) == 6
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_another_frozen_network_is_refused_by_name(pictures: Path, tmp_path: Path, tiny_sd1: Path) -> None:
+    model = Path(shutil.copytree(tiny_sd1, tmp_path / "model"))
+    with opened(diffusion(pictures, tmp_path, model)) as run:
+        run.fit()
+    further = diffusion(pictures, tmp_path, model, "run.steps=6")
+    shutil.rmtree(model / "vae")
+    components.vae(seed=9).save_pretrained(model / "vae")  # trained on in its folder
+    error = refused(further)
+    assert error.code is Code.MODEL and "stands on another vae" in error.what and "run.out" in error.fix
+    shutil.rmtree(model / "vae")
+    shutil.copytree(tiny_sd1 / "vae", model / "vae")
+    with opened(further) as run:
+        run.fit()
+        assert run.trainer.step == 6
+
+
+def test_a_data_set_that_shrank_is_told(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, tiny_sd1: Path
+) -> None:
+    own = Path(shutil.copytree(pictures, tmp_path / "own"))
+    with opened(diffusion(own, tmp_path, tiny_sd1)) as run:
+        run.fit()
+    for name in ("00.png", "01.png"):
+        (own / name).unlink()
+    with opened(diffusion(own, tmp_path, tiny_sd1, "run.steps=5")) as run:
+        run.fit()
+    assert "had 24 pictures for training at the last start and has 22 now" in caplog.text
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_told_before_the_first_step(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6 - 1000, 1000))
+    with opened(settings(pictures, tmp_path)):
+        assert "no checkpoint fits on the disk" in caplog.text and "1,000 are free" in caplog.text
 
 
 def test_a_stopped_run_is_saved_at_its_step(pictures: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Words(nn.Module):
                 Code.MODEL,
                 "the checkpoint belongs to another tokenizer",
                 "the captions of the data set have changed since this run began, and its tokenizer is made from them",
-                "Restore the data set, or name the old tokenizer in task.tokenizer, or start in a new run folder.",
+                "Restore the data set, or start in a new run folder; task.tokenizer may name the old tokenizer there.",
             )
         self._checked = True
 

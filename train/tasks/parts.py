@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from ldm.store.shards import read_json
 from ldm.store.write import staged, write_weights
 from train.tokenizer import open_tokenizer
 
+MOST_BESIDE = 200  # files of a folder that are looked at for a name like the one that is missing
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -40,9 +44,26 @@ def is_new(path: Path) -> bool:
 
 def read_architecture(path: Path) -> dict[str, Any]:
     """A `config.json`: a file, or one that ships with the package as configs/..."""
-    if not path.is_file() and path.parts[:1] == ("configs",):
-        path = config_path(str(Path(*path.parts[1:])))
+    if not path.is_file():
+        path = _shipped(path)
     return read_json(path, 1_000_000)
+
+
+def _shipped(path: Path) -> Path:
+    """An architecture that ships, where a path says configs/...; else the error that names those that are like it."""
+    if path.parts[:1] == ("configs",):
+        with contextlib.suppress(LdmError):
+            return config_path(str(Path(*path.parts[1:])))
+    folder = config_path("models")
+    known = [f"configs/models/{p.relative_to(folder).as_posix()}" for p in sorted(folder.rglob("*.json"))]
+    beside = [str(p) for p in sorted(path.parent.glob("*.json"))[:MOST_BESIDE]]
+    near = difflib.get_close_matches(str(path), [*beside, *known], n=1, cutoff=0.6)
+    raise LdmError(
+        Code.FILE,
+        f"The architecture {path} is not there.",
+        "The run file names it as a .json file with the networks' configuration.",
+        f"Write {near[0]}, if that is what you mean." if near else "Check the path; configs/models/ has examples.",
+    )
 
 
 def new_network(name: str, config: Mapping[str, Any], where: str, seed: int) -> Any:

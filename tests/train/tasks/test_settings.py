@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from ldm.errors import Code, LdmError
+from train.tasks.parts import read_architecture
 from train.tasks.settings import DistillSettings, Noise
 
 
@@ -41,3 +44,18 @@ def test_a_range_of_guidance_rises_from_one(wrong: tuple[float, float]) -> None:
     with pytest.raises(ValidationError) as caught:
         DistillSettings(type="distill", model="x", guidance=wrong)  # type: ignore[arg-type]
     assert "two rising numbers" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("configs/models/scenes-unte.json", "configs/models/scenes-unet.json"), ("my-unte.json", "my-unet.json")],
+)
+def test_an_architecture_that_is_missing_names_the_nearest(
+    asked: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-unet.json").write_text("{}")
+    with pytest.raises(LdmError) as caught:
+        read_architecture(Path(asked))
+    assert caught.value.code is Code.FILE and asked in caught.value.what and f"Write {meant}," in caught.value.fix
+    assert read_architecture(Path("configs/models/scenes-unet.json"))["_class_name"] == "UNet2DConditionModel"
