@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipelines.steps import Result, Step
 
 DEFAULT_MODEL = "scenes"
-MOST = 10_000  # pictures of one request
 
 
 @dataclass(frozen=True)
@@ -311,13 +310,18 @@ def _told(result: Result, path: Path | None) -> dict[str, Any]:
 
 
 def _best_of(given: Mapping[str, Any], requests: Sequence[Request]) -> int:
+    from pipelines.request import MAX_COUNT
+
     best = _whole("--best-of", given.get("best_of_")) or 1
     if given.get("ranker_") and best == 1:
         raise bad("--ranker", given["ranker_"], "There is nothing to rank", "Say how many to choose from: --best-of 4")
     for request in requests:
-        if request.count * best > MOST:
+        if request.count * best > MAX_COUNT:
             raise bad(
-                "--best-of", str(best), f"{request.count} x {best} pictures are more than {MOST:,}", "Ask for fewer"
+                "--best-of",
+                str(best),
+                f"{request.count} x {best} pictures are more than {MAX_COUNT:,}",
+                "Ask for fewer",
             )
     return best
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from torch.nn import functional as F
 
 from ldm.images import to_tensor
 from ldm.models.clip import Clip
@@ -33,12 +32,8 @@ class Ranker:
         return [self._score(result) for result in results]
 
     def _score(self, result: Result) -> float:
-        image = F.normalize(self.clip.encode_image(to_tensor(result.picture.rgb())), dim=1)
-        text = F.normalize(
-            self.clip.encode_text([plain(result.recipe.prompt, str(result.recipe.request.get("dialect", "a1111")))]),
-            dim=1,
-        )
-        return float((image * text).sum())
+        words = plain(result.recipe.prompt, str(result.recipe.request.get("dialect", "a1111")))
+        return float(self.clip.similarity(to_tensor(result.picture.rgb()), [words]))
 
 
 def plain(prompt: str, dialect: str) -> str:

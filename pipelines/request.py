@@ -17,6 +17,7 @@ ImageInput = Path | Picture | Image.Image  # a file, an opened picture, or a PIL
 
 MAX_PROMPT_BYTES = 20_000
 MAX_SIDE = 16_384
+MAX_COUNT = 10_000  # pictures of one request
 
 
 class Record(BaseModel):
@@ -108,7 +109,7 @@ class Request(Record):
     prediction: Literal["epsilon", "v_prediction", "sample", "flow"] | None = None  # None: as the checkpoint says
     guidance: GuidanceUse = GuidanceUse()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    count: Annotated[int, Field(ge=1, le=10_000)] = 1
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     batch: Annotated[int, Field(ge=1, le=256)] = 4  # how many pictures share a network call; does not change them
     variation_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     variation: Fraction = 0.0  # 0: the seed alone, 1: the variation seed alone

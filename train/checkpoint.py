@@ -282,7 +282,7 @@ def _needed(state: State) -> int:
 
 def warn_of_room(run_folder: Path, state: State) -> None:
     """Before the first step: a disk that has no room for one checkpoint would keep nothing of hours of work."""
-    need, free = round(SPARE * _needed(state)), shutil.disk_usage(run_folder).free
+    need, free = _room(run_folder, state)
     if free < need:
         log.warning(
             "no checkpoint fits on the disk of %s: one needs at least %s bytes, and %s are free. Free some space, or "
@@ -293,8 +293,14 @@ def warn_of_room(run_folder: Path, state: State) -> None:
         )
 
 
+def _room(folder: Path, state: State) -> tuple[int, int]:
+    """Bytes that must be free before a checkpoint is written, and those that are."""
+    return round(SPARE * _needed(state)), shutil.disk_usage(folder).free
+
+
 def _check_room(states: Path, state: State) -> None:
-    if shutil.disk_usage(states).free < SPARE * _needed(state):
+    need, free = _room(states, state)
+    if free < need:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,13 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()
 
 
+def feed_weights(digest: Any, network: nn.Module) -> None:
+    """Name, shape, type and every byte of each tensor of a network, into a hash object."""
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"\n{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(_bytes(tensor.detach().cpu()))
+
+
 def fingerprint(*parts: nn.Module | Path | str) -> str:
     """sha256 of everything that decides what an encoder gives: of a module its structure and every byte of its weights
     (a training step moves few signs, so no sample of them is enough), of a file or folder its bytes, plain words."""
@@ -63,9 +71,7 @@ def fingerprint(*parts: nn.Module | Path | str) -> str:
     for part in parts:
         if isinstance(part, nn.Module):
             digest.update(f"\nmodule {part!r}".encode())
-            for name, tensor in sorted(part.state_dict().items()):
-                digest.update(f"\n{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-                digest.update(_bytes(tensor.detach().cpu()))
+            feed_weights(digest, part)
         elif isinstance(part, Path):
             files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
             for path in files:

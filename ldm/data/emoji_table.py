@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.emoji import TRAIN, Emoji
-from ldm.data.parquet import pyarrow
+from ldm.data.parquet import pyarrow, stored, unreadable
 from ldm.data.source import listed, no_column
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
@@ -32,13 +32,11 @@ def read_table(path: Path) -> Iterator[Emoji]:
         for batch in file.iter_batches(batch_size=512, columns=[name for name in KNOWN if name in columns]):
             yield from (_row(row) for row in batch.to_pylist())
     except (pa.ArrowException, OSError) as error:
-        fix = "fetch the file again, or check that it is a parquet file"
-        raise LdmError(Code.FILE, f"{path} cannot be read", f"{error}"[:200].replace("\n", " "), fix) from error
+        raise unreadable(str(path), error) from error
 
 
 def _row(row: dict[str, Any]) -> Emoji:
-    image = row["image"]
-    image = image.get("bytes") if isinstance(image, dict) else image
+    image = stored(row["image"])
     if not isinstance(image, bytes) or not row["name"] or not row["style"]:
         what = f"the row of {listed([str(row['name'])])} in style {row['style']} is not complete"
         raise LdmError(Code.FILE, what, "picture bytes, a name and a style are needed", "mend or remove the row")

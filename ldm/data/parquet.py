@@ -87,7 +87,7 @@ class Parquet(Source):
         """The stored picture; also where it is a record of `bytes` and `path`, as the Hugging Face hub writes it."""
         column = self.columns[what]
         value = self._value(column, index) if column else None
-        return value.get("bytes") if isinstance(value, dict) else value
+        return stored(value)
 
 
 def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | None) -> Parquet:
@@ -108,8 +108,7 @@ def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | 
             )
         table = _aligned(pa, table)
     except (pa.ArrowException, OSError) as error:
-        fix = "fetch the file again, or check that it is a parquet file"
-        raise LdmError(Code.FILE, f"{title} cannot be read", f"{error}"[:200].replace("\n", " "), fix) from error
+        raise unreadable(title, error) from error
     rows = _passing(pa, table, part, title)
     label = part.label_column or ("label" if "label" in known else None)
     if label is not None and label not in known:
@@ -121,6 +120,16 @@ def open_parquet(paths: Sequence[Path], part: Part, memory: float, index: str | 
     starts = np.cumsum([0, *(file.metadata.num_rows for file in files)]).tolist()
     told = [(path.name, first) for path, first in zip(paths, starts[:-1], strict=True)]
     return Parquet(title, table, rows, told, columns, part.templates, labels, classes)
+
+
+def stored(value: Any) -> bytes | None:
+    """The picture in a cell: its bytes, or a record of `bytes` and `path`."""
+    return value.get("bytes") if isinstance(value, dict) else value
+
+
+def unreadable(title: str, error: Exception) -> LdmError:
+    fix = "fetch the file again, or check that it is a parquet file"
+    return LdmError(Code.FILE, f"{title} cannot be read", f"{error}"[:200].replace("\n", " "), fix)
 
 
 def pyarrow() -> tuple[Any, Any]:

@@ -47,9 +47,7 @@ def clips(models: Sequence[Clip]) -> Extractor:
     """The image towers of several CLIPs side by side; their scalar product is the mean of theirs."""
 
     def extract(image: Tensor) -> Tensor:
-        return torch.cat([F.normalize(model.encode_image(image * 2 - 1), dim=1) for model in models], 1) / math.sqrt(
-            len(models)
-        )
+        return torch.cat([model.encode_image(image * 2 - 1) for model in models], 1) / math.sqrt(len(models))
 
     return extract
 

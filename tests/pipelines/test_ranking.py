@@ -15,12 +15,10 @@ from pipelines.steps import Result
 class Redness(torch.nn.Module):
     """A judge with two axes: a picture lies as far towards "red" as it is red."""
 
-    def encode_image(self, image: Tensor) -> Tensor:
+    def similarity(self, image: Tensor, texts: list[str]) -> Tensor:
         red = (image[:, 0].mean((1, 2)) + 1) / 2
-        return torch.stack([red, 1 - red], 1)
-
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return torch.tensor([[1.0, 0.0] if "red" in text else [0.0, 1.0] for text in texts])
+        shown = torch.nn.functional.normalize(torch.stack([red, 1 - red], 1), dim=1)
+        return shown @ torch.tensor([[1.0, 0.0] if "red" in text else [0.0, 1.0] for text in texts]).T
 
 
 def result(seed: int, red: float, prompt: str = "red", partial: bool = False) -> Result:
