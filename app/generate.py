@@ -142,13 +142,14 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
 
 def _suited(model: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the model, and the adapters over it, say of steps, solver and guidance."""
+    from ldm.store.find import find_adapter
     from ldm.store.sampling import read_sampling
 
     told = read_sampling(Path(model)).request_fields()
     for use in fields.get("loras") or []:
         path = use.get("path") if isinstance(use, dict) else None
         if isinstance(path, str | Path):
-            told = merged(told, read_sampling(Path(path).expanduser()).request_fields())
+            told = merged(told, read_sampling(find_adapter(path)).request_fields())
     return told
 
 

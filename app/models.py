@@ -16,20 +16,27 @@ OTHERS = frozenset(
     {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".msgpack", ".h5", ".npz", ".sft", ".zip", ".tar", ".gz"}
     | {".json", ".yaml", ".txt", ".png", ".jpg", ".jpeg", ".webp"}
 )
+# What ships in a folder of its own beside models, and how it is used.
+_USES = {"controlnet": "a control: --control model={},...", "clip": "a CLIP: --best-of 4 --ranker {}"}
 
 
 def list_models(as_json: bool) -> int:
-    """The shipped models with the controls inside them, and those that were pulled."""
-    from ldm.store.find import controls_inside, fetched_ids, shipped
+    """The shipped models with the controls inside them, what ships beside them, and those that were pulled."""
+    from ldm.store.describe import describe
+    from ldm.store.find import controls_inside, fetched_ids, find_model, shipped, shipped_adapters, shipped_beside
 
     controls = {name: path.parent.name for name, path in controls_inside().items()}
-    told = {"shipped": shipped(), "controls": controls, "pulled": fetched_ids()}
+    beside = {name: describe(find_model(name)).kind for name in shipped_beside()}
+    adapters, pulled = list(shipped_adapters()), fetched_ids()
     if as_json:
+        told = {"shipped": shipped(), "controls": controls, "beside": beside, "adapters": adapters, "pulled": pulled}
         typer.echo(json.dumps(told))
         return 0
     rows = [(name, "shipped") for name in shipped()]
     rows += [(name, f"shipped, a control of {base}: --control model={name},...") for name, base in controls.items()]
-    rows += [(name, "pulled") for name in told["pulled"]]
+    rows += [(name, f"shipped, {_USES[kind].format(name)}") for name, kind in beside.items()]
+    rows += [(name, f"shipped, an adapter: --lora {name}") for name in adapters]
+    rows += [(name, "pulled") for name in pulled]
     typer.echo("\n".join(f"{name:<40} {origin}" for name, origin in rows) or "no model is here")
     return 0
 

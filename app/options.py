@@ -335,20 +335,23 @@ def plain_value(text: str) -> Any:
 
 
 def existing(path: str, option: str, *, peft: bool = False) -> Path:
-    """A file that is there; with `peft` also a folder as peft writes adapters."""
+    """A file that is there; with `peft` also a folder as peft writes adapters, or the name of one that ships."""
+    from ldm.store.find import PEFT_WEIGHTS, find_adapter, shipped_adapters
+
+    if peft and path:
+        path = str(find_adapter(path))
     found, name = Path(path).expanduser(), Path(path).name[:80]
     if not path:
         raise LdmError(Code.FILE, f"{option}: the name is empty.", "It takes the name of a file.", "Name a file.")
     if "\0" not in path and found.is_dir():
-        weights = "adapter_model.safetensors"
-        if peft and (found / weights).is_file():
+        if peft and (found / PEFT_WEIGHTS).is_file():
             return found
-        why = f"Of folders it takes those of peft, which hold {weights}." if peft else "A file is needed."
+        why = f"Of folders it takes those of peft, which hold {PEFT_WEIGHTS}." if peft else "A file is needed."
         raise LdmError(Code.FILE, f"{option}: {name or path} is a folder.", why, "Name a file in it.")
     if "\0" in path or not found.is_file():
-        raise LdmError(
-            Code.FILE, f"{option}: {name} was not found.", "There is no file of that name.", "Check the path."
-        )
+        ours = f", and no shipped adapter: {', '.join(shipped_adapters())}" if peft and shipped_adapters() else ""
+        why = f"There is no file of that name{ours}."
+        raise LdmError(Code.FILE, f"{option}: {name} was not found.", why, "Check the path.")
     return found
 
 

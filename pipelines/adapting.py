@@ -12,6 +12,7 @@ from pathlib import Path
 from ldm.errors import Code, LdmError
 from ldm.models.adapters import Adapter, AdapterStack, Embedding, parse_adapter, parse_embedding
 from ldm.models.text import TextEncoder
+from ldm.store.find import PEFT_WEIGHTS, adapter_file, shipped_adapters
 from ldm.store.parts import Parts
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
@@ -79,8 +80,7 @@ def _read(key: tuple[object, ...], loras: Sequence[LoraUse], embeddings: Sequenc
         any(u.any_base for u in loras),
         tuple(read_embedding(p) for p in embeddings),
         tuple(
-            AdapterSource(**source_of(weights_file(u.path)).model_dump(), weight=u.weight, text_weight=u.text_weight)
-            for u in loras
+            AdapterSource(**source_of(u.path).model_dump(), weight=u.weight, text_weight=u.text_weight) for u in loras
         ),
         tuple(source_of(p) for p in embeddings),
     )
@@ -88,7 +88,7 @@ def _read(key: tuple[object, ...], loras: Sequence[LoraUse], embeddings: Sequenc
 
 def stamp(path: Path) -> tuple[str, int, int]:
     """What tells a file from its earlier self without reading it."""
-    file = weights_file(path)
+    file = adapter_file(path)
     try:
         status = file.stat()
     except OSError as error:
@@ -98,23 +98,19 @@ def stamp(path: Path) -> tuple[str, int, int]:
     return str(file.resolve()), status.st_mtime_ns, status.st_size
 
 
-def weights_file(path: Path) -> Path:
-    """The file itself, or the weights in a folder as peft writes it."""
-    return path / "adapter_model.safetensors" if path.is_dir() else path
-
-
 def read_embedding(path: Path) -> Embedding:
     weights = load_weights(path)
     return parse_embedding(weights, weights.metadata, path.stem)
 
 
 def read_adapter(path: Path) -> Adapter:
-    """An adapter from a file, or from a folder as peft writes it (its alpha is in `adapter_config.json` alone)."""
-    weights = load_weights(weights_file(path))
-    if not path.is_dir():
-        return parse_adapter(weights, weights.metadata, path.name)
-    config = json.dumps(read_json(path / "adapter_config.json"))
-    return parse_adapter(weights, weights.metadata | {"lora_adapter_metadata": config}, path.name)
+    """An adapter from a file, or from peft's two (its alpha is in `adapter_config.json` alone)."""
+    file = adapter_file(path)
+    weights, config = load_weights(file), file.with_name("adapter_config.json")
+    if file.name != PEFT_WEIGHTS or not config.is_file():
+        return parse_adapter(weights, weights.metadata, file.name)
+    told = {"lora_adapter_metadata": json.dumps(read_json(config))}
+    return parse_adapter(weights, weights.metadata | told, file.parent.name)
 
 
 def check_tags(request: Request, tags: Iterable[Tag]) -> None:
@@ -124,7 +120,8 @@ def check_tags(request: Request, tags: Iterable[Tag]) -> None:
 
 
 def find_tagged(name: str, folder: Path | None) -> Path:
-    """The file of a `<lora:name:weight>` tag: in the given folder, else in `$LDM_HOME/loras`, else in `loras/` here."""
+    """The file of a `<lora:name:weight>` tag: in the given folder, else in `$LDM_HOME/loras` or `loras/` here; or one
+    that ships."""
     home = os.environ.get("LDM_HOME")
     folders = [folder] if folder else [*([Path(home) / "loras"] if home else []), Path("loras")]
     known: list[str] = []
@@ -133,6 +130,9 @@ def find_tagged(name: str, folder: Path | None) -> Path:
         if name in files:
             return files[name]
         known += files
+    if name in (ours := shipped_adapters()):
+        return ours[name]
+    known += ours
     near = difflib.get_close_matches(name, known, 1)
     raise LdmError(
         Code.FILE,

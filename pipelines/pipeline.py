@@ -19,12 +19,12 @@ from ldm.diffusion.schedule import SPACINGS, Spacing
 from ldm.errors import Code, LdmError
 from ldm.images import Picture
 from ldm.models.autoencoder import Autoencoder
-from ldm.models.preview import Preview
+from ldm.models.preview import Preview, TinyPreview
 from ldm.models.text import TextEncoder, Tower
 from ldm.models.unet import UNet
 from ldm.store.describe import describe
 from ldm.store.find import find_model
-from ldm.store.parts import Parts, load_controlnet, load_parts
+from ldm.store.parts import Parts, load_controlnet, load_parts, load_vae
 from ldm.store.sampling import read_sampling
 from ldm.store.shards import read_json
 from pipelines.adapting import Adapting, check_tags
@@ -51,6 +51,7 @@ DEFAULT_SOLVERS = {
     "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
+TINY_DECODER = "tiny-decoder"  # in the folder of a model: an AutoencoderTiny that was taught the same latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Pipeline:
         self.adapting = Adapting(parts, self.model.text)
         self._controls: dict[str, tuple[object, nn.Module]] = {}
         self._refiners: dict[str, Model] = {}
-        self._preview: Preview | None = None
+        self._preview: Preview | TinyPreview | None = None
         self._identities: dict[str, ModelId] = {}
 
     @classmethod
@@ -212,9 +213,14 @@ class Pipeline:
         return refiner
 
     def preview(self, clean: Tensor) -> list[np.ndarray]:
-        """Rough pictures of latents by a linear map, fitted to the autoencoder once."""
+        """Rough pictures of latents: by the model's tiny decoder, else by a linear map fitted to its autoencoder."""
         if self._preview is None:
-            self._preview = Preview.fit(place(self.model.vae, self.device))
+            folder = self.model.parts.source / TINY_DECODER
+            if self.vae_source is None and folder.is_dir():
+                tiny = Autoencoder(load_vae(folder, self.dtype)[0])
+                self._preview = TinyPreview(place(tiny, self.device))
+            else:
+                self._preview = Preview.fit(place(self.model.vae, self.device))
         return self._preview(clean)
 
     def _beside(self, name: str) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
+from ldm.store.find import adapter_file
 from ldm.version import __version__
 from pipelines.a1111 import Parameters, a1111_name, read, write
 from pipelines.mask_rule import is_rule
@@ -219,9 +220,10 @@ def _plain(value: Any) -> Any:
 
 
 def source_of(value: Path | Picture | Image.Image) -> Source:
-    """Name and sha256 of an input."""
+    """Name and sha256 of an input; of an adapter, those of its weights."""
     if isinstance(value, Path):
-        return Source(name=value.name, sha256=file_hash(value))
+        file = adapter_file(value)
+        return Source(name=file.name, sha256=file_hash(file))
     picture = value if isinstance(value, Picture) else open_image(value)
     return Source(name=picture.name or "", sha256=picture.sha256)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
+from ldm.store.find import shipped_adapters
 from pipelines.mask_rule import is_rule, mask_from_rule
 from pipelines.recipe import LEFT_OUT, ModelId, Recipe, Source, file_hash, prompt_hash
 
@@ -42,7 +43,8 @@ class Finder:
     def find(self, source: Source, what: str, suffixes: frozenset[str]) -> Path | None:
         named = [folder / source.name for folder in self.folders if source.name]
         same_name = [path for path in named if path.is_file()]
-        for path in (*same_name, *self._all(suffixes)):
+        shipped = list(shipped_adapters().values()) if suffixes == WEIGHTS else []
+        for path in (*same_name, *shipped, *self._all(suffixes)):
             if self._hash(path) == source.sha256:
                 return path
         label = f"{source.name} " if source.name else ""

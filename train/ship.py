@@ -1,49 +1,85 @@
-"""What a chain of runs has made, as the models of the package lie: half precision, its ControlNet inside, and notes.
+"""What a chain of runs has made, as the models of the package lie: half precision, notes, and each part in its place.
 
-python -m train.ship runs/scenes outputs/scenes --controlnet edges
+python -m train.ship runs/scenes outputs/shipped/scenes --inside controlnet=controlnet-edges
+python -m train.ship runs/emoji outputs/shipped/emoji --sampling configs/sampling \\
+  --inside decoder=tiny-decoder --beside distill=emoji-fast controlnet=emoji-scribble clip=emoji-clip
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from ldm.errors import Code, LdmError
+from ldm.store.sampling import NAME as SAMPLING
 from ldm.store.weights import load_weights
-from ldm.store.write import staged, write_weights
+from ldm.store.write import HASH, staged, write_weights
 from train.report import read_story
+from train.tasks.lora import FILE as LORA
+
+log = logging.getLogger("train.ship")
+# Towers that lie in open_clip's file already, once more for transformers.
+_TWICE = shutil.ignore_patterns("text_encoder", "image_encoder", "feature_extractor", "tokenizer")
 
 
-def ship(chain: Path, out: Path, controlnet: str = "") -> None:
-    """`chain` holds the run folders autoencoder, clip, diffusion, ...; `out` is a new folder."""
-    model, control = chain / "diffusion" / "model", chain / "controlnet" / "model"
-    for needed in (model, control) if controlnet else (model,):
-        if not needed.is_dir():
-            raise LdmError(
-                Code.MODEL,
-                f"{needed} is not there.",
-                "What ships is the result of the chain's runs.",
-                "Train the chain first: make scenes.",
-            )
+def ship(
+    chain: Path,
+    out: Path,
+    inside: Mapping[str, str] | None = None,
+    beside: Mapping[str, str] | None = None,
+    sampling: Path | None = None,
+) -> list[Path]:
+    """`chain` holds the run folders autoencoder, clip, diffusion, ...; `out` is a new folder for the whole model.
+
+    What the runs in `inside` made goes into it, of those in `beside` next to it, under the names that they are given.
+    `sampling` holds the settings that suit what is shipped, NAME.json for each that has some.
+    """
+    inside, beside = inside or {}, beside or {}
+    for run in ("diffusion", *inside, *beside):
+        if not (made := chain / run / "model").is_dir():
+            what, why = f"{made} is not there.", "What ships is the result of the chain's runs."
+            raise LdmError(Code.MODEL, what, why, "Train the chain first: make scenes.")
     with staged(out) as stage:
-        shutil.copytree(model, stage)
-        if controlnet:
-            shutil.copytree(control, stage / f"controlnet-{controlnet}")
-        for file in stage.rglob("*.safetensors"):
-            halve(file)
+        shutil.copytree(chain / "diffusion" / "model", stage)
+        for run, name in inside.items():
+            shutil.copytree(chain / run / "model", stage / name)
         (stage / "training.json").write_text(json.dumps(costs(chain), indent=2) + "\n", "utf-8")
+        _finish(stage, out.name, sampling)
+    for run, name in beside.items():
+        with staged(out.with_name(name)) as stage:
+            _copy_part(chain / run / "model", stage, name)
+            _finish(stage, name, sampling)
+    return [out, *(out.with_name(name) for name in beside.values())]
+
+
+def _copy_part(made: Path, stage: Path, name: str) -> None:
+    """A CLIP without its second copy; an adapter under the name it is asked for by."""
+    clip = (made / "open_clip_config.json").is_file()
+    shutil.copytree(made, stage, ignore=_TWICE if clip else None)
+    if (stage / LORA).is_file():
+        (stage / LORA).rename(stage / f"{name}.safetensors")
+
+
+def _finish(stage: Path, name: str, sampling: Path | None) -> None:
+    for file in stage.rglob("*.safetensors"):
+        halve(file)
+    if sampling is not None and (suited := sampling / f"{name}.json").is_file():
+        shutil.copyfile(suited, stage / SAMPLING)
 
 
 def halve(file: Path) -> None:
     """fp32 tensors become fp16: a network of this size loses nothing that can be seen, and half of its bytes."""
     tensors = load_weights(file)
+    metadata = {key: value for key, value in tensors.metadata.items() if key != HASH}
     half = {name: t.half() if t.dtype == torch.float32 else t.clone() for name, t in tensors.items()}
     file.unlink()
-    write_weights(file, half, {"format": "pt"})
+    write_weights(file, half, {"format": "pt"} | metadata)
 
 
 def costs(chain: Path) -> dict[str, dict[str, float | int]]:
@@ -61,16 +97,30 @@ def costs(chain: Path) -> dict[str, dict[str, float | int]]:
     return told
 
 
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    told = dict(word.partition("=")[::2] for word in words)
+    if not all(run and name and "/" not in name for run, name in told.items()):
+        what, why = f"{' '.join(words)} is not understood.", "Each is the name of a run and that of a folder."
+        raise LdmError(Code.USAGE, what, why, "Write decoder=tiny-decoder, for example.")
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chain", type=Path, help="the folder of the runs, such as runs/scenes")
     parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--controlnet", default="", help="the name of the chain's ControlNet; left out: none ships")
+    parser.add_argument("--inside", nargs="*", default=[], metavar="RUN=NAME", help="parts in the model's folder")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="RUN=NAME", help="parts in folders beside it")
+    parser.add_argument("--sampling", type=Path, help="a folder with the settings that suit a model, NAME.json")
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        ship(args.chain, args.out, args.controlnet)
+        made = ship(args.chain, args.out, _pairs(args.inside), _pairs(args.beside), args.sampling)
     except LdmError as error:
         raise SystemExit(f"error: {error}") from None
+    for folder in made:
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        log.info("%s: %s bytes", folder, f"{size:,}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Previews for next to nothing: a linear map from latents to small colours, fitted to the autoencoder at hand."""
+"""Previews for next to nothing: by the tiny decoder of a model, else by a linear map fitted to its autoencoder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.models.autoencoder import Autoencoder
+
+
+class TinyPreview:
+    """Pictures at full size, by a tiny autoencoder that was taught the same latents."""
+
+    def __init__(self, tiny: Autoencoder) -> None:
+        self.tiny = tiny
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> list[np.ndarray]:
+        """[B,C,h,w] as B arrays [H,W,3] in 0..1."""
+        pictures = (self.tiny.decode(latents).float().cpu() + 1) / 2
+        return [np.asarray(p.permute(1, 2, 0)) for p in pictures.clamp(0, 1)]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Description:
     """One model, adapter or part of one, as its headers tell it."""
 
     path: Path
-    kind: str  # model folder, single file, lora, textual inversion, controlnet, vae, text tower, unet, unknown, pickle
+    # model folder, single file, lora, textual inversion, controlnet, vae, clip, text tower, unet, unknown, pickle
+    kind: str
     family: str | None = None  # sd1, sd2, xl, xl-refiner, own
     inpainting: bool = False  # a U-Net of 9 input channels
     prediction: str | None = None
@@ -95,6 +96,8 @@ def kind_of(shapes: Shapes) -> str:
         return "vae"
     if "conv_in.weight" in shapes and any(n.startswith("down_blocks.") for n in names):
         return "unet"
+    if "logit_scale" in shapes and any(n.startswith("visual.") for n in names):
+        return "clip"
     if any(n.endswith(("token_embedding.weight", "positional_embedding")) for n in names):
         return "text tower"
     vectors = all(len(s) in (1, 2) for s in shapes.values())
@@ -107,7 +110,7 @@ def _folder(path: Path) -> Description:
     """A model folder, or the folder of one part."""
     if not (path / "unet" / "config.json").is_file():
         files = _weight_files(path)
-        if (path / "config.json").is_file() and files:
+        if files and any((path / name).is_file() for name in ("config.json", "open_clip_config.json")):
             return describe(files[0])
         raise LdmError(
             Code.FILE,

@@ -13,6 +13,7 @@ from ldm.store.header import printable
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 MAX_BESIDE = 2_000  # entries of a folder that are looked at for a name like the one that is missing
+PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder as peft writes it, beside adapter_config.json
 _SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"})
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -39,6 +40,27 @@ def shipped_controls() -> list[str]:
     return sorted({name for short in controls_inside() for name in (short, f"controlnet-{short}")})
 
 
+def shipped_adapters() -> dict[str, Path]:
+    """The adapters that ship, each in a folder of its own name: "emoji-fast" is emoji-fast/emoji-fast.safetensors."""
+    files = ((p.name, p / f"{p.name}.safetensors") for p in sorted(_PRETRAINED.iterdir()))
+    return {name: file for name, file in files if file.is_file()}
+
+
+def find_adapter(path: str | Path) -> Path:
+    """A file that is there stays as it is; else the name of a shipped adapter is its file."""
+    path = Path(path).expanduser()
+    with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
+        if path.exists():
+            return path
+    return shipped_adapters().get(str(path), path)
+
+
+def adapter_file(path: str | Path) -> Path:
+    """The weights of an adapter: a file, what a shipped adapter's name stands for, or those in a folder of peft's."""
+    path = find_adapter(path)
+    return path / PEFT_WEIGHTS if path.is_dir() else path
+
+
 def ranker_of(model: Path) -> str | None:
     """The name of the CLIP that ships beside a shipped model: "emoji-clip" for "emoji"."""
     name = f"{model.name}-clip"
@@ -63,6 +85,9 @@ def find_model(where: str) -> Path:
         return _PRETRAINED / where
     if HUB_ID.fullmatch(where) and (found := fetched(where)) is not None:
         return found
+    if where in shipped_adapters():
+        why = "It changes the weights of a model, and is none itself."
+        raise LdmError(Code.MODEL, f"'{where}' is an adapter.", why, f"Give it with --lora {where}.")
     names = ", ".join(shipped()) or "none"
     pulled = ", ".join(fetched_ids()) or "none"
     raise LdmError(

@@ -19,7 +19,7 @@ from tests.store.hub import Hub, files_of, serving
 
 def test_models_are_listed(ldm: Ldm) -> None:
     told = ldm("models", "list", "--json").json
-    assert set(told) == {"shipped", "controls", "pulled"}
+    assert set(told) == {"shipped", "controls", "beside", "adapters", "pulled"}
     assert told["controls"] == {"edges": "scenes"}
     shown = ldm("models", "list")
     assert shown.status == 0
@@ -104,6 +104,24 @@ def style(tmp_path: Path) -> Path:
     }
     save_file(tensors, tmp_path / "style.safetensors")
     return tmp_path / "style.safetensors"
+
+
+def test_a_folder_as_peft_writes_it_draws_as_its_file_does_and_can_be_repeated(ldm: Ldm, tmp_path: Path) -> None:
+    name = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    drawn = torch.Generator().manual_seed(0)
+    (tmp_path / "mine").mkdir()
+    factors = {f"{name}.lora_A.weight": torch.randn(4, 32, generator=drawn),
+               f"{name}.lora_B.weight": torch.randn(32, 4, generator=drawn)}  # fmt: skip
+    save_file(factors, tmp_path / "mine/adapter_model.safetensors")
+    config = {"r": 4, "lora_alpha": 32, "peft_type": "LORA", "target_modules": ["to_q"]}
+    (tmp_path / "mine/adapter_config.json").write_text(json.dumps(config), "utf-8")
+    order = ("generate", "a red circle", "--model", "scenes", "--seed", 1, "--steps", 2, "--json")
+    made = {use: ldm(*order, "--lora", use) for use in ("mine", "mine/adapter_model.safetensors")}
+    assert [done.status for done in made.values()] == [0, 0], made
+    pixels = {done.json["pictures"][0]["pixels"] for done in made.values()}
+    assert len(pixels) == 1
+    assert ldm(*order).json["pictures"][0]["pixels"] not in pixels
+    assert ldm("verify", "outputs/0001-1.png", "--inputs", "mine").status == 0
 
 
 def test_an_adapter_is_inspected_and_renamed(ldm: Ldm, style: Path) -> None:

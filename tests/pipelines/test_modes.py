@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
+from ldm.models.autoencoder import Autoencoder
+from ldm.store.parts import load_vae
 from pipelines.conditions import Words
-from pipelines.pipeline import Pipeline
+from pipelines.pipeline import TINY_DECODER, Pipeline
 from pipelines.request import ControlUse, HiresUse, Request, TileUse
+from train.tasks.decoder import small_config
 
 BASE: dict[str, Any] = {"prompt": "a red square", "steps": 3, "seed": 1}
 
@@ -166,6 +171,25 @@ def test_preview_and_partial(four: Pipeline) -> None:
     partial = middle.partial()
     assert len(partial) == 2
     assert all(r.recipe.partial and r.recipe.steps == 2 for r in partial)
+
+
+def test_previews_are_drawn_by_the_tiny_decoder_of_a_model_that_has_one(tiny_sd1: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_sd1, folder)
+    own = Autoencoder(load_vae(folder / "vae")[0])
+    config = small_config(own)
+    torch.manual_seed(0)
+    tiny = AutoencoderTiny.from_config({k: v for k, v in config.items() if k != "_class_name"})
+    tiny.save_pretrained(folder / TINY_DECODER)
+    pipeline = Pipeline.load(folder, device="cpu")
+    middle = next(s for s in pipeline.run(Request(**BASE)) if s.stage == "sample" and s.index == 2)
+    (made,) = middle.preview()
+    assert middle.clean is not None
+    expected = ((tiny.decode(middle.clean).sample + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0)
+    assert made.shape == (16, 16, 3)
+    assert np.abs(made - expected.detach().numpy()).max() < 1e-5
+    other = Pipeline.load(folder, vae=tiny_sd1 / "vae", device="cpu")  # whose latents it was not taught
+    assert other.preview(middle.clean)[0].shape == (8, 8, 3)
 
 
 def test_python_gives_pil_images(four: Pipeline) -> None:

@@ -92,13 +92,13 @@ def test_what_a_chain_made_ships_in_half_precision(tmp_path: Path) -> None:
     start = '{"step":%d,"time":1.0,"start":{"processes":2,"machine":{"threads":1},"ready":2.0}}\n'
     line = '{"step":%d,"time":1.0,"figures":{"loss":1.0},"lr":0.1,"seconds":0.5,"skipped":0}\n'
     (chain / "diffusion" / "log.jsonl").write_text(start % 0 + line % 4 + start % 4 + line % 7)
-    ship(chain, tmp_path / "out", "edges")
+    ship(chain, tmp_path / "out", {"controlnet": "controlnet-edges"})
     told = json.loads((tmp_path / "out" / "training.json").read_text())
     assert told == {"diffusion": {"steps": 7, "seconds": 7.5, "processes": 2, "threads": 1}}
     made = load_weights(tmp_path / "out" / "unet" / "fp32.safetensors")
     assert all(torch.equal(made[name], full[name].half()) for name in full)
     assert (tmp_path / "out" / "controlnet-edges" / "config.json").is_file()
     with pytest.raises(LdmError, match="exists already"):
-        ship(chain, tmp_path / "out", "edges")
+        ship(chain, tmp_path / "out", {"controlnet": "controlnet-edges"})
     with pytest.raises(LdmError, match="is not there"):
         ship(tmp_path / "nothing", tmp_path / "other")

@@ -1,0 +1,85 @@
+"""What ships beside models is asked for by name, and a picture made with it can be repeated."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ldm as package
+from ldm.errors import Code
+from ldm.images import open_image
+from ldm.store import find
+from pipelines.recipe import read_recipe
+from tests.app.conftest import Ldm
+
+PRETRAINED = Path(package.__file__).parent / "pretrained"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped `scenes`, with an adapter for it and a control in folders of their own."""
+    home = tmp_path / "pretrained"
+    shutil.copytree(PRETRAINED / "scenes", home / "scenes")
+    shutil.copytree(PRETRAINED / "scenes/controlnet-edges", home / "scenes-scribble")
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = 32
+    drawn = torch.Generator().manual_seed(0)
+    factors = {f"{name}.lora_A.weight": torch.randn(4, width, generator=drawn),
+               f"{name}.lora_B.weight": torch.randn(width, 4, generator=drawn)}  # fmt: skip
+    (home / "scenes-fast").mkdir()
+    save_file(factors, home / "scenes-fast/scenes-fast.safetensors")
+    (home / "scenes-fast/sampling.json").write_text('{"steps": 2, "guidance": 1.0, "solver": "euler"}', "utf-8")
+    monkeypatch.setattr(find, "_PRETRAINED", home)
+    return home
+
+
+def test_what_ships_is_listed_with_how_it_is_used(ldm: Ldm, shipped: Path) -> None:
+    told = ldm("models", "list", "--json").json
+    assert (told["adapters"], told["beside"]) == (["scenes-fast"], {"scenes-scribble": "controlnet"})
+    shown = ldm("models", "list").out
+    assert "--lora scenes-fast" in shown
+    assert "--control model=scenes-scribble" in shown
+
+
+def test_a_shipped_adapter_acts_by_its_name_and_brings_its_settings(ldm: Ldm, shipped: Path) -> None:
+    order = ("generate", "a red circle", "--model", "scenes", "--seed", 1, "--steps", 3)
+    plain = ldm(*order, "--out", "plain.png")
+    assert plain.status == 0, plain.err
+    with_it = ldm("generate", "a red circle", "--model", "scenes", "--seed", 1, "--lora", "scenes-fast", "--json")
+    assert with_it.status == 0, with_it.err
+    recipe = read_recipe("outputs/0001-1.png")
+    assert (recipe.request["steps"], recipe.request["solver"]) == (2, "euler")
+    assert [a.name for a in recipe.adapters] == ["scenes-fast.safetensors"]
+    tagged = ldm("generate", "a red circle<lora:scenes-fast:1>", "--model", "scenes", "--seed", 1, "--steps", 2,
+                 "--solver", "euler", "--guidance", 1, "--out", "tagged.png")  # fmt: skip
+    assert tagged.status == 0, tagged.err
+    assert (open_image("tagged.png").pixels == open_image("outputs/0001-1.png").pixels).all()
+    verified = ldm("verify", "outputs/0001-1.png")
+    assert verified.status == 0, verified.err
+
+
+def test_an_adapter_asked_for_as_a_model_says_how_it_is_used(ldm: Ldm, shipped: Path) -> None:
+    wrong = ldm("generate", "a red circle", "--model", "scenes-fast")
+    assert wrong.status == Code.MODEL
+    assert "--lora scenes-fast" in wrong.err
+
+
+def test_an_unknown_adapter_lists_those_that_ship(ldm: Ldm, shipped: Path) -> None:
+    wrong = ldm("generate", "a red circle", "--model", "scenes", "--lora", "scenes-fats")
+    assert (wrong.status, "scenes-fast" in wrong.err) == (Code.FILE, True)
+    tag = ldm("generate", "a red circle<lora:scenes-fats:1>", "--model", "scenes")
+    assert (tag.status, "<lora:scenes-fast:...>" in tag.err) == (Code.FILE, True)
+
+
+def test_a_file_of_that_name_goes_before_the_shipped_adapter(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenes-fast").write_bytes(b"no weights")
+    wrong = ldm("generate", "a red circle", "--model", "scenes", "--lora", "scenes-fast")
+    assert wrong.status != 0
+
+
+def test_a_shipped_adapter_is_inspected_by_its_name(ldm: Ldm, shipped: Path) -> None:
+    assert ldm("adapter", "inspect", "scenes-fast", "--json").json["tensors"] == 2

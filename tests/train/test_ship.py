@@ -1,0 +1,81 @@
+"""What ships of a chain: parts in their places and under their names, half precision, the settings that suit them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import ldm
+from ldm.errors import LdmError
+from ldm.store.weights import load_weights
+from train.ship import main, ship
+
+SCENES = Path(ldm.__file__).parent / "pretrained" / "scenes"
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """The shipped `scenes` stands for what runs have made."""
+    made = tmp_path / "chain"
+    shutil.copytree(SCENES, made / "diffusion/model", ignore=shutil.ignore_patterns("controlnet-*", "training.json"))
+    shutil.copytree(SCENES / "controlnet-edges", made / "controlnet/model")
+    (made / "distill/model/scheduler").mkdir(parents=True)
+    (made / "distill/model/scheduler/scheduler_config.json").write_text("{}", "utf-8")
+    metadata = {"ldm.base_fingerprint": "0123456789abcdef"}
+    save_file({"a.lora_A.weight": torch.ones(2, 3)}, made / "distill/model/pytorch_lora_weights.safetensors", metadata)
+    for name in ("clip/model/text_encoder", "clip/model/tokenizer"):
+        (made / name).mkdir(parents=True)
+        (made / name / "config.json").write_text("{}", "utf-8")
+    for name in ("open_clip_config.json", "tokenizer.json"):
+        (made / "clip/model" / name).write_text("{}", "utf-8")
+    save_file({"logit_scale": torch.tensor(4.6)}, made / "clip/model/open_clip_model.safetensors")
+    return made
+
+
+def test_each_part_lies_where_its_name_is_looked_for(chain: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "sampling"
+    settings.mkdir()
+    (settings / "toy.json").write_text('{"steps": 25}', "utf-8")
+    (settings / "toy-fast.json").write_text('{"steps": 4}', "utf-8")
+    beside = {"distill": "toy-fast", "controlnet": "toy-scribble", "clip": "toy-clip"}
+    made = ship(chain, tmp_path / "out/toy", beside=beside, sampling=settings)
+    assert [folder.name for folder in made] == ["toy", "toy-fast", "toy-scribble", "toy-clip"]
+    found = {
+        str(p.relative_to(tmp_path / "out")) for name in beside.values() for p in (tmp_path / "out" / name).rglob("*.*")
+    }
+    assert found == {
+        "toy-fast/toy-fast.safetensors", "toy-fast/sampling.json", "toy-fast/scheduler/scheduler_config.json",
+        "toy-scribble/config.json", "toy-scribble/diffusion_pytorch_model.safetensors",
+        "toy-clip/open_clip_config.json", "toy-clip/open_clip_model.safetensors", "toy-clip/tokenizer.json",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out/toy/sampling.json").read_text()) == {"steps": 25}
+    assert json.loads((tmp_path / "out/toy-fast/sampling.json").read_text()) == {"steps": 4}
+
+
+def test_an_adapter_in_half_precision_still_names_its_base(chain: Path, tmp_path: Path) -> None:
+    ship(chain, tmp_path / "toy", beside={"distill": "toy-fast"})
+    file = tmp_path / "toy-fast/toy-fast.safetensors"
+    assert load_weights(file)["a.lora_A.weight"].dtype == torch.float16
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["ldm.base_fingerprint"] == "0123456789abcdef"
+
+
+def test_a_part_that_was_not_trained_is_named_and_nothing_is_written(chain: Path, tmp_path: Path) -> None:
+    with pytest.raises(LdmError, match="decoder/model is not there"):
+        ship(chain, tmp_path / "toy", {"decoder": "tiny-decoder"})
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.parametrize("word", ["decoder", "=a", "decoder=", "decoder=a/b"])
+def test_words_that_are_no_pair_are_refused(
+    word: str, chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ship", str(chain), str(tmp_path / "toy"), "--inside", word])
+    with pytest.raises(SystemExit, match="is not understood"):
+        main()
