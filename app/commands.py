@@ -81,10 +81,11 @@ def adapter() -> typer.Typer:
 
 
 def data() -> typer.Typer:
-    """`ldm data check | prepare`."""
-    app = _app("Look at a set of pictures before training on it; make one of published emoji.")
+    """`ldm data check | prepare | draw`."""
+    app = _app("Look at a set of pictures before training on it; make one of published emoji, or of drawn shapes.")
     app.command("check")(_data_check)
     app.command("prepare")(_data_prepare)
+    app.command("draw")(_data_draw)
     return app
 
 
@@ -277,6 +278,19 @@ def _data_prepare(
     from app.data_prepare import prepare
 
     return prepare(out, sources, names, keywords, as_json)
+
+
+def _data_draw(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="How many.")] = 2000,
+    size: Annotated[int, typer.Option("--size", metavar="N", min=16, max=2048, help="Their side in pixels.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Others from each.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Coloured shapes with captions, as files to try training on: ldm data draw pictures --count 2000"""
+    from app.data_draw import draw
+
+    return draw(out, count, size, seed, as_json)
 
 
 def _data_check(

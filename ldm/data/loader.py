@@ -184,7 +184,8 @@ class Loader:
 
     def _nothing_left(self, drawn: Drawn) -> LdmError:
         tried = dict.fromkeys(index for place in drawn.places for index in place.stream.entries.tolist())
-        first = "; ".join([self._reader.failed[index] for index in tried if index in self._reader.failed][:5])
+        failed = [self._reader.failed[index] for index in tried if index in self._reader.failed]
+        first = "".join(failed[:1]) + (f" And {len(failed) - 1} more." if len(failed) > 1 else "")
         return LdmError(Code.FILE, f"{self.source.title}: no picture can be read", first, "run `ldm data check`")
 
     def _cuts(self, pictures: Sequence[Size], size: Size, draws: Draws) -> list[Cut]:
