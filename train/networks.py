@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
+from ldm.models.attention import quicken
 from train import sharding
 from train.config import RunSettings
 from train.processes import Processes
@@ -40,6 +41,9 @@ class Networks:
             self.split = True
             for network in self.trained.values():
                 sharding.shard(network, self.processes.world, self.processes.device)
+        if run.precision == "bf16":
+            for network in (*self.trained.values(), *self.frozen.values()):
+                quicken(network)
         if run.compile:
             for network in self.trained.values():
                 _compile(network)

@@ -1,4 +1,4 @@
-"""One attention processor of ours, installed once in every layer and driven by call arguments."""
+"""Attention processors of ours: one that writes small attention out, one driven by call arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
@@ -14,7 +14,31 @@ from ldm.errors import Code, LdmError
 Rows = Mapping[str, Tensor]  # layer prefix -> which rows of the batch are perturbed, bool [B]
 
 
-class DrivenAttention(AttnProcessor2_0):  # type: ignore[misc]
+FEW = 256  # tokens up to which attention is written out; its matrix would grow with their square
+
+
+class QuickAttention(AttnProcessor2_0):  # type: ignore[misc]
+    """Fused attention; written out where its backward pass is the slower one: in half precision on a processor.
+
+    There, over 64 tokens, the fused backward pass alone is a quarter of a step of training (docs/decisions.md).
+    """
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        tokens = hidden_states.shape[2:].numel() if hidden_states.dim() == 4 else hidden_states.shape[1]
+        learns = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and hidden_states.device.type == "cpu"
+        kind = AttnProcessor if learns and tokens <= FEW else AttnProcessor2_0
+        out: Tensor = kind.__call__(self, attn, hidden_states, *args, **kwargs)
+        return out
+
+
+def quicken(network: nn.Module) -> None:
+    """Give each attention layer that has the stock processor ours; what others put there stays."""
+    for layer in network.modules():
+        if isinstance(layer, Attention) and type(layer.processor) is AttnProcessor2_0:
+            layer.set_processor(QuickAttention())
+
+
+class DrivenAttention(QuickAttention):
     """Scaled dot-product attention; for perturbed rows of its layer, self-attention is replaced by the identity.
 
     Perturbed-attention guidance (Ahn 2024): softmax(Q K^T) becomes I, so that each position sees its own value alone.
