@@ -51,9 +51,19 @@ def is_hidden(name: str, shape: torch.Size) -> bool:
 
 
 class Optimiser:
-    """The optimiser of one phase. With `kind: muon` there are two, each with its own parameters and peak rate."""
+    """The optimiser of one phase. With `kind: muon` there are two, each with its own parameters and peak rate.
 
-    def __init__(self, params: Mapping[str, nn.Parameter], settings: OptimSettings, factor: float, steps: int) -> None:
+    `dtype` is that of arithmetic which bears less precision than the weights have.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, nn.Parameter],
+        settings: OptimSettings,
+        factor: float,
+        steps: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         check(settings)
         self.params, self.settings, self.steps = dict(params), settings, steps
         hidden = {n: p for n, p in params.items() if settings.kind == "muon" and is_hidden(n, p.shape)}
@@ -62,7 +72,7 @@ class Optimiser:
         if others:
             self._parts.append((_build(others, settings), settings.lr * factor))
         if hidden:
-            muon = Muon(hidden.values(), lr=settings.muon_lr, decay=settings.weight_decay)
+            muon = Muon(hidden.values(), lr=settings.muon_lr, decay=settings.weight_decay, dtype=dtype)
             self._parts.append((muon, settings.muon_lr * factor))
         self._home = {p: part for part, _ in self._parts for group in part.param_groups for p in group["params"]}
 

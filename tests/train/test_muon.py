@@ -40,6 +40,19 @@ def test_equals_the_optimiser_of_torch() -> None:
     assert (ours - theirs).abs().max() < 0.03 * moved
 
 
+def test_half_precision_inside_moves_weights_as_full_precision_does() -> None:
+    start = torch.randn(12, 20, generator=torch.Generator().manual_seed(2))
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = nn.Parameter(start.clone())
+        weight.grad = torch.randn(12, 20, generator=torch.Generator().manual_seed(10))
+        Muon([weight], lr=0.02, decay=0.0, dtype=dtype).step()
+        assert weight.dtype == torch.float32
+        moved[dtype] = weight.detach() - start
+    full, half = moved.values()
+    assert 0 < (full - half).norm() < 0.05 * full.norm()
+
+
 def test_weights_of_one_shape_do_not_mix() -> None:
     """Three convolutions stepped together equal each one stepped alone."""
     g = torch.Generator().manual_seed(3)
