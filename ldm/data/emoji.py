@@ -107,6 +107,7 @@ def _worded(name: str, row: Emoji, draw: random.Random) -> Iterable[str]:
     yield f"{said} in {style} style"
     yield f"{style} {said}"
     yield f"{said} emoji"
+    yield said
     tags = [tag for tag in row.tags if tag not in name]
     draw.shuffle(tags)
     yield f"{name}, {', '.join(tags[:2])}, {style} style" if tags else f"{said}, {style} style emoji"
