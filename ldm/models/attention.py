@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.errors import Code, LdmError
 
@@ -25,10 +27,24 @@ class QuickAttention(AttnProcessor2_0):  # type: ignore[misc]
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tokens = hidden_states.shape[2:].numel() if hidden_states.dim() == 4 else hidden_states.shape[1]
-        learns = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and hidden_states.device.type == "cpu"
-        kind = AttnProcessor if learns and tokens <= FEW else AttnProcessor2_0
+        kind = AttnProcessor if _better_written_out(tokens, hidden_states.device) else AttnProcessor2_0
         out: Tensor = kind.__call__(self, attn, hidden_states, *args, **kwargs)
         return out
+
+
+@contextmanager
+def quick_attention(tokens: int, device: torch.device) -> Iterator[None]:
+    """The same for networks that call torch's attention themselves, as open_clip's do."""
+    if _better_written_out(tokens, device):
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
+
+
+def _better_written_out(tokens: int, device: torch.device) -> bool:
+    learns = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    return learns and device.type == "cpu" and tokens <= FEW
 
 
 def quicken(network: nn.Module) -> None:

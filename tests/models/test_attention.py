@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from ldm.models.attention import FEW, DrivenAttention, QuickAttention, quicken
+from ldm.models.attention import FEW, DrivenAttention, QuickAttention, quick_attention, quicken
 from tests.components import unet
 
 
@@ -69,3 +69,15 @@ def test_stock_processors_are_replaced_and_others_stay() -> None:
     kinds = {name: type(processor) for name, processor in network.attn_processors.items()}
     assert kinds.pop(first) is DrivenAttention
     assert set(kinds.values()) == {QuickAttention}
+
+
+def test_attention_of_torch_itself_is_written_out_likewise() -> None:
+    """The decomposed backward pass leaves no fused operation in the graph."""
+    q = torch.randn(2, 2, 16, 16, requires_grad=True)
+    told = []
+    for tokens in (FEW, FEW + 1):
+        with torch.autocast("cpu", torch.bfloat16), quick_attention(tokens, q.device):
+            out = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        told.append((out.float(), "ScaledDotProduct" in type(out.grad_fn).__name__))
+    assert [fused for _, fused in told] == [False, True]
+    assert (told[0][0] - told[1][0]).abs().max() < 0.03

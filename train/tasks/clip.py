@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
+from ldm.models.attention import quick_attention
 from ldm.models.clip import prepare, token_rows
-from ldm.models.open_clip_config import side_of
+from ldm.models.open_clip_config import image_facts, side_of
 from ldm.models.tokenizer import Vocabulary
 from ldm.store.clip import OpenClip, save_clip
 from train.clip_model import MOST, saved_state, start
@@ -42,6 +43,7 @@ class ClipTask:
         model, self.about = start(settings, setting.captions, setting.seed)
         self.model: Any = model
         self.side = side_of(self.about.config)
+        self.patches = (self.side // int(image_facts(self.about.config)["patch_size"])) ** 2
         self.vocabulary = Vocabulary(self.about.tokenizer, int(model.context_length))
         self.pair_loss = softmax_loss if settings.loss == "clip" else sigmoid_loss
         model.register_buffer(_WORDS, _fingerprint(self.about))
@@ -123,7 +125,8 @@ class ClipTask:
 
     def _features(self, batch: Batch, rows: Tensor) -> Features:
         image = prepare(_pictures(batch), self.side, self.about.mean, self.about.std)
-        out = self.model(image, rows.to(image.device))
+        with quick_attention(max(self.patches + 1, rows.shape[1]), image.device):
+            out = self.model(image, rows.to(image.device))
         bias = out.get("logit_bias") if self.settings.loss == "siglip" else None
         return Features(
             out["image_features"].float(),
