@@ -88,6 +88,7 @@ def _generate(words: list[str], given: Mapping[str, Any]) -> int:
 def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     """Everything that can be wrong in a command line is found here, before anything heavy is loaded."""
     from ldm.store.find import find_model
+    from pipelines.suited import suited
 
     fields = request_fields(given)
     recipe, notes = None, list[str]()
@@ -104,9 +105,8 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     cells = grid.cells() if grid else [{}]
     model = given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL
     where = str(find_model(model))
-    if recipe is None:
-        fields = merged(_suited(where, fields), fields)
-    base = [merged(fields, {"prompt": p}) for p in prompts]
+    wishes = [{} if recipe else suited(Path(where), prompt, fields) for prompt in prompts]
+    base = [merged(merged(wish, fields), {"prompt": prompt}) for wish, prompt in zip(wishes, prompts, strict=True)]
     requests = tuple(make_request(opened(merged(b, cell), where), option_of) for b in base for cell in cells)
     for request in requests:
         check_words(request)
@@ -138,19 +138,6 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
         best_of=_best_of(given, requests),
         ranker=_ranker_name(given, Path(where)),
     )
-
-
-def _suited(model: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model, and the adapters over it, say of steps, solver and guidance."""
-    from ldm.store.find import find_adapter
-    from ldm.store.sampling import read_sampling
-
-    told = read_sampling(Path(model)).request_fields()
-    for use in fields.get("loras") or []:
-        path = use.get("path") if isinstance(use, dict) else None
-        if isinstance(path, str | Path):
-            told = merged(told, read_sampling(find_adapter(path)).request_fields())
-    return told
 
 
 def _repeated(

@@ -22,11 +22,10 @@ _USES = {"controlnet": "a control: --control model={},...", "clip": "a CLIP: --b
 
 def list_models(as_json: bool) -> int:
     """The shipped models with the controls inside them, what ships beside them, and those that were pulled."""
-    from ldm.store.describe import describe
     from ldm.store.find import controls_inside, fetched_ids, find_model, shipped, shipped_adapters, shipped_beside
 
     controls = {name: path.parent.name for name, path in controls_inside().items()}
-    beside = {name: describe(find_model(name)).kind for name in shipped_beside()}
+    beside = {name: _kind(find_model(name)) for name in shipped_beside()}
     adapters, pulled = list(shipped_adapters()), fetched_ids()
     if as_json:
         told = {"shipped": shipped(), "controls": controls, "beside": beside, "adapters": adapters, "pulled": pulled}
@@ -34,11 +33,20 @@ def list_models(as_json: bool) -> int:
         return 0
     rows = [(name, "shipped") for name in shipped()]
     rows += [(name, f"shipped, a control of {base}: --control model={name},...") for name, base in controls.items()]
-    rows += [(name, f"shipped, {_USES[kind].format(name)}") for name, kind in beside.items()]
+    rows += [(name, f"shipped, {_USES.get(kind, kind).format(name)}") for name, kind in beside.items()]
     rows += [(name, f"shipped, an adapter: --lora {name}") for name in adapters]
     rows += [(name, "pulled") for name in pulled]
     typer.echo("\n".join(f"{name:<40} {origin}" for name, origin in rows) or "no model is here")
     return 0
+
+
+def _kind(folder: Path) -> str:
+    from ldm.store.describe import describe
+
+    try:
+        return describe(folder).kind
+    except (LdmError, OSError):
+        return "unreadable"
 
 
 def show(model: str, as_json: bool) -> int:

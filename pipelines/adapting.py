@@ -12,7 +12,7 @@ from pathlib import Path
 from ldm.errors import Code, LdmError
 from ldm.models.adapters import Adapter, AdapterStack, Embedding, parse_adapter, parse_embedding
 from ldm.models.text import TextEncoder
-from ldm.store.find import PEFT_WEIGHTS, adapter_file, shipped_adapters
+from ldm.store.find import adapter_file, peft_config, shipped_adapters
 from ldm.store.parts import Parts
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
@@ -86,16 +86,16 @@ def _read(key: tuple[object, ...], loras: Sequence[LoraUse], embeddings: Sequenc
     )
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """What tells a file from its earlier self without reading it."""
+def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells a file (or peft's two) from its earlier self without reading it."""
     file = adapter_file(path)
     try:
-        status = file.stat()
+        found = [(each, each.stat()) for each in (file, peft_config(file)) if each is not None]
     except OSError as error:
         raise LdmError(
             Code.FILE, f"{path.name} was not found", error.strerror or "it cannot be read", "Check the path."
         ) from error
-    return str(file.resolve()), status.st_mtime_ns, status.st_size
+    return tuple((str(each.resolve()), status.st_mtime_ns, status.st_size) for each, status in found)
 
 
 def read_embedding(path: Path) -> Embedding:
@@ -106,11 +106,11 @@ def read_embedding(path: Path) -> Embedding:
 def read_adapter(path: Path) -> Adapter:
     """An adapter from a file, or from peft's two (its alpha is in `adapter_config.json` alone)."""
     file = adapter_file(path)
-    weights, config = load_weights(file), file.with_name("adapter_config.json")
-    if file.name != PEFT_WEIGHTS or not config.is_file():
+    weights = load_weights(file)
+    if (config := peft_config(file)) is None:
         return parse_adapter(weights, weights.metadata, file.name)
     told = {"lora_adapter_metadata": json.dumps(read_json(config))}
-    return parse_adapter(weights, weights.metadata | told, file.parent.name)
+    return parse_adapter(weights, weights.metadata | told, file.resolve().parent.name)
 
 
 def check_tags(request: Request, tags: Iterable[Tag]) -> None:

@@ -20,10 +20,8 @@ from ldm.diffusion.solver import Run, Solver
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, from_rgb, from_tensor, to_tensor
 from ldm.models.latent import Network
-from ldm.models.prompt import parse, remark
 from ldm.models.tiling import in_latents, pooled_mask, tiled
 from ldm.models.unet import UNet
-from ldm.store.find import shipped_adapters
 from pipelines import conditions
 from pipelines.adapting import Acting
 from pipelines.canvas import Canvas, prepare
@@ -32,6 +30,7 @@ from pipelines.fit import check_size
 from pipelines.frame import Filter, resize
 from pipelines.jobs import Job, generator, start_noise
 from pipelines.recording import record
+from pipelines.remarks import remarks
 from pipelines.request import GuidanceUse, Request, nearest_side
 from pipelines.steps import Result, Stage, Step
 
@@ -112,28 +111,10 @@ class Making:
             self.notes["controls act in the base model's part, not in the refiner's"] = None
         for model, _, _ in passes:
             conditions.perturbed_layers(request, model.network)  # refuses places that the network has not
-        for told in (self._other_size(), *map(self._strange, self.batch)):
-            if told:
-                self.notes[told] = None
+        self.notes |= dict.fromkeys(remarks(request, self.model, self.size, self.batch))
         if request.negative and request.guidance.scale <= 1:
             self.notes["the negative prompt is not used: the guidance scale is 1 or less"] = None
         return [p for p, count in counted if count] or passes[:1]
-
-    def _other_size(self) -> str:
-        """What to say where a model of one size is asked for another; those that people publish bear it better."""
-        side = int(self.model.network.config.sample_size) * self.model.vae.factor
-        if self.model.parts.family != "own" or self.request.tile is not None or set(self.size) == {side}:
-            return ""
-        asked = "x".join(map(str, self.size))
-        return f"the model was trained at {side}x{side}: at {asked} things may repeat, stretch or be cut off"
-
-    def _strange(self, job: Job) -> str:
-        """What to say of words that the model never read; an adapter or embedding may have brought them."""
-        known, ours = self.model.parts.words, shipped_adapters()
-        brought = [*(str(use.path) for use in self.request.loras), *(name for name, *_ in job.loras)]
-        if not known or any(name not in ours for name in brought) or self.request.embeddings:
-            return ""
-        return remark(parse(job.prompt.text, self.request.dialect, steps=self.request.steps), known)
 
     def _step(
         self,

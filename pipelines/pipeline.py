@@ -25,7 +25,6 @@ from ldm.models.unet import UNet
 from ldm.store.describe import describe
 from ldm.store.find import find_model
 from ldm.store.parts import Parts, load_controlnet, load_parts, load_vae
-from ldm.store.sampling import read_sampling
 from ldm.store.shards import read_json
 from pipelines.adapting import Adapting, check_tags
 from pipelines.conditions import chunks_needed
@@ -36,6 +35,7 @@ from pipelines.making import Making, guidance_of
 from pipelines.recipe import ModelId
 from pipelines.request import Request
 from pipelines.steps import Result, Step
+from pipelines.suited import suited
 
 # The stock default of SD 1.x (PNDM) averages raw outputs and does not fit the loop; DPM++ 2M needs fewer steps anyway.
 DEFAULT_SOLVERS = {
@@ -114,7 +114,8 @@ class Pipeline:
     def __call__(self, request: Request | str, **fields: Any) -> list[Image.Image]:
         """The finished pictures of a request (or of a prompt and the fields of one) as PIL images."""
         if not isinstance(request, Request):
-            request = request_of(request, {**read_sampling(self.model.parts.source).request_fields(), **fields})
+            prompt = request if isinstance(request, str) else ""  # what else it may be is refused below
+            request = request_of(request, {**suited(self.model.parts.source, prompt, fields), **fields})
         return [pil(r.picture) for r in self.results(request)]
 
     def results(self, request: Request) -> list[Result]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
-from ldm.store.find import adapter_file
+from ldm.store.find import adapter_file, peft_config
 from ldm.version import __version__
 from pipelines.a1111 import Parameters, a1111_name, read, write
 from pipelines.mask_rule import is_rule
@@ -223,9 +223,16 @@ def source_of(value: Path | Picture | Image.Image) -> Source:
     """Name and sha256 of an input; of an adapter, those of its weights."""
     if isinstance(value, Path):
         file = adapter_file(value)
-        return Source(name=file.name, sha256=file_hash(file))
+        return Source(name=file.name, sha256=source_hash(file))
     picture = value if isinstance(value, Picture) else open_image(value)
     return Source(name=picture.name or "", sha256=picture.sha256)
+
+
+def source_hash(path: Path) -> str:
+    """sha256 of a file; of peft's two the hash of both hashes, for the strength of the adapter is in the second."""
+    if (config := peft_config(path)) is None:
+        return file_hash(path)
+    return hashlib.sha256(f"{file_hash(path)} {file_hash(config)}".encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -295,9 +302,9 @@ def _unnamed(model: ModelId) -> ModelId:
 
 
 def _public(name: str) -> bool:
-    from ldm.store.find import shipped, shipped_controls
+    from ldm.store.find import shipped, shipped_beside, shipped_controls
 
-    return name in shipped() or name in shipped_controls()
+    return name in (*shipped(), *shipped_beside(), *shipped_controls())
 
 
 def _nameless(value: Any) -> Any:

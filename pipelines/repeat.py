@@ -11,7 +11,7 @@ from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image
 from ldm.store.find import shipped_adapters
 from pipelines.mask_rule import is_rule, mask_from_rule
-from pipelines.recipe import LEFT_OUT, ModelId, Recipe, Source, file_hash, prompt_hash
+from pipelines.recipe import LEFT_OUT, ModelId, Recipe, Source, prompt_hash, source_hash
 
 MAX_FILES = 5_000  # of one folder that are looked at
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -69,7 +69,7 @@ class Finder:
     def _hash(self, path: Path) -> str:
         if path not in self.hashes:
             try:
-                self.hashes[path] = file_hash(path)
+                self.hashes[path] = source_hash(path)
             except LdmError:  # a file in the folder that we may not read is not the one we look for
                 self.hashes[path] = ""
         return self.hashes[path]

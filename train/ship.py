@@ -1,7 +1,7 @@
 """What a chain of runs has made, as the models of the package lie: half precision, notes, and each part in its place.
 
 python -m train.ship runs/scenes outputs/shipped/scenes --inside controlnet=controlnet-edges
-python -m train.ship runs/emoji outputs/shipped/emoji --sampling configs/sampling \\
+python -m train.ship runs/emoji outputs/shipped/emoji --sampling FOLDER \\
   --inside decoder=tiny-decoder --beside distill=emoji-fast controlnet=emoji-scribble clip=emoji-clip
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,13 +42,14 @@ def ship(
     `sampling` holds the settings that suit what is shipped, NAME.json for each that has some.
     """
     inside, beside = inside or {}, beside or {}
-    for run in ("diffusion", *inside, *beside):
-        if not (made := chain / run / "model").is_dir():
-            what, why = f"{made} is not there.", "What ships is the result of the chain's runs."
-            raise LdmError(Code.MODEL, what, why, "Train the chain first: make scenes.")
+    goals = [out, *(out.with_name(name) for name in beside.values())]
+    _check(chain, ("diffusion", *inside, *beside), goals, sampling)
     with staged(out) as stage:
         shutil.copytree(chain / "diffusion" / "model", stage)
         for run, name in inside.items():
+            if (stage / name).exists():
+                what, why = f"{run}={name}: the model has that part itself.", "Parts lie beside each other in it."
+                raise LdmError(Code.USAGE, what, why, "Choose another name.")
             shutil.copytree(chain / run / "model", stage / name)
         (stage / "training.json").write_text(json.dumps(costs(chain), indent=2) + "\n", "utf-8")
         _finish(stage, out.name, sampling)
@@ -55,7 +57,25 @@ def ship(
         with staged(out.with_name(name)) as stage:
             _copy_part(chain / run / "model", stage, name)
             _finish(stage, name, sampling)
-    return [out, *(out.with_name(name) for name in beside.values())]
+    return goals
+
+
+def _check(chain: Path, runs: Sequence[str], goals: Sequence[Path], sampling: Path | None) -> None:
+    """All that is needed is there, and nothing that would be written: else half a shipment were left."""
+    for run in runs:
+        if not (made := chain / run / "model").is_dir():
+            what, why = f"{made} is not there.", "What ships is the result of the chain's runs."
+            raise LdmError(Code.MODEL, what, why, "Train the chain first: make scenes.")
+    for goal in goals:
+        if os.path.lexists(goal):
+            why = "Nothing is overwritten."
+            raise LdmError(Code.FILE, f"{goal} exists already.", why, "Choose another name, or move it away.")
+    if len(set(goals)) < len(goals):
+        names = ", ".join(goal.name for goal in goals)
+        raise LdmError(Code.USAGE, f"Of {names} two are equal.", "Each part has a folder.", "Choose other names.")
+    if sampling is not None and not any((sampling / f"{goal.name}.json").is_file() for goal in goals):
+        what = f"{sampling} holds settings for none of {', '.join(goal.name for goal in goals)}."
+        raise LdmError(Code.FILE, what, "A file NAME.json is looked for.", "Check the folder, or leave --sampling out.")
 
 
 def _copy_part(made: Path, stage: Path, name: str) -> None:
@@ -99,7 +119,7 @@ def costs(chain: Path) -> dict[str, dict[str, float | int]]:
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
     told = dict(word.partition("=")[::2] for word in words)
-    if not all(run and name and "/" not in name for run, name in told.items()):
+    if not all(run and name not in ("", "..") and Path(name).name == name for run, name in told.items()):
         what, why = f"{' '.join(words)} is not understood.", "Each is the name of a run and that of a folder."
         raise LdmError(Code.USAGE, what, why, "Write decoder=tiny-decoder, for example.")
     return told

@@ -47,10 +47,10 @@ def shipped_adapters() -> dict[str, Path]:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """A file that is there stays as it is; else the name of a shipped adapter is its file."""
+    """An adapter that is there stays as it is; else the name of a shipped one is its file."""
     path = Path(path).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
-        if path.exists():
+        if path.is_file() or (path / PEFT_WEIGHTS).is_file():
             return path
     return shipped_adapters().get(str(path), path)
 
@@ -59,6 +59,12 @@ def adapter_file(path: str | Path) -> Path:
     """The weights of an adapter: a file, what a shipped adapter's name stands for, or those in a folder of peft's."""
     path = find_adapter(path)
     return path / PEFT_WEIGHTS if path.is_dir() else path
+
+
+def peft_config(file: Path) -> Path | None:
+    """What peft wrote beside the weights of an adapter: the strength of the adapter is in it alone."""
+    config = file.with_name("adapter_config.json")
+    return config if file.name == PEFT_WEIGHTS and config.is_file() else None
 
 
 def ranker_of(model: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from ldm.errors import Code
+from pipelines.pipeline import Pipeline
+from pipelines.request import LoraUse
 from tests.app.conftest import Ldm
 from tests.store.hub import Hub, files_of, serving
 
@@ -122,6 +125,19 @@ def test_a_folder_as_peft_writes_it_draws_as_its_file_does_and_can_be_repeated(l
     assert len(pixels) == 1
     assert ldm(*order).json["pictures"][0]["pixels"] not in pixels
     assert ldm("verify", "outputs/0001-1.png", "--inputs", "mine").status == 0
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "mine/adapter_model.safetensors", tmp_path / "alone")  # as strong as nobody knows
+    missing = ldm("verify", "outputs/0001-1.png", "--inputs", "alone")
+    assert (missing.status, "lora 1" in missing.err + missing.out) == (Code.DIFFERENT, True)
+
+
+def test_a_changed_strength_in_peft_s_configuration_is_read_again(ldm: Ldm, tmp_path: Path) -> None:
+    test_a_folder_as_peft_writes_it_draws_as_its_file_does_and_can_be_repeated(ldm, tmp_path)
+    pipeline, loras = Pipeline.load("scenes"), [LoraUse(path=tmp_path / "mine")]
+    first = pipeline("a red circle", seed=1, steps=2, loras=loras)[0].tobytes()
+    config = tmp_path / "mine/adapter_config.json"
+    config.write_text(config.read_text("utf-8").replace("32", "320"), "utf-8")
+    assert pipeline("a red circle", seed=1, steps=2, loras=loras)[0].tobytes() != first
 
 
 def test_an_adapter_is_inspected_and_renamed(ldm: Ldm, style: Path) -> None:

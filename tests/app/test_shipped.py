@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,9 @@ import ldm as package
 from ldm.errors import Code
 from ldm.images import open_image
 from ldm.store import find
+from pipelines.pipeline import Pipeline
 from pipelines.recipe import read_recipe
+from pipelines.request import LoraUse
 from tests.app.conftest import Ldm
 
 PRETRAINED = Path(package.__file__).parent / "pretrained"
@@ -54,10 +57,13 @@ def test_a_shipped_adapter_acts_by_its_name_and_brings_its_settings(ldm: Ldm, sh
     recipe = read_recipe("outputs/0001-1.png")
     assert (recipe.request["steps"], recipe.request["solver"]) == (2, "euler")
     assert [a.name for a in recipe.adapters] == ["scenes-fast.safetensors"]
-    tagged = ldm("generate", "a red circle<lora:scenes-fast:1>", "--model", "scenes", "--seed", 1, "--steps", 2,
-                 "--solver", "euler", "--guidance", 1, "--out", "tagged.png")  # fmt: skip
+    tagged = ldm(
+        "generate", "a red circle<lora:scenes-fast:1>", "--model", "scenes", "--seed", 1, "--out", "tagged.png"
+    )
     assert tagged.status == 0, tagged.err
     assert (open_image("tagged.png").pixels == open_image("outputs/0001-1.png").pixels).all()
+    (image,) = Pipeline.load("scenes")("a red circle", seed=1, loras=[LoraUse(path=Path("scenes-fast"))])
+    assert (np.asarray(image) == open_image("outputs/0001-1.png").pixels).all()
     verified = ldm("verify", "outputs/0001-1.png")
     assert verified.status == 0, verified.err
 
@@ -73,6 +79,50 @@ def test_an_unknown_adapter_lists_those_that_ship(ldm: Ldm, shipped: Path) -> No
     assert (wrong.status, "scenes-fast" in wrong.err) == (Code.FILE, True)
     tag = ldm("generate", "a red circle<lora:scenes-fats:1>", "--model", "scenes")
     assert (tag.status, "<lora:scenes-fast:...>" in tag.err) == (Code.FILE, True)
+
+
+def test_of_several_prompts_each_has_the_settings_of_its_own_tags(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle<lora:scenes-fast:1>\na red circle\n", "utf-8")
+    done = ldm("generate", "--prompts", "prompts.txt", "--model", "scenes", "--seed", 1)
+    assert done.status == 0, done.err
+    assert [read_recipe(f"outputs/000{i}-1.png").steps for i in (1, 2)] == [2, 25]
+
+
+def test_a_folder_of_that_name_is_no_adapter_and_hides_none(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenes-fast").mkdir()
+    done = ldm("generate", "a red circle", "--model", "scenes", "--lora", "scenes-fast", "--seed", 1)
+    assert done.status == 0, done.err
+
+
+def test_words_are_remarked_on_beside_what_ships_and_not_beside_ones_own(
+    ldm: Ldm, shipped: Path, tmp_path: Path
+) -> None:
+    def notes(*order: object) -> str:
+        done = ldm("generate", *order, "--model", "scenes", "--seed", 1, "--json")
+        assert done.status == 0, done.err
+        return " ".join(read_recipe(sorted((tmp_path / "outputs").glob("*.png"))[-1]).notes)
+
+    assert "never read 'dog'" in notes("a dog", "--lora", "scenes-fast")
+    assert "never read 'dog'" in notes("a dog<lora:scenes-fast:1>")
+    (tmp_path / "loras").mkdir()
+    shutil.copy(shipped / "scenes-fast/scenes-fast.safetensors", tmp_path / "loras")
+    assert "never read" not in notes("a dog<lora:scenes-fast:1>")
+
+
+def test_a_private_recipe_names_a_control_that_ships(ldm: Ldm, shipped: Path) -> None:
+    order = ("generate", "a red circle", "--model", "scenes", "--seed", 1, "--steps", 2)
+    assert ldm(*order, "--out", "a.png").status == 0
+    control = "model=scenes-scribble,image=a.png,hint=canny"
+    done = ldm(*order, "--control", control, "--private", "--out", "b.png")
+    assert done.status == 0, done.err
+    verified = ldm("verify", "b.png", "--prompt", "a red circle")
+    assert verified.status == 0, verified.err
+
+
+def test_a_damaged_folder_does_not_hide_the_others(ldm: Ldm, shipped: Path) -> None:
+    (shipped / "scenes-scribble/diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    assert ldm("models", "list", "--json").json["beside"] == {"scenes-scribble": "unreadable"}
+    assert "scenes-scribble" in ldm("models", "list").out
 
 
 def test_a_file_of_that_name_goes_before_the_shipped_adapter(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:

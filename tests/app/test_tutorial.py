@@ -22,10 +22,16 @@ def shortened(command: str) -> list[str]:
 
 
 def test_every_command_runs_in_turn_and_a_picture_comes_out(ldm: Ldm) -> None:
-    assert [command.split()[1] for command in COMMANDS] == ["data", "data", "train", "train", "train", "generate"]
+    assert [command.split()[1] for command in COMMANDS] == [
+        *["data"] * 2,
+        *["train"] * 3,
+        "generate",
+        "train",
+        "generate",
+    ]
     for command in COMMANDS:
         done = ldm(*shortened(command))
         assert done.status == 0, f"{command}\n{done.err}"
     assert open_image("outputs/0001-1.png").pixels.shape == (64, 64, 3)
-    for part in ("autoencoder", "clip", "diffusion"):
+    for part in ("autoencoder", "clip", "diffusion", "controlnet"):
         assert Path(f"runs/pictures/{part}/report.html").is_file()

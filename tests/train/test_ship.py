@@ -72,7 +72,24 @@ def test_a_part_that_was_not_trained_is_named_and_nothing_is_written(chain: Path
     assert not (tmp_path / "toy").exists()
 
 
-@pytest.mark.parametrize("word", ["decoder", "=a", "decoder=", "decoder=a/b"])
+def test_what_is_in_the_way_is_found_before_anything_is_written(chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy-fast").mkdir()
+    with pytest.raises(LdmError, match="toy-fast exists already"):
+        ship(chain, tmp_path / "toy", beside={"distill": "toy-fast"})
+    assert not (tmp_path / "toy").exists()
+    with pytest.raises(LdmError, match="has that part itself"):
+        ship(chain, tmp_path / "toy", {"controlnet": "vae"})
+    with pytest.raises(LdmError, match="two are equal"):
+        ship(chain, tmp_path / "toy", beside={"distill": "toy-x", "clip": "toy-x"})
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_folder_without_settings_is_an_error(chain: Path, tmp_path: Path) -> None:
+    with pytest.raises(LdmError, match="settings for none of toy"):
+        ship(chain, tmp_path / "toy", sampling=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("word", ["decoder", "=a", "decoder=", "decoder=a/b", "decoder=..", "decoder=."])
 def test_words_that_are_no_pair_are_refused(
     word: str, chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

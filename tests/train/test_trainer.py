@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
+from ldm.models.attention import QuickAttention
 from ldm.store.weights import load_weights
 from tests.train import toys
 from tests.train.states import differences
 from train.config import OptimSettings
 from train.folder import RunFolder
+from train.muon import Muon
 from train.task import Phase, Turn
 from train.trainer import Action, Trainer
 
@@ -249,6 +252,19 @@ def test_memory_and_precision_change_little(
     error = float((a - b).norm() / b.norm())
     assert error < (1e-6 if "checkpointing" in changes else 0.05)
     assert "checkpointing" in changes or error > 1e-5, "the precision did nothing"
+
+
+@pytest.mark.parametrize(("precision", "rough"), [("fp32", False), ("fp16", False), ("bf16", True)])
+def test_in_bf16_attention_is_quickened_and_muon_rounds_coarsely(
+    precision: str, rough: bool, unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    unet.set_attn_processor(AttnProcessor2_0())
+    settings = toys.optim(kind="muon")
+    trainer = Trainer(Unet(unet), toys.feed(8), toys.run(tmp_path, precision=precision), settings, tmp_path)
+    assert {type(p) for p in unet.attn_processors.values()} == {QuickAttention if rough else AttnProcessor2_0}
+    (learner,) = trainer.learners
+    (muon,) = (part for part, _ in learner.optimiser._parts if isinstance(part, Muon))
+    assert muon.dtype == (torch.bfloat16 if rough else torch.float32)
 
 
 def test_checkpointing_with_nothing_to_act_on_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class ClipTask:
         model, self.about = start(settings, setting.captions, setting.seed)
         self.model: Any = model
         self.side = side_of(self.about.config)
-        self.patches = (self.side // int(image_facts(self.about.config)["patch_size"])) ** 2
+        patches = (self.side // int(image_facts(self.about.config)["patch_size"])) ** 2
+        self.tokens = max(patches + 1, int(model.context_length))  # of the longer sequence
         self.vocabulary = Vocabulary(self.about.tokenizer, int(model.context_length))
         self.pair_loss = softmax_loss if settings.loss == "clip" else sigmoid_loss
         model.register_buffer(_WORDS, _fingerprint(self.about))
@@ -125,7 +127,7 @@ class ClipTask:
 
     def _features(self, batch: Batch, rows: Tensor) -> Features:
         image = prepare(_pictures(batch), self.side, self.about.mean, self.about.std)
-        with quick_attention(max(self.patches + 1, rows.shape[1]), image.device):
+        with nullcontext() if self._recomputes() else quick_attention(self.tokens, image.device):
             out = self.model(image, rows.to(image.device))
         bias = out.get("logit_bias") if self.settings.loss == "siglip" else None
         return Features(
@@ -134,6 +136,10 @@ class ClipTask:
             out["logit_scale"].float().reshape(()),
             None if bias is None else bias.float().reshape(()),
         )
+
+    def _recomputes(self) -> bool:
+        """Whether activations are made anew in the backward pass: then by the same kernels, outside any context."""
+        return any(getattr(module, "grad_checkpointing", False) for module in self.model.modules())
 
     def _groups(self, batch: Batch, rows: Tensor) -> Tensor:
         """[n] int64: equal where the tower reads the same words; without `merge_equal`, every example is its own."""

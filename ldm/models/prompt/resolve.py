@@ -47,6 +47,11 @@ def resolve(template: str, *, seed: int, wildcards: Path | None = None) -> Resol
     return Resolved(_LORA.sub("", text).strip() if loras else text, template, dict(expander.files), loras)
 
 
+def tagged(template: str) -> list[str]:
+    """The adapters that a template names in tags, as it stands."""
+    return [match.group(1).partition(":")[0].strip() for match in _LORA.finditer(template)]
+
+
 def _lora(inside: str) -> Lora:
     """`name`, `name:weight` or `name:text:unet`: of two numbers the first is for the text towers, as in A1111."""
     name, *rest = (part.strip() for part in inside.split(":"))

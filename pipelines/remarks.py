@@ -1,0 +1,42 @@
+"""What to say of a request that a small model can draw, but was not made for: other sizes, words that it never read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ldm.models.prompt import parse, remark
+from ldm.store.find import adapter_file, shipped_adapters
+from pipelines.adapting import find_tagged
+from pipelines.jobs import Job
+from pipelines.request import Request
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Model
+
+OTHER = 1.25  # an area that is so many times a model's own, or its part, is another size
+
+
+def remarks(request: Request, model: Model, size: tuple[int, int], batch: Sequence[Job]) -> Iterator[str]:
+    """Notes for the recipes of a batch that is drawn at `size`."""
+    yield from _size(request, model, size)
+    for job in batch:
+        yield from _words(request, model, job)
+
+
+def _size(request: Request, model: Model, size: tuple[int, int]) -> Iterator[str]:
+    """Models that people publish bear other sizes better, and tiles are of one size whatever the picture's is."""
+    side, asked = int(model.network.config.sample_size) * model.vae.factor, "x".join(map(str, size))
+    share = size[0] * size[1] / side**2
+    if model.parts.family == "own" and request.tile is None and not 1 / OTHER < share < OTHER:
+        yield f"the model's own size is {side}x{side}: at {asked} things may repeat, stretch or be cut off"
+
+
+def _words(request: Request, model: Model, job: Job) -> Iterator[str]:
+    """An adapter or an embedding of the user's may have brought words of its own; what ships brings none."""
+    known, ours = model.parts.words, set(shipped_adapters().values())
+    given = (adapter_file(use.path) for use in request.loras)
+    tagged = (find_tagged(name, request.lora_folder) for name, *_ in job.loras)
+    if known and not request.embeddings and {*given, *tagged} <= ours:
+        told = remark(parse(job.prompt.text, request.dialect, steps=request.steps), known)
+        yield from [told] if told else []
