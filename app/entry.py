@@ -4,7 +4,7 @@ import gc
 import signal
 
 # Objects made before the collector looks for cycles, and how often older ones are looked at. Imports make a million
-# objects that stay: with Python's own numbers, looking through them takes a fifth of the time to a first picture.
+# objects that stay: with Python's own numbers, looking through them takes three times as long (benchmarks/startup.py).
 THRESHOLDS = (100_000, 50, 50)
 
 
