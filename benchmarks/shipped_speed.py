@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,13 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.machine import write
-from ldm.store.find import find_adapter, find_model, shipped
-from ldm.store.sampling import read_sampling
+from benchmarks.startup import LDM, seconds
+from ldm.store.find import find_model, shipped
 from pipelines.pipeline import Pipeline
 from pipelines.request import LoraUse
 
 REPEATS, STEPS = 7, 25
-LDM = str(Path(sys.executable).with_name("ldm"))
 
 
 def taking_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -51,30 +48,24 @@ def warm(model: str, student: str | None, prompt: str) -> dict[str, float]:
     }
     if student:
         fast = Pipeline.load(model, device="cpu", dtype="float32")
-        use, suited = (LoraUse(path=Path(student)),), read_sampling(find_adapter(student)).request_fields()
-        calls["student"] = lambda: fast(prompt, loras=use, seed=1, **suited)
+        use = (LoraUse(path=Path(student)),)  # which brings the settings that suit it
+        calls["student"] = lambda: fast(prompt, loras=use, seed=1)
     return taking_turns(calls)
 
 
 def cold(model: str, prompt: str) -> float:
-    """Seconds of `ldm generate` as a process of its own, from its start to the PNG; median, the first not counted."""
-    spent = []
+    """Seconds of `ldm generate` as a process of its own, from its start to the PNG."""
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(4):
-            begin = time.perf_counter()
-            order = (LDM, "generate", prompt, "--model", model, "--seed", str(seed), "--out", folder, "--quiet")
-            subprocess.run(order, check=True, capture_output=True)
-            spent.append(time.perf_counter() - begin)
-    return round(statistics.median(spent[1:]), 2)
+        return seconds(LDM, "generate", prompt, "--model", model, "--seed", "1", "--out", folder, "--quiet", runs=3)
 
 
 def measure(model: str, student: str | None, prompt: str) -> dict[str, Any]:
-    seconds = warm(model, student, prompt)
+    spent = warm(model, student, prompt)
     return {
         "model": model,
         "threads": torch.get_num_threads(),
-        "seconds a picture, warm": seconds,
-        "times diffusers": round(seconds["diffusers"] / seconds["ours"], 2),
+        "seconds a picture, warm": spent,
+        "times diffusers": round(spent["diffusers"] / spent["ours"], 2),
         "ldm generate from a cold shell, seconds": cold(model, prompt),
     }
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 from ldm.errors import Code, LdmError
 from ldm.models.adapters import Adapter, AdapterStack, Embedding, parse_adapter, parse_embedding
 from ldm.models.text import TextEncoder
-from ldm.store.find import adapter_file, peft_config, shipped_adapters
+from ldm.store.find import adapter_file, find_tagged, peft_config
 from ldm.store.parts import Parts
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
@@ -117,28 +115,3 @@ def check_tags(request: Request, tags: Iterable[Tag]) -> None:
     """Each of these tags has its file: asked before anything is made in vain."""
     for name in dict.fromkeys(name for name, *_ in tags):
         find_tagged(name, request.lora_folder)
-
-
-def find_tagged(name: str, folder: Path | None) -> Path:
-    """The file of a `<lora:name:weight>` tag: in the given folder, else in `$LDM_HOME/loras` or `loras/` here; or one
-    that ships."""
-    home = os.environ.get("LDM_HOME")
-    folders = [folder] if folder else [*([Path(home) / "loras"] if home else []), Path("loras")]
-    known: list[str] = []
-    for place in folders:
-        files = {p.stem: p for p in sorted(place.glob("*.safetensors"))} if place.is_dir() else {}
-        if name in files:
-            return files[name]
-        known += files
-    if name in (ours := shipped_adapters()):
-        return ours[name]
-    known += ours
-    near = difflib.get_close_matches(name, known, 1)
-    raise LdmError(
-        Code.FILE,
-        f"adapter {name!r} of the prompt's <lora:...> tag was not found",
-        f"looked for {name}.safetensors in {', '.join(str(f) for f in folders)}",
-        f"Write <lora:{near[0]}:...>."
-        if near
-        else "Put the file there, name its folder with --lora-folder, or give the file with --lora.",
-    )

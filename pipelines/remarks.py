@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ldm.models.prompt import parse, remark
-from ldm.store.find import adapter_file, shipped_adapters
-from pipelines.adapting import find_tagged
+from ldm.store.find import adapter_file, find_tagged, shipped_adapters
 from pipelines.jobs import Job
 from pipelines.request import Request
 
@@ -34,9 +33,11 @@ def _size(request: Request, model: Model, size: tuple[int, int]) -> Iterator[str
 
 def _words(request: Request, model: Model, job: Job) -> Iterator[str]:
     """An adapter or an embedding of the user's may have brought words of its own; what ships brings none."""
-    known, ours = model.parts.words, set(shipped_adapters().values())
+    known = model.parts.words
+    if not known or request.embeddings:
+        return
     given = (adapter_file(use.path) for use in request.loras)
     tagged = (find_tagged(name, request.lora_folder) for name, *_ in job.loras)
-    if known and not request.embeddings and {*given, *tagged} <= ours:
+    if {*given, *tagged} <= set(shipped_adapters().values()):
         told = remark(parse(job.prompt.text, request.dialect, steps=request.steps), known)
         yield from [told] if told else []

@@ -9,9 +9,8 @@ from typing import Any
 
 from ldm.errors import LdmError
 from ldm.models.prompt import tagged
-from ldm.store.find import find_adapter
+from ldm.store.find import find_adapter, find_tagged
 from ldm.store.sampling import read_sampling
-from pipelines.adapting import find_tagged
 
 
 def suited(model: Path, prompt: str, fields: Mapping[str, Any]) -> dict[str, Any]:

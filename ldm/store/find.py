@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -53,6 +54,31 @@ def find_adapter(path: str | Path) -> Path:
         if path.is_file() or (path / PEFT_WEIGHTS).is_file():
             return path
     return shipped_adapters().get(str(path), path)
+
+
+def find_tagged(name: str, folder: Path | None) -> Path:
+    """The file of a `<lora:name:weight>` tag: in the given folder, else in `$LDM_HOME/loras` or `loras/` here; or one
+    that ships."""
+    home = os.environ.get("LDM_HOME")
+    folders = [folder] if folder else [*([Path(home) / "loras"] if home else []), Path("loras")]
+    known: list[str] = []
+    for place in folders:
+        files = {p.stem: p for p in sorted(place.glob("*.safetensors"))} if place.is_dir() else {}
+        if name in files:
+            return files[name]
+        known += files
+    if name in (ours := shipped_adapters()):
+        return ours[name]
+    known += ours
+    near = difflib.get_close_matches(name, known, 1)
+    raise LdmError(
+        Code.FILE,
+        f"adapter {name!r} of the prompt's <lora:...> tag was not found",
+        f"looked for {name}.safetensors in {', '.join(str(f) for f in folders)}",
+        f"Write <lora:{near[0]}:...>."
+        if near
+        else "Put the file there, name its folder with --lora-folder, or give the file with --lora.",
+    )
 
 
 def adapter_file(path: str | Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +135,14 @@ def test_a_file_of_that_name_goes_before_the_shipped_adapter(ldm: Ldm, shipped: 
 
 def test_a_shipped_adapter_is_inspected_by_its_name(ldm: Ldm, shipped: Path) -> None:
     assert ldm("adapter", "inspect", "scenes-fast", "--json").json["tensors"] == 2
+
+
+def test_a_wrong_option_is_found_before_torch_is_loaded(tmp_path: Path) -> None:
+    """Settings are looked for beside adapters before an order is checked; that must not cost seconds."""
+    code = (
+        "import sys; from app.cli import run;"
+        "status = run(['generate', 'a <lora:x:1>', '--model', 'scenes', '--mask', 'nowhere.png']);"
+        "print(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == [str(int(Code.FILE)), "False"]
