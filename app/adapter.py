@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from app.errors import printable
 from app.options import existing
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:
+    from ldm.models.adapters import Dialect
 
 
 def inspect(file: str, as_json: bool) -> int:
@@ -31,24 +34,11 @@ def inspect(file: str, as_json: bool) -> int:
 def convert(file: str, out: str, to: str, as_json: bool) -> int:
     """The same adapter under the names of another program."""
     from ldm.images.save import make_folder
-    from ldm.models.adapters import Dialect
     from ldm.models.adapters import convert as renamed
     from ldm.store.write import staged, write_weights
     from pipelines.adapting import read_adapter
 
-    dialects: tuple[Dialect, ...] = get_args(Dialect)
-    dialect = next((d for d in dialects if d == to), None)
-    if dialect is None:
-        raise LdmError(
-            Code.USAGE,
-            f"--to: {to[:40]!r} is not known.",
-            f"{did_you_mean(to, dialects)}The dialects are {', '.join(dialects)}.",
-            "Choose one of them.",
-        )
-    source, goal = existing(file, "FILE", peft=True), Path(out).expanduser()
-    if goal.suffix.lower() != ".safetensors":
-        what = f"OUT: {goal.name[:80]!r} is not written."
-        raise LdmError(Code.USAGE, what, "Adapters are written as .safetensors.", f"Name it {goal.stem}.safetensors.")
+    dialect, source, goal = dialect_of(to), existing(file, "FILE", peft=True), adapter_goal(out)
     make_folder(goal.parent)
     tensors, metadata = renamed(read_adapter(source), dialect)
     with staged(goal) as stage:
@@ -57,6 +47,30 @@ def convert(file: str, out: str, to: str, as_json: bool) -> int:
         json.dumps({"path": str(goal), "tensors": len(tensors)}) if as_json else f"{goal}: {len(tensors)} tensors"
     )
     return 0
+
+
+def dialect_of(to: str) -> Dialect:
+    """The dialect of a name."""
+    from ldm.models.adapters import DIALECTS
+
+    for dialect in DIALECTS:
+        if dialect == to:
+            return dialect
+    raise LdmError(
+        Code.USAGE,
+        f"--to: {to[:40]!r} is not known.",
+        f"{did_you_mean(to, DIALECTS)}The dialects are {', '.join(DIALECTS)}.",
+        "Choose one of them.",
+    )
+
+
+def adapter_goal(out: str) -> Path:
+    """Where an adapter is written."""
+    goal = Path(out).expanduser()
+    if goal.suffix.lower() != ".safetensors":
+        what = f"OUT: {goal.name[:80]!r} is not written."
+        raise LdmError(Code.USAGE, what, "Adapters are written as .safetensors.", f"Name it {goal.stem}.safetensors.")
+    return goal
 
 
 def _is_embedding(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from app import commands, errors
+from app import commands, commands_adapter, errors
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
@@ -30,7 +30,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("generate", commands.generate, "Make pictures from a prompt, a picture, or both."),
     Entry("verify", commands.verify, "Repeat the recipe in a picture and compare."),
     Entry("models", commands.models, "List, show, pull and convert models."),
-    Entry("adapter", commands.adapter, "Inspect and convert LoRAs and embeddings."),
+    Entry("adapter", commands_adapter.adapter, "Inspect, convert, merge, extract and compare LoRAs."),
     Entry("train", commands.train, "Train what a run file says, and go on where it was left."),
     Entry("data", commands.data, "Look at a set of pictures before training on it."),
     Entry("doctor", commands.doctor, "Check this installation."),

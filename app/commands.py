@@ -53,7 +53,7 @@ def doctor() -> typer.Typer:
 
 def config() -> typer.Typer:
     """`ldm config check FILE` and `ldm config show FILE`."""
-    app = _app("Check and show configuration files.")
+    app = group("Check and show configuration files.")
     app.command("check")(_config_check)
     app.command("show")(_config_show)
     return app
@@ -61,7 +61,7 @@ def config() -> typer.Typer:
 
 def models() -> typer.Typer:
     """`ldm models list | show | pull | convert`."""
-    app = _app("List, show, pull and convert models.")
+    app = group("List, show, pull and convert models.")
     for name, function in (
         ("list", _models_list),
         ("show", _models_show),
@@ -72,29 +72,22 @@ def models() -> typer.Typer:
     return app
 
 
-def adapter() -> typer.Typer:
-    """`ldm adapter inspect | convert`."""
-    app = _app("Inspect and convert LoRAs and embeddings.")
-    app.command("inspect")(_adapter_inspect)
-    app.command("convert")(_adapter_convert)
-    return app
-
-
 def data() -> typer.Typer:
     """`ldm data check | prepare | draw`."""
-    app = _app("Look at a set of pictures before training on it; make one of published emoji, or of drawn shapes.")
+    app = group("Look at a set of pictures before training on it; make one of published emoji, or of drawn shapes.")
     app.command("check")(_data_check)
     app.command("prepare")(_data_prepare)
     app.command("draw")(_data_draw)
     return app
 
 
-def _app(help: str) -> typer.Typer:
+def group(help: str) -> typer.Typer:
+    """A command, or several under one name."""
     return typer.Typer(help=help, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _single(function: Callable[..., int]) -> typer.Typer:
-    app = _app("")
+    app = group("")
     app.command()(function)
     return app
 
@@ -236,28 +229,6 @@ def _models_convert(
     from app.models import convert
 
     return convert(model, out, trusted, as_json)
-
-
-def _adapter_inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A LoRA or a textual inversion.", show_default=False)],
-    as_json: Json = False,
-) -> int:
-    """What an adapter changes, how strongly, and its base: ldm adapter inspect style.safetensors"""
-    from app.adapter import inspect
-
-    return inspect(file, as_json)
-
-
-def _adapter_convert(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What to convert.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft.")] = "diffusers",
-    as_json: Json = False,
-) -> int:
-    """Write an adapter in another dialect: ldm adapter convert a.safetensors b.safetensors --to kohya"""
-    from app.adapter import convert
-
-    return convert(file, out, to, as_json)
 
 
 def _data_prepare(

@@ -101,13 +101,8 @@ def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
 
     source = find_model(model)
     goal = safe_name(source) if out is None else Path(out).expanduser()
-    if out is not None and goal.suffix.lower() in OTHERS:
-        raise LdmError(
-            Code.USAGE,
-            f"{goal.name} cannot be written.",
-            f"Models are written as one .safetensors file, or as a folder; {goal.suffix} is the suffix of other files.",
-            f"Name OUT {goal.stem}.safetensors, or {goal.stem} for a folder.",
-        )
+    if out is not None:
+        check_suffix(goal)
     if out is None and not (source.is_file() and content_of(source) in PICKLES):
         raise LdmError(
             Code.USAGE,
@@ -133,6 +128,17 @@ def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
         (save_single if goal.suffix.lower() == ".safetensors" else save_folder)(load_parts(model), goal)
     typer.echo(json.dumps({"path": str(goal)}) if as_json else str(goal))
     return 0
+
+
+def check_suffix(goal: Path) -> None:
+    """No model gets the name of another kind of file."""
+    if goal.suffix.lower() in OTHERS:
+        raise LdmError(
+            Code.USAGE,
+            f"{goal.name} cannot be written.",
+            f"Models are written as one .safetensors file, or as a folder; {goal.suffix} is the suffix of other files.",
+            f"Name OUT {goal.stem}.safetensors, or {goal.stem} for a folder.",
+        )
 
 
 def _table(rows: dict[str, str]) -> None:

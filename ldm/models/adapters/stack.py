@@ -122,6 +122,18 @@ class AdapterStack:
             touched.restore()
         self._touched.clear()
 
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By component."""
+        return self._networks
+
+    def bound(self, adapter: Adapter) -> Iterator[tuple[str, str, Tensor, Part]]:
+        """(component, layer, weight of the base, part) for every part; an error, if one has no place here."""
+        for component, layer, part in self._bind(adapter):
+            touched = self._touched.get((component, f"{layer}.weight"))
+            weight = self._layers[component][layer].get_parameter("weight").data if touched is None else touched.source
+            yield component, layer, weight, part
+
     def _plan(self, items: Sequence[Item], any_base: bool) -> tuple[dict[tuple[str, str], list[_Term]], list[int]]:
         """The terms of every parameter that changes, and the layers of each adapter counted; a misfit is an error."""
         plan: dict[tuple[str, str], list[_Term]] = {}

@@ -45,7 +45,7 @@ def inspect(adapter: Adapter) -> Summary:
         where = part.component or "any"
         targets[f"{where}: {re.sub(r'[.][0-9]+$', '', part.path).rsplit('.', 1)[-1]}"] += 1
         if part.delta is not None:
-            squares[_block(where, part.path)] += part.delta.norm() ** 2
+            squares[block(where, part.path)] += part.delta.norm() ** 2
             ranks[str(part.delta.rank or "full")] += 1
             alphas["none" if part.delta.alpha is None else f"{part.delta.alpha:g}"] += 1
             parameters += sum(tensor.numel() for tensor in part.delta.factors.values())
@@ -73,7 +73,7 @@ def inspect(adapter: Adapter) -> Summary:
     )
 
 
-def _block(component: str, path: str) -> str:
+def block(component: str, path: str) -> str:
     match = re.match(r"(?:down_blocks|up_blocks|encoder\.layers)\.\d+|mid_block", path)
     return f"{component}.{match[0] if match else path.split('.', 1)[0]}"
 
