@@ -81,7 +81,8 @@ def kept_texts(task: Any, loader: Loader) -> list[str]:
     """The captions whose states a run keeps: none where the tower learns, nor where captions are put together anew each
     time, since nearly each showing would be another one and the cache would grow with every step."""
     rule = loader.settings
-    if task.captions.trained or rule.shuffle_caption or rule.caption_tag_dropout_rate:
+    learns = task.captions.trained or task.captions.learned is not None
+    if learns or rule.shuffle_caption or rule.caption_tag_dropout_rate:
         return []
     words = {*loader.captions()}
     return sorted({*words, ""} if words and rule.caption_dropout_rate else words)

@@ -55,7 +55,7 @@ class RunSettings(Strict):
     preview: int = Field(500, ge=0)  # 0: never
     evaluate: int = Field(500, ge=0)  # steps between validation losses; 0: never
     log: Positive = 10
-    cache: Path | None = None  # folder for latents and text states: tasks diffusion, controlnet, distill
+    cache: Path | None = None  # folder for latents and text states: of tasks that denoise
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio, ...: by accelerate's names
 
 

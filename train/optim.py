@@ -7,7 +7,7 @@ names of the parameters, not by their order, and comes back to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Optimiser:
         factor: float,
         steps: int,
         dtype: torch.dtype = torch.float32,
+        rates: Callable[[str], float] | None = None,
     ) -> None:
         check(settings)
         self.params, self.settings, self.steps = dict(params), settings, steps
@@ -70,9 +71,10 @@ class Optimiser:
         others = {n: p for n, p in params.items() if n not in hidden}
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
         if others:
-            self._parts.append((_build(others, settings), settings.lr * factor))
+            self._parts.append((_build(_grouped(others, rates), settings), settings.lr * factor))
         if hidden:
-            muon = Muon(hidden.values(), lr=settings.muon_lr, decay=settings.weight_decay, dtype=dtype)
+            groups = [{"params": list(some.values()), "share": share} for share, some in _grouped(hidden, rates)]
+            muon = Muon(groups, lr=settings.muon_lr, decay=settings.weight_decay, dtype=dtype)
             self._parts.append((muon, settings.muon_lr * factor))
         self._home = {p: part for part, _ in self._parts for group in part.param_groups for p in group["params"]}
 
@@ -81,7 +83,7 @@ class Optimiser:
         share = rate(self.settings, step, self.steps)
         for part, peak in self._parts:
             for group in part.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = peak * share * group["share"]
             part.step()
         return self._parts[0][1] * share
 
@@ -174,14 +176,27 @@ def check(settings: OptimSettings) -> None:
             )
 
 
-def _build(params: Mapping[str, nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
+Group = tuple[float, dict[str, nn.Parameter]]  # the share of the learning rate, and who moves at it
+
+
+def _grouped(params: Mapping[str, nn.Parameter], rates: Callable[[str], float] | None) -> list[Group]:
+    """Parameters by their share of the learning rate, in the order in which shares first come."""
+    groups: dict[float, dict[str, nn.Parameter]] = {}
+    for name, p in params.items():
+        groups.setdefault(1.0 if rates is None else rates(name), {})[name] = p
+    return list(groups.items())
+
+
+def _build(shares: Sequence[Group], settings: OptimSettings) -> torch.optim.Optimizer:
     """Decay acts on matrices only: a scale or a bias that is pulled to zero says something else."""
-    matrices = [p for p in params.values() if p.dim() >= 2]
-    vectors = [p for p in params.values() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for share, params in shares:
+        matrices = [p for p in params.values() if p.dim() >= 2]
+        vectors = [p for p in params.values() if p.dim() < 2]
+        groups += [
+            {"params": matrices, "weight_decay": settings.weight_decay, "share": share},
+            {"params": vectors, "weight_decay": 0.0, "share": share},
+        ]
     groups = [group for group in groups if group["params"]]
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0])

@@ -22,6 +22,8 @@ TASKS = {
     "controlnet": "ControlNet",
     "decoder": "Tiny decoder",
     "distill": "Few-step student",
+    "lora": "Adapter",
+    "inversion": "A new word",
 }
 
 

@@ -31,8 +31,7 @@ class Sampled:
         self.look, self.scheduler = look, parts.scheduler
         self.vae = Autoencoder(parts.vae)
         self.network = UNet(parts.unet, parts.prediction)
-        tokenizer, tower = parts.towers[0]
-        self.captions = Captions(tokenizer, tower, trained=False)
+        self.captions = Captions(parts.towers, trained=False)
 
     @torch.no_grad()
     def pictures(self, texts: Sequence[str], hints: Pictures = (), control: Any = None) -> list[np.ndarray]:

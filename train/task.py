@@ -18,10 +18,11 @@ from train.draws import Draws
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """One optimiser's turn: it moves `params` and nobody else's, at steps start, start + every, ...
+    """One optimiser's turn: it moves `params` and nobody else's, at steps start, start + every, ..., before `end`.
 
-    `rate` multiplies the run's learning rate. With `average` a moving average of the parameters is kept, and everything
-    that is looked at or saved uses the average.
+    `rate` multiplies the run's learning rate; `rates` tells, by the name of a parameter in a checkpoint, which move
+    faster or slower than the others. With `average` a moving average of the parameters is kept, and everything that is
+    looked at or saved uses the average.
     """
 
     name: str
@@ -29,10 +30,12 @@ class Phase:
     rate: float = 1.0
     every: int = 1
     start: int = 0
+    end: int | None = None
     average: bool = False
+    rates: Callable[[str], float] | None = None
 
     def due(self, step: int) -> bool:
-        return step >= self.start and (step - self.start) % self.every == 0
+        return step >= self.start and (step - self.start) % self.every == 0 and (self.end is None or step < self.end)
 
 
 @dataclass(frozen=True, eq=False)

@@ -209,7 +209,7 @@ class Trainer:
     def _learner(self, phase: Phase, names: Sequence[str]) -> Learner:
         params = {name: self.params[name] for name in names}
         rough = torch.bfloat16 if self.run.precision == "bf16" else torch.float32
-        learner = Learner(phase, params, Optimiser(params, self.optim, phase.rate, self.run.steps, rough))
+        learner = Learner(phase, params, Optimiser(params, self.optim, phase.rate, self.run.steps, rough, phase.rates))
         if self.run.precision == "fp16":
             learner.scale = LossScale()
         if phase.average and self.optim.kind != "schedule_free":  # which has an average of its own

@@ -60,7 +60,7 @@ class UNet:
         stacked, level = torch.cat([x] * count), level.expand(batch).repeat(count)
         dtype = next(self.model.parameters()).dtype
         inputs = stacked if told.channels is None else torch.cat([stacked, told.channels.to(stacked)], dim=1)
-        call = self._arguments(told, dtype)
+        call = self.arguments(told, dtype)
         down, mid = self._residuals(stacked.to(dtype), level, conds, told, dtype)
         output = self.model(
             inputs.to(dtype),
@@ -80,7 +80,8 @@ class UNet:
         variances = [None] * count if variance is None else list(variance.chunk(count))
         return [Prediction(c, v) for c, v in zip(clean.chunk(count), variances, strict=True)]
 
-    def _arguments(self, told: Cond, dtype: torch.dtype) -> dict[str, Any]:
+    def arguments(self, told: Cond, dtype: torch.dtype) -> dict[str, Any]:
+        """How the model is told a condition, besides what stands beside the latent."""
         call: dict[str, Any] = {"encoder_hidden_states": None if told.text is None else told.text.to(dtype)}
         if told.pooled is not None:
             call["added_cond_kwargs"] = {"text_embeds": told.pooled.to(dtype), "time_ids": told.sizes}

@@ -211,3 +211,20 @@ def test_no_gradient_means_no_step() -> None:
     optimiser.step(0)
     assert torch.equal(optimiser.params["net.mid.weight"], before)
     assert math.isclose(float(optimiser.tensors()["net.scale/step"]), 1.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd", "schedule_free"])
+def test_some_parameters_move_at_a_share_of_the_rate_of_the_others(kind: str) -> None:
+    """As if they were alone with an optimiser of that rate."""
+    even, alone = (
+        settings(kind, warmup=0),
+        settings(kind, warmup=0, lr=0.04, **({"muon_lr": 0.08} if kind == "muon" else {})),
+    )
+    names = list(parameters())
+    fast = names[:2]
+    mixed = Optimiser(parameters(), even, 1.0, 9, rates=lambda name: 4.0 if name in fast else 1.0)
+    slow, quick = Optimiser(parameters(), even, 1.0, 9), Optimiser(parameters(), alone, 1.0, 9)
+    for optimiser in (mixed, slow, quick):
+        move(optimiser, 0, 3)
+    for name, p in mixed.params.items():
+        assert torch.equal(p, (quick if name in fast else slow).params[name]), name

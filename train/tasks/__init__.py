@@ -39,3 +39,7 @@ def build(settings: TaskSettings, setting: Setting) -> Task:
             from train.tasks.distill import DistillTask
 
             return DistillTask(settings, setting)
+        case "lora" | "inversion":
+            from train.tasks.subject import SubjectTask
+
+            return SubjectTask(settings, setting)

@@ -1,4 +1,4 @@
-"""Captions to what a U-Net is told: hidden states of one CLIP text tower, trained along or frozen."""
+"""Captions to what a U-Net is told: hidden states of the CLIP text towers of a model, trained along or frozen."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.clip import token_rows
+from ldm.models.latent import Cond
 from ldm.models.text_tower import Tower
 from train.draws import Draws
+from train.tasks.learned import Learned
 
 
 class Words(nn.Module):
-    """The sha256 of a tokenizer as a buffer: so a checkpoint knows whose numbers its embeddings belong to."""
+    """The sha256 of the tokenizers as a buffer: so a checkpoint knows whose numbers its embeddings belong to."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizers: Sequence[CLIPTokenizer]) -> None:
         super().__init__()
-        self.own = _digest(tokenizer)
+        self.own = torch.cat([_digest(tokenizer) for tokenizer in tokenizers])
         self.digest: Tensor
         self.register_buffer("digest", self.own.clone())
         self._checked = False
@@ -50,61 +52,132 @@ def _digest(tokenizer: CLIPTokenizer) -> Tensor:
 
 
 class Captions:
-    """A tokenizer and its tower. Captions are plain text here, no weights, no brackets; cut to the tower's length."""
+    """The text towers of a model (two of XL), and captions as the U-Net is told them."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel, trained: bool) -> None:
-        self.tokenizer, self.trained = tokenizer, trained
-        self.tower = Tower(model, tokenizer)
-        self.words = Words(tokenizer)
-        self._empty: Tensor | None = None
+    def __init__(
+        self,
+        towers: Sequence[tuple[CLIPTokenizer, nn.Module]],
+        trained: bool,
+        *,
+        xl: bool = False,
+        zero_null: bool = False,
+    ) -> None:
+        self.trained, self.xl, self.zero_null = trained, xl, zero_null
+        self.towers = tuple(Tower(model, tokenizer) for tokenizer, model in towers)
+        self.tokenizers = tuple(tokenizer for tokenizer, _ in towers)
+        self.words = Words(self.tokenizers)
+        self.model: Any = self.towers[0].model if len(towers) == 1 else nn.ModuleList(t.model for t in self.towers)
+        self.learned: Learned | None = None
+        self._empty: Cond | None = None
 
     @property
-    def model(self) -> Any:
-        return self.tower.model
+    def tokenizer(self) -> CLIPTokenizer:
+        return self.tokenizers[0]
 
     @property
     def width(self) -> int:
-        return self.tower.width
+        """Of what cross-attention reads: the towers stand side by side."""
+        return sum(tower.width for tower in self.towers)
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """[n,L] on the CPU: start, text, end, padding; the text cleaned as prompts are."""
-        return token_rows(self.tower.vocabulary, texts)
+        return token_rows(self.towers[0].vocabulary, texts)
 
-    def states(self, texts: Sequence[str]) -> Tensor:
-        """[n,L,D] hidden states behind the final norm; equal captions are read once."""
+    def read(self, texts: Sequence[str]) -> Cond:
+        """Hidden states behind the final norm; of XL those before the last layer, and the pooled text. Equal captions
+        are read once."""
         self.words.check()
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         device = next(self.model.parameters()).device
-        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            read: Tensor = self.model(self.ids(list(rows)).to(device)).last_hidden_state
-        if len(rows) == len(texts):
-            return read
-        return read[torch.tensor([rows[text] for text in texts], device=device)]
+        learns = self.trained or self.learned is not None
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            read = [self._tower(place, list(rows), device) for place in range(len(self.towers))]
+        states, pooled = torch.cat([text for text, _ in read], dim=-1), read[-1][1]
+        if len(rows) < len(texts):
+            index = torch.tensor([rows[text] for text in texts], device=device)
+            states, pooled = states[index], None if pooled is None else pooled[index]
+        return Cond(text=states, pooled=pooled)
 
-    def told(self, draws: Draws, batch: Batch, drop: float) -> Tensor:
-        """[n,L,D] of a batch, each caption dropped to the empty prompt with the chance `drop`.
+    def states(self, texts: Sequence[str]) -> Tensor:
+        """[n,L,D] of a model with one tower."""
+        states = self.read(texts).text
+        assert states is not None
+        return states
 
-        States that were cached are taken where the tower is frozen.
+    def _tower(self, place: int, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        tower: Any = self.towers[place]
+        if self.learned is not None:
+            with self.learned.put_in(place, tower, texts) as ids:
+                out = tower.model(ids.to(device), output_hidden_states=self.xl)
+        else:
+            out = tower.model(token_rows(tower.vocabulary, texts).to(device), output_hidden_states=self.xl)
+        if not self.xl:
+            return out.last_hidden_state, None
+        return out.hidden_states[-2], getattr(out, "text_embeds", None)
+
+    def told(self, draws: Draws, batch: Batch, drop: float) -> Cond:
+        """A batch as the U-Net is told it, each caption dropped to the empty prompt with the chance `drop`.
+
+        States that were cached are taken where nothing of the text is learned.
         """
         if not batch.text and "text_states" not in batch.extra:
-            return self.empty(len(batch))
+            return self.null(len(batch))
         dropped = draws.uniform("drop caption") < drop
         cached = batch.extra.get("text_states")
-        if cached is not None and not self.trained:
-            return torch.where(dropped.view(-1, 1, 1), self.empty(len(batch)), cached.float())
+        if cached is not None and not self.trained and self.learned is None:
+            null = self.null(len(batch))
+            assert null.text is not None
+            states = torch.where(dropped.view(-1, 1, 1), null.text, cached.float())
+            if null.pooled is None:
+                return Cond(text=states)
+            pooled = torch.where(dropped.view(-1, 1), null.pooled, batch.extra["text_pooled"].float())
+            return Cond(text=states, pooled=pooled)
         if not batch.text:
             raise LdmError(
                 Code.USAGE,
                 "the captions of the data set are not there",
-                "the text tower is trained along, and only its cached states were given",
+                "something of the text is trained along, and only its cached states were given",
                 "Leave the text cache out, or set task.train_text to false.",
             )
-        return self.states(["" if gone else text for text, gone in zip(batch.text, dropped.tolist(), strict=True)])
+        texts = ["" if gone else text for text, gone in zip(batch.text, dropped.tolist(), strict=True)]
+        cond = self.read(texts)
+        return _without(cond, dropped) if self.zero_null else cond
+
+    def null(self, count: int) -> Cond:
+        """The empty prompt; of a model that is told nothing at all instead (XL), zeros."""
+        if self.trained and not self.zero_null:
+            return _repeated(self.read([""]), count)
+        if self._empty is None:
+            read = self.read([""])
+            self._empty = Cond(text=_fixed(read.text, self.zero_null), pooled=_fixed(read.pooled, self.zero_null))
+        return _repeated(self._empty, count)
 
     def empty(self, count: int) -> Tensor:
         """[count,L,D] of the empty prompt."""
-        if self.trained:
-            return self.states([""]).expand(count, -1, -1)
-        if self._empty is None:
-            self._empty = self.states([""]).float()
-        return self._empty.expand(count, -1, -1)
+        states = self.null(count).text
+        assert states is not None
+        return states
+
+    def cached(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a text cache keeps of captions."""
+        read = self.read(texts)
+        assert read.text is not None
+        return {"text_states": read.text} | ({} if read.pooled is None else {"text_pooled": read.pooled})
+
+
+def _without(cond: Cond, dropped: Tensor) -> Cond:
+    """Zeros where a caption is dropped."""
+    kept = (~dropped).float()
+    assert cond.text is not None
+    pooled = None if cond.pooled is None else cond.pooled * kept.view(-1, 1)
+    return Cond(text=cond.text * kept.view(-1, 1, 1), pooled=pooled)
+
+
+def _fixed(read: Tensor | None, zero: bool) -> Tensor | None:
+    return None if read is None else read.detach().float() * (0.0 if zero else 1.0)
+
+
+def _repeated(one: Cond, count: int) -> Cond:
+    assert one.text is not None
+    pooled = None if one.pooled is None else one.pooled.expand(count, -1)
+    return Cond(text=one.text.expand(count, -1, -1), pooled=pooled)

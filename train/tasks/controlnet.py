@@ -12,7 +12,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from ldm.data.batch import Batch
-from ldm.diffusion.training import Schedule, scheduler_config
+from ldm.diffusion.training import Schedule
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond, Control
@@ -22,11 +22,11 @@ from pipelines.fit import check_control
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions
-from train.tasks.denoising import Denoising, Rows, check_sizes
+from train.tasks.denoising import Denoising, Rows, check_sizes, drawing, schedule_of
 from train.tasks.latents import latents_with_hole, moments
-from train.tasks.parts import changed, is_new, new_network, owned, read_architecture, refuse_xl, save_network, seeded
+from train.tasks.parts import changed, is_new, new_network, owned, read_architecture, refuse_told, save_network, seeded
 from train.tasks.sampling import Look, evaluating, examples, pictures, start_noise
-from train.tasks.settings import ControlSettings, Noise
+from train.tasks.settings import ControlSettings
 from train.tasks.shapes import holes, varied
 
 EMBEDDING = (16, 32, 96, 256)  # channels of the hint's own layers: one more than the autoencoder halves a picture
@@ -41,15 +41,14 @@ class ControlTask:
     def __init__(self, settings: ControlSettings, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
         self.parts = load_parts(settings.model)
-        refuse_xl(self.parts.unet.config, settings.model)
-        tokenizer, tower = self.parts.towers[0]
+        refuse_told(self.parts.unet.config, settings.model)
         self.vae = Autoencoder(self.parts.vae)
-        self.captions = Captions(tokenizer, tower, trained=False)
+        self.captions = Captions(self.parts.towers, trained=False)
         check_sizes(setting, self.vae, self.parts.unet.config, self.captions.width, settings.model)
         self.network = UNet(self.parts.unet, self.parts.prediction)
         self.control: Any = self._control()
         check_control(self.network, self.control, str(settings.controlnet))
-        self.scheduler = _scheduler(self.parts.scheduler, settings.noise, self.network.kind)
+        self.scheduler = schedule_of(self.parts.scheduler, settings.noise, self.network.kind)
         self.denoising = Denoising(
             self.vae,
             self.captions,
@@ -137,7 +136,7 @@ class ControlTask:
 
     def cached_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What a text cache keeps of captions."""
-        return {"text_states": self.captions.states(texts)}
+        return self.captions.cached(texts)
 
     def _channels(self, seed: int, batch: Batch) -> Tensor | None:
         """For an inpainting model: everything is to be painted, so that the hint alone decides."""
@@ -159,25 +158,6 @@ class ControlTask:
 
     def save(self, folder: Path) -> None:
         save_network(self.control, folder)
-
-
-def drawing(noise: Noise | None) -> Noise:
-    """How noise is drawn: as asked, else evenly. A frozen U-Net learns no variances."""
-    return Noise() if noise is None else noise.model_copy(update={"bound": 0.0})
-
-
-def _scheduler(own: dict[str, Any], noise: Noise | None, kind: str) -> dict[str, Any]:
-    """The model's schedule, or that of `task.noise` where it says another."""
-    if noise is None:
-        return own
-    if noise.kind != kind:
-        raise LdmError(
-            Code.USAGE,
-            f"task.noise.kind={noise.kind} does not fit the model",
-            f"it predicts {kind}, and stays as it is",
-            f"Set task.noise.kind to {kind}, or leave task.noise out.",
-        )
-    return scheduler_config(noise.kind, noise.schedule, zero_snr=noise.zero_snr, shift=noise.shift)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch.nn.functional import interpolate
 from ldm.data.batch import Batch
 from ldm.diffusion.level import Kind, Level
 from ldm.diffusion.loss import denoising_loss, min_snr_weight, variational_bound
-from ldm.diffusion.training import Posterior, Schedule, spread_times
+from ldm.diffusion.training import Posterior, Schedule, scheduler_config, spread_times
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.latent import Cond
 from train.draws import Draws
 from train.task import Setting
 from train.tasks.captions import Captions
@@ -34,15 +35,20 @@ class Rows:
     noise: Tensor
     x: Tensor
     level: Level
-    states: Tensor  # [L n,length,D]
-    channels: Tensor | None  # [L n,1+C,h,w] mask and masked picture of a 9-channel network
+    cond: Cond  # the words, and of XL the sizes; beside the latent mask and masked picture of a 9-channel network
     examples: int  # n
     mask: Tensor | None = None  # [L n,1,h,w] in [0,1]: what of a picture counts
 
     @property
     def inputs(self) -> Tensor:
         """x, and what stands beside it."""
-        return self.x if self.channels is None else torch.cat([self.x, self.channels], dim=1)
+        return self.x if self.cond.channels is None else torch.cat([self.x, self.cond.channels], dim=1)
+
+    @property
+    def states(self) -> Tensor:
+        """[L n,length,D]."""
+        assert self.cond.text is not None
+        return self.cond.text
 
     def each(self, values: Tensor) -> Tensor:
         """[n] means over the levels of an example, from [L n]."""
@@ -70,13 +76,15 @@ class Denoising:
         noise = _stacked(draws.normal("noise", (levels, *clean.shape[1:])))
         if self.noise.offset and not steady:
             noise = noise + self.noise.offset * _stacked(draws.normal("offset", (levels, clean.shape[1], 1, 1)))
-        states = self.captions.told(draws, batch, 0.0 if steady else self.drop)
-        clean, states = clean.repeat(levels, 1, 1, 1), states.repeat(levels, 1, 1)
-        channels = None if channels is None else channels.repeat(levels, 1, 1, 1)
+        cond = self.captions.told(draws, batch, 0.0 if steady else self.drop)
+        if self.captions.xl:
+            cond = replace(cond, sizes=sizes_of(clean, self.vae.factor))
+        cond = repeated(replace(cond, channels=channels), levels)
+        clean = clean.repeat(levels, 1, 1, 1)
         mask = batch.extra.get("mask")
         if mask is not None:
             mask = interpolate(mask, size=clean.shape[-2:], mode="area").repeat(levels, 1, 1, 1)
-        return Rows(clean, noise, level.noisy(clean, noise), level, states, channels, len(batch), mask)
+        return Rows(clean, noise, level.noisy(clean, noise), level, cond, len(batch), mask)
 
     def losses(self, output: Tensor, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """[n] losses, and the figures [n] that they are made of: squared error, and the bound in bits a dimension."""
@@ -124,6 +132,20 @@ class Denoising:
         return latents_with_hole(self.vae, draws, batch, holes(draws, *picture(batch).shape[-2:]))
 
 
+def sizes_of(latents: Tensor, factor: int) -> Tensor:
+    """XL's sizes [n,6] of pictures that are shown whole: original, crop, target."""
+    height, width = (side * factor for side in latents.shape[-2:])
+    return latents.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(latents), 1)
+
+
+def repeated(cond: Cond, levels: int) -> Cond:
+    """The same for each of several levels: row l * n + i is example i."""
+    told = {
+        name: tensor for name in ("text", "pooled", "sizes", "channels") if (tensor := getattr(cond, name)) is not None
+    }
+    return replace(cond, **{name: t.repeat(levels, *[1] * (t.dim() - 1)) for name, t in told.items()})
+
+
 def _stacked(drawn: Tensor) -> Tensor:
     """[n,L,...] as [L n,...]."""
     return drawn.transpose(0, 1).flatten(0, 1)
@@ -156,3 +178,22 @@ def check_sizes(setting: Setting, vae: Autoencoder, unet: Mapping[str, Any], wid
             f"Use {max(1, round(size / step)) * step}.",
         )
     check_sides(setting, vae.factor, f"the autoencoder of {where}")
+
+
+def drawing(noise: Noise | None) -> Noise:
+    """How noise is drawn: as asked, else evenly. A frozen U-Net learns no variances."""
+    return Noise() if noise is None else noise.model_copy(update={"bound": 0.0})
+
+
+def schedule_of(own: dict[str, Any], noise: Noise | None, kind: str) -> dict[str, Any]:
+    """The model's schedule, or that of `task.noise` where it says another."""
+    if noise is None:
+        return own
+    if noise.kind != kind:
+        raise LdmError(
+            Code.USAGE,
+            f"task.noise.kind={noise.kind} does not fit the model",
+            f"it predicts {kind}, and stays as it is",
+            f"Set task.noise.kind to {kind}, or leave task.noise out.",
+        )
+    return scheduler_config(noise.kind, noise.schedule, zero_snr=noise.zero_snr, shift=noise.shift)

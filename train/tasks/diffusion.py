@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from ldm.data.batch import Batch
 from ldm.diffusion.training import Schedule, scheduler_config
 from ldm.errors import Code, LdmError
-from ldm.models.latent import Cond
 from ldm.models.prompt import vocabulary
 from ldm.models.tokenizer import CLIPS_OWN
 from ldm.models.unet import UNet
@@ -27,9 +27,9 @@ from ldm.store.shards import read_json
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions
-from train.tasks.denoising import Denoising, check_sizes
+from train.tasks.denoising import Denoising, Rows, check_sizes, sizes_of
 from train.tasks.latents import latents_with_hole, moments
-from train.tasks.parts import changed, frozen, is_new, open_network, open_text, open_vae, owned, refuse_xl
+from train.tasks.parts import changed, frozen, is_new, open_network, open_text, open_vae, owned, refuse_told
 from train.tasks.sampling import Look, evaluating, examples, pictures, prompts, start_noise
 from train.tasks.settings import DiffusionSettings
 from train.tasks.shapes import holes
@@ -49,11 +49,12 @@ class DiffusionTask:
         self.settings, self.setting = settings, setting
         self.vae = open_vae(settings.vae)
         frozen(self.vae.model)
-        tokenizer, tower = open_text(
-            settings.text, settings.tokenizer, setting.captions(), settings.vocabulary, setting.seed
-        )
+        towers = open_text(settings.text, settings.tokenizer, setting.captions(), settings.vocabulary, setting.seed)
         trained = settings.train_text or is_new(settings.text)
-        self.captions = Captions(tokenizer, owned(tower) if trained else tower, trained)
+        xl = len(towers) > 1
+        self.captions = Captions(
+            [(words, owned(tower) if trained else tower) for words, tower in towers], trained, xl=xl, zero_null=xl
+        )
         self.unet: Any = self._unet()
         self.scheduler = scheduler_config(
             noise.kind,
@@ -78,7 +79,7 @@ class DiffusionTask:
         """The U-Net with the channels that this run asks for; it works at the size of the pictures by default."""
         settings, size, channels = self.settings, self.setting.size, self.vae.channels
         unet = open_network(settings.unet, "unet", "UNet2DConditionModel", self.setting.seed)
-        refuse_xl(unet.config, settings.unet)
+        refuse_told(unet.config, settings.unet, len(self.captions.towers))
         check_sizes(self.setting, self.vae, unet.config, self.captions.width, settings.unet)
         if settings.inpaint and channels != 4:
             raise LdmError(
@@ -124,15 +125,19 @@ class DiffusionTask:
 
     def loss(self, turn: Turn, batch: Batch) -> tuple[Tensor, Figures]:
         rows = self.denoising.rows(turn.draws, batch)
-        output = self.unet(rows.inputs, rows.level.t, rows.states, return_dict=False)[0]
+        output = self._output(rows)
         each, figures = self.denoising.losses(output, rows)
         return turn.mean(each), {name: turn.mean(value.detach()) for name, value in figures.items()}
 
     def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
         with evaluating(self.unet, self.captions.model):
             rows = self.denoising.rows(draws, batch, steady=True)
-            output = self.unet(rows.inputs, rows.level.t, rows.states, return_dict=False)[0]
-            return self.denoising.judged(output, rows)
+            return self.denoising.judged(self._output(rows), rows)
+
+    def _output(self, rows: Rows) -> Tensor:
+        told = self.network.arguments(rows.cond, torch.float32)
+        said: Tensor = self.unet(rows.inputs, rows.level.t, **told, return_dict=False)[0]
+        return said
 
     def preview(self, seed: int) -> dict[str, Tensor]:
         """Pictures of a few captions; of an inpainting network the picture with its hole, and filled."""
@@ -150,7 +155,7 @@ class DiffusionTask:
 
     def cached_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What a text cache keeps of captions, where the tower is frozen."""
-        return {"text_states": self.captions.states(texts)}
+        return self.captions.cached(texts)
 
     def save(self, folder: Path) -> None:
         save_folder(self.parts(), folder)
@@ -160,12 +165,15 @@ class DiffusionTask:
         kind, reason = prediction_of_scheduler(self.scheduler)
         return Parts(
             self.setting.name or "diffusion",
-            family_of(facts_of_config(self.unet.config), 1),
+            family_of(facts_of_config(self.unet.config), len(self.captions.towers)),
             Path(),
             "",
             self.unet,
             self.vae.model,
-            ((self.captions.tokenizer, self.captions.model),),
+            tuple(
+                (words, tower.model)
+                for words, tower in zip(self.captions.tokenizers, self.captions.towers, strict=True)
+            ),
             self.scheduler,
             kind,
             reason,
@@ -187,8 +195,11 @@ class DiffusionTask:
         return self.vae.channels, side, side
 
     def _pictures(self, noise: Tensor, texts: Sequence[str], channels: Tensor | None) -> Tensor:
-        cond = Cond(text=self.captions.states(texts), channels=channels)
-        null = Cond(text=self.captions.empty(len(texts)), channels=channels)
+        sizes = sizes_of(noise, self.vae.factor) if self.captions.xl else None
+        cond, null = (
+            replace(told, sizes=sizes, channels=channels)
+            for told in (self.captions.read(texts), self.captions.null(len(texts)))
+        )
         return pictures(self.network, self.vae, self.scheduler, noise, cond, null, Look())
 
     def _repainted(self, seed: int, device: torch.device) -> dict[str, Tensor]:

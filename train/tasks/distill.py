@@ -26,7 +26,7 @@ from train.tasks.captions import Captions
 from train.tasks.denoising import Denoising, Rows, check_sizes
 from train.tasks.latents import moments
 from train.tasks.lora import Lora
-from train.tasks.parts import changed, frozen, refuse_xl, twin
+from train.tasks.parts import changed, frozen, refuse_told, twin
 from train.tasks.sampling import Look, evaluating, pictures, prompts, start_noise
 from train.tasks.settings import DistillSettings, Noise
 
@@ -47,11 +47,10 @@ class DistillTask:
     def __init__(self, settings: DistillSettings, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
         self.parts = load_parts(settings.model)
-        refuse_xl(self.parts.unet.config, settings.model)
+        refuse_told(self.parts.unet.config, settings.model)
         _refuse(settings, self.parts)
-        tokenizer, tower = self.parts.towers[0]
         self.vae = Autoencoder(self.parts.vae)
-        self.captions = Captions(tokenizer, tower, trained=False)
+        self.captions = Captions(self.parts.towers, trained=False)
         check_sizes(setting, self.vae, self.parts.unet.config, self.captions.width, settings.model)
         self.schedule = Schedule.of(self.parts.scheduler)
         self.kind = self.parts.prediction
@@ -124,7 +123,7 @@ class DistillTask:
 
     def cached_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What a text cache keeps of captions."""
-        return {"text_states": self.captions.states(texts)}
+        return self.captions.cached(texts)
 
     def save(self, folder: Path) -> None:
         """A whole model with a U-Net that is told the scale; or the LoRA with the scheduler that it is for."""

@@ -105,15 +105,20 @@ def open_vae(path: Path) -> Autoencoder:
 
 def open_text(
     path: Path, tokenizer: Path | Literal["clip"] | None, captions: Iterable[str], vocabulary: int, seed: int
-) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """Tokenizer and text tower: those of a model folder, or a new tower for a tokenizer that is given or made here."""
+) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+    """Tokenizers and text towers: those of a model folder (two of XL), or a new tower for a tokenizer that is given or
+    made here."""
     if not is_new(path):
         folder = find_model(str(path))
         place = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
         tower = load_component(place, "text_encoder", torch.float32)[0]
-        if tokenizer is None:
-            return load_tokenizer(folder, ""), tower
-        return open_tokenizer(tokenizer, (), vocabulary, tower.config.max_position_embeddings), tower
+        if tokenizer is not None:
+            return [(open_tokenizer(tokenizer, (), vocabulary, tower.config.max_position_embeddings), tower)]
+        first = (load_tokenizer(folder, ""), tower)
+        if not (folder / "text_encoder_2").is_dir():
+            return [first]
+        second = load_component(folder / "text_encoder_2", "text_encoder_2", torch.float32)[0]
+        return [first, (load_tokenizer(folder, "_2"), second)]
     config = {k: v for k, v in read_architecture(path).items() if k not in ("architectures", "model_type")}
     words = open_tokenizer(tokenizer, captions, vocabulary, int(config.get("max_position_embeddings", 77)))
     config |= {
@@ -124,7 +129,7 @@ def open_text(
     }
     build("CLIPTextModel", config, str(path))
     with seeded(seed):
-        return words, CLIPTextModel(CLIPTextConfig(**config)).train()
+        return [(words, CLIPTextModel(CLIPTextConfig(**config)).train())]
 
 
 def changed(network: Any, **config: Any) -> Any:
@@ -170,19 +175,26 @@ def twin(network: Any) -> Any:
     return copy.deepcopy(network)
 
 
-def refuse_xl(config: Mapping[str, Any], where: object) -> None:
-    """Networks that are told pooled text and sizes (XL) are not trained here."""
+def refuse_told(config: Mapping[str, Any], where: object, towers: int = 1) -> None:
+    """Networks that are told what a task does not give. XL's pooled text and sizes need two text towers; tasks that
+    give neither say that they have one."""
     told = config.get("addition_embed_type")
-    if told not in (None, "text"):  # "text" pools the states that cross-attention reads anyway
-        family = "of the XL family" if told == "text_time" else f"told more than text ({told})"
-        raise LdmError(
-            Code.MODEL,
-            f"{where} is {family}",
-            "it is told pooled text and picture sizes, which training does not give yet"
-            if told == "text_time"
-            else "training gives it nothing but text",
-            "Take a U-Net with one text tower (Stable Diffusion 1 or 2, or one of configs/models).",
-        )
+    if told in (None, "text"):  # "text" pools the states that cross-attention reads anyway
+        return
+    if told != "text_time":
+        family, why = f"told more than text ({told})", "training gives it nothing but text"
+    elif towers > 1:
+        return
+    else:
+        family = "of the XL family"
+        why = "it is told pooled text and picture sizes, which take two text towers and a task that gives them"
+    raise LdmError(
+        Code.MODEL,
+        f"{where} is {family}",
+        why,
+        "Take a U-Net with one text tower (Stable Diffusion 1 or 2, or one of configs/models). XL is trained by the "
+        "tasks diffusion and lora, with a whole XL model as task.text or task.model.",
+    )
 
 
 def save_network(network: Any, folder: Path, metadata: Mapping[str, str] | None = None) -> Path:

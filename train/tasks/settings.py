@@ -164,6 +164,62 @@ class DistillSettings(Strict):
         return self
 
 
+class SubjectSettings(Strict):
+    """What all ways to teach a model a subject have in common; class pictures are a part of `data.mix`."""
+
+    model: Path  # the whole model: a folder, a single file, or a name
+    token: str = ""  # the words that stand for the subject in the captions; also the trigger phrase of what is saved
+    begin: str = ""  # learned vectors begin as these words: the kind of thing that is learned
+    drop_caption: Share = 0.0
+    levels: int = Field(1, gt=0)  # noise levels for each picture and caption of a batch
+    noise: Noise | None = None  # None: as the model was trained
+    licence: str = ""  # of what is saved, for its metadata
+
+
+class LoraSettings(SubjectSettings):
+    """An adapter of a model: LoRA and its relatives, in the U-Net and in the text towers; with `vectors` a new word as
+    well, which is learned first (pivotal tuning)."""
+
+    type: Literal["lora"]
+    kind: Literal["lora", "loha", "lokr"] = "lora"
+    rank: int = Field(16, gt=0, le=4096)
+    alpha: float | None = Field(None, gt=0)  # the change is multiplied by alpha / rank; None: the rank
+    convolutions: bool = True  # those of the residual blocks as well
+    layers: tuple[str, ...] = ()  # ends of layer names in the U-Net, instead of the usual ones
+    text: bool = False  # the text towers as well
+    text_rate: float = Field(0.5, gt=0)  # their share of the learning rate
+    dora: bool = False  # lengths of the rows apart from their directions (Liu 2024)
+    rslora: bool = False  # alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023)
+    up_rate: float = Field(1.0, gt=0)  # the second factor's share of the learning rate; 16 is LoRA+ (Hayou 2024)
+    vectors: int = Field(0, ge=0, le=75)  # of the learned word; 0: none
+    words_first: Share = 0.3  # the share of the run in which the word alone is learned
+    word_rate: float = Field(5.0, gt=0)  # its share of the learning rate
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, idle in (("dora", False), ("rslora", False), ("up_rate", 1.0)):
+            if self.kind != "lora" and getattr(self, name) != idle:
+                raise ValueError(f"{name} belongs to kind lora, and does nothing with {self.kind}; leave it out")
+        if self.vectors and not (self.token and self.begin):
+            raise ValueError("vectors are those of a new word: name it with token, and what it begins as with begin")
+        if not self.vectors and self.begin:
+            raise ValueError("begin is what learned vectors begin as; set vectors, or leave it out")
+        return self
+
+
+class InversionSettings(SubjectSettings):
+    """Textual inversion: the vectors of a new word; all weights stay as they are."""
+
+    type: Literal["inversion"]
+    vectors: int = Field(4, gt=0, le=75)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not (self.token and self.begin):
+            raise ValueError("name the new word with token, and what it begins as with begin")
+        return self
+
+
 TaskSettings = Annotated[
     AutoencoderSettings
     | ClassifierSettings
@@ -171,6 +227,8 @@ TaskSettings = Annotated[
     | DiffusionSettings
     | ControlSettings
     | DecoderSettings
-    | DistillSettings,
+    | DistillSettings
+    | LoraSettings
+    | InversionSettings,
     Field(discriminator="type"),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from ldm.errors import LdmError
@@ -23,7 +23,7 @@ from tests.train.tasks.making import WORDS, apart, batch, descend, gradients, se
 from train.draws import Draws
 from train.task import Task
 from train.tasks.diffusion import DiffusionTask
-from train.tasks.parts import refuse_xl
+from train.tasks.parts import refuse_told
 from train.tasks.settings import DiffusionSettings, Noise
 from train.tasks.shapes import holes
 
@@ -326,9 +326,9 @@ def test_xl_and_an_unasked_inpainting_network_are_refused(tiny_xl: Path, tiny_in
 def test_what_a_network_is_told_beside_text_is_refused(kind: str, words: str) -> None:
     if words:
         with pytest.raises(LdmError, match=words):
-            refuse_xl({"addition_embed_type": kind}, "unet.json")
+            refuse_told({"addition_embed_type": kind}, "unet.json")
     else:
-        refuse_xl({"addition_embed_type": kind}, "unet.json")
+        refuse_told({"addition_embed_type": kind}, "unet.json")
 
 
 def test_a_sample_s_loss_does_not_know_its_neighbours(tiny_sd1: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_sample_s_loss_does_not_know_its_neighbours(tiny_sd1: Path) -> None:
 def test_a_caption_is_read_as_the_prompt_of_a_picture(text: str, tiny_sd1: Path) -> None:
     """Also the dropped one: what guidance subtracts is what training has shown."""
     captions = made(tiny_sd1).captions
-    told = TextEncoder([captions.tower]).encode(text).text
+    told = TextEncoder(captions.towers).encode(text).text
     assert (captions.states([text]) - told).abs().max() < 1e-5
     if not text:
         assert (captions.empty(1) - told).abs().max() < 1e-5
@@ -387,3 +387,30 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(architectures: dict[str, P
         strange = DiffusionTask(DiffusionSettings(type="diffusion", **fields), other)
         strange.networks()["words"].load_state_dict(task.networks()["words"].state_dict())
         strange.loss(turn(4, torch.arange(4)), batch())
+
+
+def test_xl_is_trained_with_both_towers_and_read_by_stock(tiny_xl: Path, tmp_path: Path) -> None:
+    plain = made(tiny_xl, noise=Noise(kind="epsilon"), drop_caption=0.4)
+    assert set(plain.networks()) == {"unet"}
+    task = made(tiny_xl, noise=Noise(kind="epsilon"), drop_caption=0.4, train_text=True)
+    whole = batch(6)
+    before = [p.detach().clone() for p in task.captions.model.parameters()]
+    losses = descend(task, whole, steps=12)
+    assert losses[-1] < 0.9 * losses[0]
+    assert sum(not torch.equal(a, b) for a, b in zip(before, task.captions.model.parameters(), strict=True)) > 20
+    assert task.preview(0)["pictures"].shape == (6, 3, 16, 16)
+    task.save(tmp_path / "model")
+    assert task.parts().family == "xl"
+    stock = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    theirs = stock("a dog", height=16, width=16, num_inference_steps=3, generator=generator, output_type="np").images[0]
+    request = Request(prompt="a dog", steps=3, seed=3, guidance={"scale": 5.0})
+    ours = Pipeline.load(tmp_path / "model").results(request)[0].picture.pixels
+    assert abs(theirs * 255 - ours).max() <= 1.0
+    assert whole.image is not None
+    extra = {**plain.cached_latents(whole.image), **plain.cached_text(whole.text)}
+    cached = replace(whole, image=None, text=(), extra=extra)
+    with torch.no_grad():
+        loss, same = (float(plain.loss(turn(6, whole.places), shown)[0]) for shown in (whole, cached))
+    assert loss == pytest.approx(same, rel=1e-5)

@@ -1,0 +1,195 @@
+"""A frozen model learns a subject from a few pictures: by an adapter of its weights (LoRA, Hu 2021), by a new word
+(textual inversion, Gal 2022), or by the word first and then the adapter (pivotal tuning, Roich 2021).
+
+DreamBooth's prior preservation (Ruiz 2023) needs nothing here: pictures of the class are a part of `data.mix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.batch import Batch
+from ldm.diffusion.training import Schedule
+from ldm.errors import Code, LdmError
+from ldm.models.adapters.keys import TEXT, TEXT_2, UNET
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.unet import UNet
+from ldm.store.parts import load_parts
+from pipelines.pipeline import zeroes_null
+from train.draws import Draws
+from train.task import Figures, Phase, Setting, Turn
+from train.tasks.captions import Captions
+from train.tasks.denoising import Denoising, Rows, check_sizes, drawing, schedule_of, sizes_of
+from train.tasks.latents import latents_with_hole, moments
+from train.tasks.learned import Learned
+from train.tasks.lora import ATTENTION, RESIDUAL, Weights, config_of, inject
+from train.tasks.lora import TEXT as TEXT_LAYERS
+from train.tasks.parts import refuse_told
+from train.tasks.sampling import Look, evaluating, examples, pictures, prompts, start_noise
+from train.tasks.settings import InversionSettings, LoraSettings
+from train.tasks.shapes import holes
+from train.tasks.subject_files import save_subject
+
+
+class SubjectTask:
+    """eps, v or flow; 4 or 9 channels; one text tower or XL's two."""
+
+    exact = True
+    exception = ""
+
+    def __init__(self, settings: LoraSettings | InversionSettings, setting: Setting) -> None:
+        self.settings, self.setting = settings, setting
+        self.parts = load_parts(settings.model)
+        refuse_told(self.parts.unet.config, settings.model, len(self.parts.towers))
+        self.vae = Autoencoder(self.parts.vae)
+        self.network = UNet(self.parts.unet, self.parts.prediction)
+        self.unet: Any = self.parts.unet
+        self.lora = settings if isinstance(settings, LoraSettings) else None
+        self.captions = Captions(
+            self.parts.towers,
+            trained=self.lora is not None and self.lora.text,
+            xl=len(self.parts.towers) > 1,
+            zero_null=zeroes_null(self.parts),
+        )
+        check_sizes(setting, self.vae, self.unet.config, self.captions.width, settings.model)
+        if settings.vectors:
+            self.captions.learned = Learned(settings.token, settings.vectors, self.captions.towers, settings.begin)
+            self._check_token()
+        self.weights = {} if self.lora is None else self._adapters(self.lora)
+        self.scheduler = schedule_of(self.parts.scheduler, settings.noise, self.network.kind)
+        self.denoising = Denoising(
+            self.vae,
+            self.captions,
+            Schedule.of(self.scheduler),
+            self.network.kind,
+            drawing(settings.noise),
+            self.network.inpaints,
+            settings.levels,
+            settings.drop_caption,
+        )
+
+    def _adapters(self, settings: LoraSettings) -> dict[str, Weights]:
+        """By component. Layers that a network does not have are an error of peft, which names none of its own."""
+        layers = settings.layers or [*ATTENTION, *(RESIDUAL if settings.convolutions else [])]
+        _check_layers(self.unet, layers)
+        made = {UNET: inject(self.unet, config_of(settings, layers), self.setting.seed)}
+        if settings.text:
+            for place, tower in enumerate(self.captions.towers):
+                config = config_of(settings, TEXT_LAYERS)
+                made[(TEXT, TEXT_2)[place]] = inject(tower.model, config, self.setting.seed + 1 + place)
+        return made
+
+    def _check_token(self) -> None:
+        """A word that no caption says is never learned."""
+        learned = self.captions.learned
+        assert learned is not None
+        if not any(learned.token.lower() in text.lower() for text in self.setting.captions()):
+            raise LdmError(
+                Code.USAGE,
+                f"No caption of the data set says {learned.token!r}.",
+                "The vectors of a word are learned from the captions that it stands in.",
+                f"Set data.caption to 'a photo of {learned.token}', for example.",
+            )
+
+    def networks(self) -> dict[str, nn.Module]:
+        words: dict[str, nn.Module] = {} if self.captions.learned is None else {"words": self.captions.learned}
+        return {**{f"{name}_adapter": weights for name, weights in self.weights.items()}, **words}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, "vae": self.vae.model, "text": self.captions.model}
+
+    def phases(self) -> list[Phase]:
+        """The word alone at first; then the adapter, with the word as it is."""
+        lora, learned, phases = self.lora, self.captions.learned, list[Phase]()
+        first = 0
+        if learned is not None:
+            first = 0 if lora is None else max(1, round(lora.words_first * self.setting.steps))
+            rate = 1.0 if lora is None else lora.word_rate
+            phases.append(Phase("word", list(learned.parameters()), rate, end=first or None, average=True))
+        if lora is not None:
+            params = [p for weights in self.weights.values() for p in weights.parameters()]
+            phases.append(Phase("adapter", params, start=first, average=True, rates=_rates(lora)))
+        return phases
+
+    def context(self, turn: Turn, micros: Sequence[Batch]) -> None:
+        return None
+
+    def loss(self, turn: Turn, batch: Batch) -> tuple[Tensor, Figures]:
+        rows = self.denoising.rows(turn.draws, batch)
+        each, figures = self.denoising.losses(self._output(rows), rows)
+        return turn.mean(each), {name: turn.mean(value.detach()) for name, value in figures.items()}
+
+    def _output(self, rows: Rows) -> Tensor:
+        told = self.network.arguments(rows.cond, torch.float32)
+        said: Tensor = self.unet(rows.inputs, rows.level.t, **told, return_dict=False)[0]
+        return said
+
+    def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
+        with evaluating(self.unet, self.captions.model):
+            rows = self.denoising.rows(draws, batch, steady=True)
+            return self.denoising.judged(self._output(rows), rows)
+
+    def preview(self, seed: int) -> dict[str, Tensor]:
+        """Pictures of a few captions, as they are made with what is learned so far."""
+        with evaluating(self.unet, self.captions.model):
+            device = next(self.vae.model.parameters()).device
+            texts = prompts(self.setting)
+            side = self.setting.size // self.vae.factor
+            noise = start_noise(seed, (self.vae.channels, side, side), len(texts), device)
+            return {"pictures": self.pictures(texts, noise, Look(), self._whole(seed, device, len(texts)))}
+
+    def pictures(self, texts: Sequence[str], noise: Tensor, look: Look, channels: Tensor | None = None) -> Tensor:
+        """[B,3,H,W] in [-1,1] of texts, from this noise."""
+        sizes = sizes_of(noise, self.vae.factor) if self.captions.xl else None
+        cond, null = (
+            replace(told, sizes=sizes, channels=channels)
+            for told in (self.captions.read(texts), self.captions.null(len(texts)))
+        )
+        return pictures(self.network, self.vae, self.scheduler, noise, cond, null, look)
+
+    def _whole(self, seed: int, device: torch.device, count: int) -> Tensor | None:
+        """Beside the latent of an inpainting network: everything is to be painted."""
+        if not self.network.inpaints:
+            return None
+        batch = examples(self.setting, 1).to(device)
+        assert batch.image is not None
+        draws = Draws(seed, torch.arange(1, device=device), 1, "preview")
+        whole = torch.ones_like(holes(draws, *batch.image.shape[-2:]))
+        return latents_with_hole(self.vae, draws, batch, whole)[1].repeat(count, 1, 1, 1)
+
+    def cached_latents(self, image: Tensor) -> dict[str, Tensor]:
+        """What a latent cache keeps of pictures [n,3,H,W]."""
+        return dict(zip(("mean", "std"), moments(self.vae, image), strict=True))
+
+    def cached_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a text cache keeps of captions, where nothing of the text is learned."""
+        return self.captions.cached(texts)
+
+    def save(self, folder: Path) -> None:
+        save_subject(folder, self.parts, self.settings, self.setting, self.weights, self.captions.learned)
+
+
+def _rates(settings: LoraSettings) -> Any:
+    def share(name: str) -> float:
+        text = settings.text_rate if name.startswith(TEXT) else 1.0
+        return text * (settings.up_rate if "/lora_B/" in name else 1.0)
+
+    return share
+
+
+def _check_layers(unet: nn.Module, layers: Sequence[str]) -> None:
+    names = [name for name, _ in unet.named_modules()]
+    missing = [end for end in layers if not any(name == end or name.endswith(f".{end}") for name in names)]
+    if len(missing) == len(layers):
+        raise LdmError(
+            Code.USAGE,
+            f"task.layers names none of this U-Net's layers: {', '.join(missing[:5])}.",
+            "They are ends of names such as down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.",
+            "Write to_q, to_k, to_v and the like, or leave task.layers out.",
+        )

@@ -1,0 +1,103 @@
+"""What is left of learning a subject: adapters under the names of diffusers (or peft) and of kohya, and a new word.
+
+Their headers name the base, what was trained on, and the words that call the subject.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from ldm.models.adapters import Adapter, Dialect, convert, parse_adapter
+from ldm.store.parts import Parts
+from ldm.store.write import staged, write_weights
+from ldm.version import __version__
+from train.task import Setting
+from train.tasks.learned import Learned
+from train.tasks.lora import ATTENTION, FILE, Weights, config_of, factors, told
+from train.tasks.settings import InversionSettings, LoraSettings
+
+KOHYA, PEFT, WORD = "kohya.safetensors", "peft", "learned_embeds.safetensors"
+MOST_CAPTIONS = 10_000  # that are counted for the header
+
+
+def save_subject(
+    folder: Path,
+    parts: Parts,
+    settings: LoraSettings | InversionSettings,
+    setting: Setting,
+    weights: Mapping[str, Weights],
+    learned: Learned | None,
+) -> None:
+    """A folder with all files, complete or not at all."""
+    name = setting.name or f"{parts.name}-subject"
+    about = header(parts, settings, setting, name)
+    with staged(folder) as stage:
+        stage.mkdir(parents=True)
+        if isinstance(settings, LoraSettings):
+            _save_adapter(stage, parts, settings, weights, about, name)
+        if learned is not None:
+            embedding = learned.embedding(name, parts.family)
+            write_weights(stage / WORD, embedding.tensors(), about | {"ldm.token": learned.token})
+
+
+def _save_adapter(
+    stage: Path, parts: Parts, settings: LoraSettings, weights: Mapping[str, Weights], about: dict[str, str], name: str
+) -> None:
+    """diffusers has no names for LoHa and LoKr: they go to a peft folder for each network instead."""
+    adapter = _adapter(settings, weights, about, name)
+    base = {"fingerprint": parts.fingerprint, "family": parts.family}
+    write_weights(stage / KOHYA, *convert(adapter, _kohya(parts), **base))
+    if settings.kind == "lora":
+        write_weights(stage / FILE, *convert(adapter, "diffusers", **base))
+        return
+    for component, held in weights.items():
+        place = stage / PEFT / component
+        place.mkdir(parents=True)
+        tensors, metadata = convert(_adapter(settings, {component: held}, about, name), "peft", **base)
+        write_weights(place / "adapter_model.safetensors", tensors, metadata)
+        config = metadata["lora_adapter_metadata"]
+        (place / "adapter_config.json").write_text(config + "\n", "utf-8")
+
+
+def _kohya(parts: Parts) -> Dialect:
+    """kohya's own files for XL have the names of the original code, which exist for its two layers a block."""
+    return "kohya-xl" if parts.family == "xl" and parts.unet.config.layers_per_block == 2 else "kohya"
+
+
+def _adapter(settings: LoraSettings, weights: Mapping[str, Weights], about: Mapping[str, str], name: str) -> Adapter:
+    tensors = {key: tensor for component, held in weights.items() for key, tensor in factors(component, held).items()}
+    said = told(config_of(settings, ATTENTION))
+    peft = {f"{component}.{key}": value for component in weights for key, value in said.items()}
+    return parse_adapter(tensors, {**about, "lora_adapter_metadata": json.dumps(peft)}, name)
+
+
+def header(parts: Parts, settings: LoraSettings | InversionSettings, setting: Setting, name: str) -> dict[str, str]:
+    """ModelSpec and kohya's `ss_*`, as far as they are known before a file's own tensors are."""
+    captions = Counter(islice(setting.captions(), MOST_CAPTIONS))
+    about = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.resolution": f"{setting.size}x{setting.size}",
+        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "modelspec.trigger_phrase": settings.token,
+        "modelspec.license": settings.licence,
+        "modelspec.architecture": "" if parts.family != "own" else "ldm/lora",
+        "ss_output_name": name,
+        "ss_resolution": f"({setting.size}, {setting.size})",
+        "ss_max_train_steps": str(setting.steps),
+        "ss_seed": str(setting.seed),
+        "ss_sd_model_name": parts.name,
+        "ss_tag_frequency": json.dumps({"img": dict(captions.most_common())}, ensure_ascii=False),
+        "ss_network_module": "networks.lora",
+        "ldm.base_fingerprint": parts.fingerprint,
+        "ldm.base_family": parts.family,
+        "ldm.base_name": parts.name,
+        "ldm.version": __version__,
+    }
+    return {key: value for key, value in about.items() if value}
