@@ -281,9 +281,14 @@ def _data_check(
     sheet: Annotated[
         str | None, typer.Option("--sheet", metavar="FILE", help="A picture that shows what was found.")
     ] = None,
+    subject: Annotated[bool, typer.Option("--subject", help="They are a few pictures of one subject.")] = False,
+    token: Annotated[str, typer.Option("--token", metavar="WORDS", help="What calls the subject: 'sks dog'.")] = "",
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="CLIP", help="Whose features tell subjects apart.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Decode every picture and list what is worth mending before training: ldm data check photos --size 512"""
     from app.data import check
 
-    return check(path, size, buckets, sheet, as_json)
+    return check(path, size, buckets, sheet, as_json, subject, token, clip)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -22,14 +22,24 @@ from ldm.errors import Code, LdmError
 if TYPE_CHECKING:
     from ldm.data.doctor import Report
     from ldm.data.settings import DataSettings
-    from ldm.data.survey import Case, Finding
+    from ldm.data.source import Source
+    from ldm.data.survey import Case, Finding, Survey
 
 SHOWN = {"stop": 12, "warn": 8, "note": 2}  # cases of a finding that are printed
 SAME_SHOWN, BUCKETS_SHOWN = 5, 12  # names of a case, and shapes
 COLOURS = {"stop": "red", "warn": "yellow", "note": "blue"}
 
 
-def check(path: str, size: int | None, buckets: bool, sheet: str | None, as_json: bool) -> int:
+def check(
+    path: str,
+    size: int | None,
+    buckets: bool,
+    sheet: str | None,
+    as_json: bool,
+    subject: bool = False,
+    token: str = "",
+    clip: str | None = None,
+) -> int:
     """Looks at every picture; the exit status is that of a bad file where training would stop."""
     from ldm.data.buckets import frame
     from ldm.data.doctor import check as examine
@@ -38,6 +48,10 @@ def check(path: str, size: int | None, buckets: bool, sheet: str | None, as_json
 
     if sheet is not None:
         _check_sheet(Path(sheet))
+    for option, given in (("--token", token), ("--clip", clip)):
+        if given and not subject:
+            what, why = f"{option} does nothing here.", "It belongs to the check of one subject's pictures."
+            raise LdmError(Code.USAGE, what, why, "Add --subject, or leave it out.")
     start = time.perf_counter()
     settings, sized = _settings(path, size, buckets)
     source = open_source(settings)
@@ -50,6 +64,7 @@ def check(path: str, size: int | None, buckets: bool, sheet: str | None, as_json
             cache(partial(frame, settings)),
             masks=settings.mask == "beside",
             least=settings.least_side,
+            more=_of_a_subject(source, settings.size, token, clip) if subject else lambda survey: (),
             on_progress=show,
             stop=lambda: stop.status is not None,
         )
@@ -66,6 +81,28 @@ def check(path: str, size: int | None, buckets: bool, sheet: str | None, as_json
     if stop.status is not None:
         return stop.status
     return 0 if report.ready else int(Code.FILE)
+
+
+def _of_a_subject(source: Source, size: int, token: str, clip: str | None) -> Callable[[Survey], Sequence[Finding]]:
+    """What is worth saying of the pictures of one subject; what a CLIP sees in them, where one is named."""
+    from ldm.data.subject import subject_findings
+
+    look = None
+    if clip is not None:
+        from ldm.metrics.features import clips, extracted, squares
+        from ldm.store.clip import load_clip
+        from ldm.store.find import find_model
+
+        look = clips([load_clip(find_model(clip)).eval()])
+
+    def more(survey: Survey) -> Sequence[Finding]:
+        places = [s.place for s, _ in survey.good]
+        if look is None or not places:
+            return subject_findings(survey, token)
+        features = extracted(look, squares([source.picture(place) for place in places], size))
+        return subject_findings(survey, token, features.numpy())
+
+    return more
 
 
 def _settings(path: str, size: int | None, buckets: bool) -> tuple[DataSettings, bool]:

@@ -27,10 +27,8 @@ import torch
 
 from ldm.data.emoji import KEPT, Emoji
 from ldm.data.emoji_table import read_table
-from ldm.data.source import srgb
-from ldm.data.transforms import centred, resized, shown
 from ldm.images import open_image
-from ldm.metrics.features import Extractor, clips, colour_and_edges, extracted
+from ldm.metrics.features import Extractor, clips, colour_and_edges, extracted, squares
 from ldm.metrics.retrieval import Gallery, Wanted, hits, mean_over_groups
 from ldm.store.clip import load_clip
 from train.sampled import Pictures, Sampled, as_tensor, psnr
@@ -63,13 +61,7 @@ class Pair:
 def read(path: Path) -> tuple[list[Emoji], list[np.ndarray]]:
     """The rows of a prepared table, and their pictures as training shows them."""
     rows = list(read_table(path))
-    return rows, [_shown(row.image) for row in rows]
-
-
-def _shown(image: bytes) -> np.ndarray:
-    pixels = srgb(open_image(image))
-    cut = centred((pixels.shape[1], pixels.shape[0]), (SIDE, SIDE))
-    return np.asarray(shown(resized(pixels, cut.cover), cut), np.float32) / 255
+    return rows, [squares([open_image(row.image)], SIDE)[0].permute(1, 2, 0).numpy() for row in rows]
 
 
 def pairs(rows: Sequence[Emoji], unseen: bool, each: int | None = None) -> list[Pair]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -85,11 +85,13 @@ def check(
     *,
     masks: bool = False,
     least: int = 1,
+    more: Callable[[Survey], Sequence[Finding]] = lambda survey: (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Decodes every picture of `source` for training at `size` pixels. `frame` tells the size that each is trained at
-    (None: all squares), `masks` whether masks that lie beside are used, `least` the shortest side that is kept."""
+    (None: all squares), `masks` whether masks that lie beside are used, `least` the shortest side that is kept, `more`
+    what else is worth saying of such a set."""
     seen: list[Seen] = []
     stopped = False
     for one in survey(source, size, least):
@@ -100,7 +102,8 @@ def check(
     found = Survey(seen, size, frame or square(size), masks)
     widths, heights = ([getattr(f, side) for _, f in found.good] for side in ("width", "height"))
     typical = (round(statistics.median(widths)), round(statistics.median(heights))) if found.good else None
-    return Report(len(seen), len(found.good), size, typical, tuple(findings(found)), tuple(buckets(found)), stopped)
+    told = tuple(findings(found, more(found)))
+    return Report(len(seen), len(found.good), size, typical, told, tuple(buckets(found)), stopped)
 
 
 def survey(source: Source, size: int, least: int = 1) -> Iterator[Seen]:

@@ -21,11 +21,11 @@ LOST = 0.40  # share of a picture that the crop takes away
 CLEAR = 0.005  # share of a picture that is transparent
 
 
-def findings(survey: Survey) -> list[Finding]:
-    """Everything worth saying, the worst first."""
+def findings(survey: Survey, more: Sequence[Finding] = ()) -> list[Finding]:
+    """Everything worth saying, and `more` that somebody else has found, the worst first."""
     order = {"stop": 0, "warn": 1, "note": 2}
     found = [finding for look in LOOKS for finding in look(survey) if finding.cases]
-    return sorted(found, key=lambda finding: order[finding.level])
+    return sorted([*more, *found], key=lambda finding: order[finding.level])
 
 
 def unreadable(survey: Survey) -> Iterator[Finding]:

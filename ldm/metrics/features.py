@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.data.source import srgb
+from ldm.data.transforms import centred, resized, shown
+from ldm.images import Picture
 from ldm.models.clip import Clip
 
 Extractor = Callable[[Tensor], Tensor]
@@ -50,6 +54,16 @@ def clips(models: Sequence[Clip]) -> Extractor:
         return torch.cat([model.encode_image(image * 2 - 1) for model in models], 1) / math.sqrt(len(models))
 
     return extract
+
+
+def squares(pictures: Sequence[Picture], size: int) -> Tensor:
+    """[n,3,size,size] in [0,1]: the middle of each picture, as training shows it."""
+    made = []
+    for picture in pictures:
+        pixels = srgb(picture)
+        cut = centred((pixels.shape[1], pixels.shape[0]), (size, size))
+        made.append(shown(resized(pixels, cut.cover), cut))
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()

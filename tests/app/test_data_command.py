@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.errors import Code
 from ldm.images import open_image
 from tests.app.conftest import Ldm
+from tests.data.test_doctor import encoded, put, scene
 
 
 def picture(seed: int, side: int = 64) -> bytes:
@@ -131,3 +133,16 @@ def test_names_and_captions_do_not_drive_the_terminal(ldm: Ldm, photos: Path) ->
     (photos / "1.txt").write_text("\x1b]0;title\x07 http://example.org")
     done = ldm("data", "check", photos)
     assert "\x1b[2J" not in done.out and "\x1b]0" not in done.out and "http://example.org" in done.out
+
+
+def test_pictures_of_one_subject_are_checked_as_such(ldm: Ldm, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    put(tmp_path / "one", "a.png", encoded(scene(1)), "a thing")
+    told = ldm("data", "check", "one", "--subject", "--token", "zwx", "--json").json
+    assert {"count", "token"} <= {finding["kind"] for finding in told["findings"]}
+    assert "count" not in {finding["kind"] for finding in ldm("data", "check", "one", "--json").json["findings"]}
+    alone = ldm("data", "check", "one", "--token", "zwx")
+    assert (alone.status, "--subject" in alone.err) == (Code.USAGE, True)
+    (tmp_path / "none").mkdir()
+    assert ldm("data", "check", "none", "--subject").status == Code.FILE
+    assert ldm("data", "check", "one", "--subject", "--clip", "nothing").status == Code.FILE

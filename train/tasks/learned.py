@@ -39,7 +39,8 @@ class Learned(nn.Module):
 
         def replace(module: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor:
             if not spots:  # captions without the word: its gradient is zero, not missing
-                return embedded + 0.0 * vectors.sum()
+                untouched: Tensor = embedded + 0.0 * vectors.sum()
+                return untouched
             embedded = embedded.clone()
             rows, columns, which = zip(*spots, strict=True)
             embedded[list(rows), list(columns)] = vectors[list(which)].to(embedded)

@@ -1,0 +1,137 @@
+"""What is worth saying of a few pictures of one subject, besides what is worth saying of any set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ldm.data.survey import Case, Finding, Seen, Survey, many, percent
+
+FEWEST, MOST = 4, 50  # pictures of one subject that are enough, and that are more than help
+SMALL = 0.12  # share of a picture that its subject fills
+APART = 0.30  # mean silhouette of two groups that are two subjects
+UNLIKE = 2.5  # times the usual distance from the others
+COMMON = 0.8  # share of captions that say the same word
+_WORD = re.compile(r"[^\W\d_][\w'-]*")
+_LINKS = frozenset({"a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "to", "by", "for", "from", "is",
+                    "are", "its", "his", "her", "my", "your", "photo", "picture", "image", "drawing", "photograph",
+                    "close", "up", "closeup", "shot", "portrait", "style"})  # fmt: skip
+Floats = npt.NDArray[np.float32]
+
+
+def subject_findings(survey: Survey, token: str = "", features: Floats | None = None) -> list[Finding]:
+    """`features` [n,d], rows of length 1, of the readable pictures in their order: what a CLIP sees in them."""
+    found = [*_count(survey), *_small(survey), *_captions(survey, token)]
+    if features is not None:
+        found += _mixed(survey, features)
+    return [finding for finding in found if finding.cases or finding.kind == "count"]
+
+
+def _count(survey: Survey) -> Iterator[Finding]:
+    number = len(survey.good)
+    if number == 0:
+        yield Finding("count", "stop", "no picture can be read", "give a folder with pictures of the subject", ())
+    elif number == 1:
+        what = "one picture: what is the subject and what is the picture cannot be told apart"
+        fix = "add a few more, from other sides and before other backgrounds; else expect copies of this one"
+        yield Finding("count", "warn", what, fix, ())
+    elif number < FEWEST:
+        what = f"{number} pictures: enough to learn from, too few to judge by"
+        yield Finding(
+            "count", "note", what, f"add some, if there are more: from {FEWEST} on one is kept to judge by", ()
+        )
+    elif number > MOST:
+        what = f"{number:,} pictures: more than one subject needs"
+        fix = f"choose the {FEWEST * 2} to {MOST // 2} best; a large set or a style is better trained by a run file"
+        yield Finding("count", "warn", what, fix, ())
+
+
+def _small(survey: Survey) -> Iterator[Finding]:
+    cases = survey.pick(lambda f: f"it fills {percent(f.extent)}" if f.extent < SMALL and not f.flat else None)
+    fix = "cut closer around the subject: at the size of training little of it is left"
+    yield Finding("small subject", "warn", f"{many(len(cases), 'picture')}: the subject looks small", fix, cases)
+
+
+def _captions(survey: Survey, token: str) -> Iterator[Finding]:
+    told = [(s, c) for s, _ in survey.good for c in s.captions if c.strip()]
+    if token:
+        lacking = [(s, c) for s, c in told if token.casefold() not in c.casefold()]
+        cases = tuple(Case((s.place,), (s.name,), _short(c)) for s, c in lacking)
+        what = f"{many(len(cases), 'caption')}: the token {token!r} is not in it"
+        yield Finding("token", "note", what, f"nothing: it is put in front of them ({token}, ...)", cases)
+    yield _said_of_all(told, token)
+
+
+def _said_of_all(told: Sequence[tuple[Seen, str]], token: str) -> Finding:
+    """Words that nearly every caption says describe the subject: what is said in words is not learned by the token."""
+    own = {word.casefold() for word in _WORD.findall(token)}
+    pictures = {s.place for s, _ in told}
+    said = Counter(
+        word
+        for place in pictures
+        for word in {w.casefold() for s, c in told if s.place == place for w in _WORD.findall(c)}
+    )
+    words = [w for w, n in said.most_common() if n >= max(3, COMMON * len(pictures)) and w not in own | _LINKS]
+    cases = tuple(Case((), (word,), f"in {said[word]} of {len(pictures)} captions") for word in words[:8])
+    return Finding(
+        "leaking words",
+        "warn",
+        f"{many(len(words), 'word')} said of nearly every picture",
+        "leave out what always belongs to the subject, and say what changes: the token learns what no word tells",
+        cases,
+    )
+
+
+def _mixed(survey: Survey, features: Floats) -> Iterator[Finding]:
+    good = [s for s, _ in survey.good]
+    odd = unlike(features)
+    cases = tuple(Case((good[i].place,), (good[i].name,)) for i in odd)
+    what = f"{many(len(cases), 'picture')}: unlike the others"
+    yield Finding("unlike", "warn", what, "look whether the subject is on it, and is what matters there", cases)
+    kept = [i for i in range(len(good)) if i not in odd]
+    groups = two_groups(features[kept]) if len(kept) >= 4 else None
+    cases = ()
+    if groups is not None:
+        cases = tuple(Case(tuple(good[kept[i]].place for i in g), tuple(good[kept[i]].name for i in g)) for g in groups)
+    fix = "train each subject by itself, with a token of its own; or say in the captions what tells them apart"
+    yield Finding("mixed subjects", "warn", "the pictures fall into two groups that look like two subjects", fix, cases)
+
+
+def unlike(features: Floats) -> list[int]:
+    """Pictures whose nearest other one is much farther than is usual here."""
+    if len(features) < 4:
+        return []
+    away = 1 - features @ features.T
+    np.fill_diagonal(away, np.inf)
+    nearest = away.min(1)
+    usual = float(np.median(nearest))
+    return [i for i, distance in enumerate(nearest) if distance > UNLIKE * max(usual, 1e-3) and distance > 0.1]
+
+
+def two_groups(features: Floats) -> tuple[list[int], list[int]] | None:
+    """Two groups by 2-means from the farthest pair, if they are far apart for how wide they are (mean silhouette)."""
+    away = 1 - features @ features.T
+    centres = features[list(np.unravel_index(int(away.argmax()), away.shape))]
+    group = np.zeros(len(features), np.int64)
+    for _ in range(20):
+        group = (features @ centres.T).argmax(1)
+        if min(np.bincount(group, minlength=2)) < 2:
+            return None
+        centres = np.stack([features[group == k].mean(0) for k in (0, 1)])
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    own = np.stack([(away * (group == k)).sum(1) / np.maximum(1, (group == k).sum() - (group == k)) for k in (0, 1)])
+    inside, outside = own[group, np.arange(len(group))], own[1 - group, np.arange(len(group))]
+    silhouette = float(((outside - inside) / np.maximum(np.maximum(inside, outside), 1e-6)).mean())
+    if silhouette < APART:
+        return None
+    first, second = (np.flatnonzero(group == k).tolist() for k in (0, 1))
+    return (first, second) if first[0] < second[0] else (second, first)
+
+
+def _short(text: str, most: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."
