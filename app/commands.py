@@ -36,19 +36,19 @@ def generate() -> typer.Typer:
     command.__signature__ = inspect.Signature([words, *(_parameter(option) for option in OPTIONS)])  # type: ignore[attr-defined]
     command.__annotations__ = {}
     command.__doc__ = 'Make pictures from a prompt: ldm generate "a red circle" --size 32x32 --seed 1'
-    return _single(command)
+    return single(command)
 
 
 def verify() -> typer.Typer:
-    return _single(_verify)
+    return single(_verify)
 
 
 def train() -> typer.Typer:
-    return _single(_train)
+    return single(_train)
 
 
 def doctor() -> typer.Typer:
-    return _single(_doctor)
+    return single(_doctor)
 
 
 def config() -> typer.Typer:
@@ -86,7 +86,8 @@ def group(help: str) -> typer.Typer:
     return typer.Typer(help=help, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _single(function: Callable[..., int]) -> typer.Typer:
+def single(function: Callable[..., int]) -> typer.Typer:
+    """A command of its own."""
     app = group("")
     app.command()(function)
     return app
@@ -256,12 +257,16 @@ def _data_draw(
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="How many.")] = 2000,
     size: Annotated[int, typer.Option("--size", metavar="N", min=16, max=2048, help="Their side in pixels.")] = 64,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Others from each.")] = 0,
+    character: Annotated[
+        int | None,
+        typer.Option("--character", metavar="N", min=0, max=2**32 - 1, help="A creature in many poses instead."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Coloured shapes with captions, as files to try training on: ldm data draw pictures --count 2000"""
     from app.data_draw import draw
 
-    return draw(out, count, size, seed, as_json)
+    return draw(out, count, size, seed, character, as_json)
 
 
 def _data_check(

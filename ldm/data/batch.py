@@ -42,6 +42,18 @@ class Batch:
             {name: tensor[rows] for name, tensor in self.extra.items()},
         )
 
+    def chosen(self, rows: Sequence[int]) -> Batch:
+        """These examples alone."""
+        index = torch.tensor(rows, device=self.places.device)
+        return Batch(
+            self.places[index],
+            self.examples[index],
+            None if self.image is None else self.image[index],
+            tuple(self.text[row] for row in rows) if self.text else (),
+            None if self.label is None else self.label[index],
+            {name: tensor[index] for name, tensor in self.extra.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; places stay exact, so everything drawn from them does too."""
 

@@ -89,6 +89,15 @@ class Vocabulary:
         self.comma = comma[0].id if len(comma) == 1 else None
 
     @property
+    def size(self) -> int:
+        """Entries."""
+        return int(self._backend.get_vocab_size())
+
+    def text(self, entry: int) -> str:
+        """What an entry stands for, without the mark of a word's end."""
+        return str(self._backend.id_to_token(entry) or "").removesuffix("</w>")
+
+    @property
     def room(self) -> int:
         """Tokens of text that fit into one chunk: 75 of 77."""
         return self.positions - 2

@@ -35,3 +35,13 @@ def test_bad_numbers_are_refused(ldm: Ldm, wrong: tuple[str, str]) -> None:
     assert ldm("data", "draw", "mine", *wrong).status == Code.USAGE
     assert ldm("data", "draw", " ").status == Code.USAGE
     assert not Path("mine").exists()
+
+
+def test_a_creature_is_drawn_in_many_poses_without_words(ldm: Ldm, tmp_path: Path) -> None:
+    done = ldm("data", "draw", "mine", "--character", 3, "--count", 4, "--size", 48, "--json")
+    assert done.status == 0 and done.json["pictures"] == 4
+    files = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert files == ["0.png", "1.png", "2.png", "3.png"]
+    assert len({(tmp_path / "mine" / name).read_bytes() for name in files}) == 4
+    assert ldm("data", "draw", "other", "--character", 4, "--count", 4, "--size", 48).status == 0
+    assert (tmp_path / "other/0.png").read_bytes() != (tmp_path / "mine/0.png").read_bytes()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -42,6 +44,22 @@ def inject(network: nn.Module, config: PeftConfig, seed: int) -> Weights:
     with seeded(seed):
         inject_adapter_in_model(config, network)
     return Weights(network)
+
+
+@contextmanager
+def switched_off(*networks: nn.Module) -> Iterator[None]:
+    """Inside, networks answer as if there were no adapter in them.
+
+    peft's own switch turns `requires_grad` as well, which belongs to the trainer; this turns its flag alone.
+    """
+    layers: list[Any] = [m for network in networks for m in network.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def config_of(settings: LoraSettings, layers: Sequence[str]) -> PeftConfig:

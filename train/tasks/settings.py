@@ -170,10 +170,17 @@ class SubjectSettings(Strict):
     model: Path  # the whole model: a folder, a single file, or a name
     token: str = ""  # the words that stand for the subject in the captions; also the trigger phrase of what is saved
     begin: str = ""  # learned vectors begin as these words: the kind of thing that is learned
+    preserve: bool = False  # pictures without the token in their caption: the model's own answer is the aim
     drop_caption: Share = 0.0
     levels: int = Field(1, gt=0)  # noise levels for each picture and caption of a batch
     noise: Noise | None = None  # None: as the model was trained
     licence: str = ""  # of what is saved, for its metadata
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        if self.preserve and not self.token:
+            raise ValueError("preserve tells pictures of the subject from others by the token: name it")
+        return self
 
 
 class LoraSettings(SubjectSettings):

@@ -28,7 +28,7 @@ from train.tasks.captions import Captions
 from train.tasks.denoising import Denoising, Rows, check_sizes, drawing, schedule_of, sizes_of
 from train.tasks.latents import latents_with_hole, moments
 from train.tasks.learned import Learned
-from train.tasks.lora import ATTENTION, RESIDUAL, Weights, config_of, inject
+from train.tasks.lora import ATTENTION, RESIDUAL, Weights, config_of, inject, switched_off
 from train.tasks.lora import TEXT as TEXT_LAYERS
 from train.tasks.parts import refuse_told
 from train.tasks.sampling import Look, evaluating, examples, pictures, prompts, start_noise
@@ -122,8 +122,27 @@ class SubjectTask:
 
     def loss(self, turn: Turn, batch: Batch) -> tuple[Tensor, Figures]:
         rows = self.denoising.rows(turn.draws, batch)
-        each, figures = self.denoising.losses(self._output(rows), rows)
+        output = self._output(rows)
+        each, figures = self.denoising.losses(output, rows)
+        if self.settings.preserve:
+            each = self._preserved(turn.draws, batch, output, each)
         return turn.mean(each), {name: turn.mean(value.detach()) for name, value in figures.items()}
+
+    def _preserved(self, draws: Draws, batch: Batch, output: Tensor, each: Tensor) -> Tensor:
+        """[n] losses, those of captions without the token replaced by |output - what the model as it was says|^2.
+
+        All that is random is a function of the places, so the model is asked about the same noise.
+        """
+        token = self.settings.token.casefold()
+        others = [i for i, text in enumerate(batch.text) if token not in text.casefold()]
+        if not others:
+            return each
+        some = batch.chosen(others)
+        with torch.no_grad(), switched_off(self.unet, self.captions.model):
+            said = self._output(self.denoising.rows(replace(draws, places=some.places), some)).float()
+        ours = output.float().view(-1, len(batch), *output.shape[1:])[:, others]
+        wrong = (ours - said.view_as(ours)).square().flatten(2).mean((0, 2))
+        return each.index_put((torch.tensor(others, device=each.device),), wrong)
 
     def _output(self, rows: Rows) -> Tensor:
         told = self.network.arguments(rows.cond, torch.float32)
@@ -142,7 +161,7 @@ class SubjectTask:
             texts = prompts(self.setting)
             side = self.setting.size // self.vae.factor
             noise = start_noise(seed, (self.vae.channels, side, side), len(texts), device)
-            return {"pictures": self.pictures(texts, noise, Look(), self._whole(seed, device, len(texts)))}
+            return {"pictures": self.pictures(texts, noise, Look(), self.whole_hole(len(texts)))}
 
     def pictures(self, texts: Sequence[str], noise: Tensor, look: Look, channels: Tensor | None = None) -> Tensor:
         """[B,3,H,W] in [-1,1] of texts, from this noise."""
@@ -153,13 +172,14 @@ class SubjectTask:
         )
         return pictures(self.network, self.vae, self.scheduler, noise, cond, null, look)
 
-    def _whole(self, seed: int, device: torch.device, count: int) -> Tensor | None:
-        """Beside the latent of an inpainting network: everything is to be painted."""
+    def whole_hole(self, count: int) -> Tensor | None:
+        """Beside the latents of an inpainting network: everything is to be painted."""
         if not self.network.inpaints:
             return None
+        device = next(self.vae.model.parameters()).device
         batch = examples(self.setting, 1).to(device)
         assert batch.image is not None
-        draws = Draws(seed, torch.arange(1, device=device), 1, "preview")
+        draws = Draws(0, torch.arange(1, device=device), 1, "preview")
         whole = torch.ones_like(holes(draws, *batch.image.shape[-2:]))
         return latents_with_hole(self.vae, draws, batch, whole)[1].repeat(count, 1, 1, 1)
 

@@ -1,0 +1,135 @@
+"""`ldm personalize PHOTOS --token "sks dog"`: what it will cost, how it goes, and what it brought."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from pydantic import ValidationError
+
+from app.errors import printable
+from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:
+    from app.training_view import QuietView
+    from ldm.data.survey import Finding
+    from train.personal.learn import Learned
+    from train.personal.plan import Plan
+    from train.personal.settings import Wish
+
+COLOURS = {"stop": "red", "warn": "yellow", "note": "blue"}
+SHOWN = 4  # cases of a finding
+
+
+def personalize(fields: Mapping[str, Any], *, as_json: bool, quiet: bool) -> int:
+    """Trains, or goes on, or tells what an earlier command like this one has left."""
+    wish = _wish(fields)
+    from app.training_view import JsonView, QuietView, View, heard
+    from train.signals import Stop, Stopped, resume_command
+
+    view: QuietView = JsonView() if as_json else QuietView() if quiet else View(wish.steps or 1)
+    with heard(view), Stop() as stop, view:
+        try:
+            from train.personal.learn import Hooks
+            from train.personal.learn import personalize as learn
+
+            stop.check()
+            speaks = not as_json and not quiet
+            hooks = Hooks(
+                planned=lambda plan, findings: _tell_plan(view, plan, findings) if speaks else None,
+                begun=view.begin,
+                stepped=view.step,
+                measured=lambda told: _tell_measures(view, told, as_json, speaks),
+                progress=view.progress,
+                listeners=[view.line],
+            )
+            made = learn(wish, hooks, stop)
+        except Stopped as stopped:
+            view.stopped(resume_command(), 0)
+            return int(stopped.code or 143)
+    _tell_result(made, as_json, quiet)
+    return 0
+
+
+def _wish(fields: Mapping[str, Any]) -> Wish:
+    from train.personal.settings import Wish
+
+    photos = Path(fields["photos"]).expanduser()
+    if not photos.exists():
+        what, why = f"{photos} is not there.", "It is to be a folder with a few pictures of one subject."
+        raise LdmError(Code.FILE, what, why, "Check the path for a spelling mistake.")
+    if not str(fields["token"]).strip():
+        what, why = "--token is empty.", "It is what calls the subject in a prompt: a rare word, and what the thing is."
+        raise LdmError(Code.USAGE, what, why, 'Write --token "sks dog".')
+    given = {key: value for key, value in fields.items() if value is not None}
+    given["photos"], given["token"] = photos, " ".join(str(fields["token"]).split())
+    given.setdefault("out", Path("runs") / Wish(**{**given, "out": Path("x")}).name if _sound(given) else Path("x"))
+    try:
+        return Wish(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + ".".join(map(str, first["loc"][:1])).replace("_", "-")
+        raise LdmError(
+            Code.USAGE, f"{option} is not understood.", first["msg"] + ".", "See ldm personalize --help."
+        ) from error
+
+
+def _sound(given: Mapping[str, Any]) -> bool:
+    """Whether the rest is understood, so that a name for the folder can be made of it."""
+    from train.personal.settings import Wish
+
+    try:
+        Wish(**{**given, "out": Path("x")})
+    except ValidationError:
+        return False
+    return True
+
+
+def _tell_plan(view: QuietView, plan: Plan, findings: Sequence[Finding]) -> None:
+    wish = plan.wish
+    view.note(f"{wish.photos}: learning {wish.token!r} on {wish.model}, {plan.size} pixels, into {wish.out}")
+    kept = f"; {plan.prior} pictures of the model itself keep it what it is" if plan.prior else ""
+    view.note(f"{wish.method}, {plan.steps:,} steps, looked at every {plan.every:,}{kept}")
+    for note in plan.notes:
+        view.note(f"note: {note}")
+    for finding in findings:
+        cases = "; ".join(map(str, finding.cases[:SHOWN]))
+        view.note(f"{finding.level}: {finding.what}{f' ({cases})' if cases else ''}; fix: {finding.fix}")
+
+
+def _tell_measures(view: QuietView, told: dict[str, Any], as_json: bool, speaks: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"measured": told}))
+    elif speaks:
+        m = told["measures"]
+        follows = "" if m["prompt"] is None else f", follows prompts {m['prompt']:.0%}"
+        view.note(
+            f"step {told['step']:,}: subject {m['subject']:.0%}{follows}, drift {m['drift']:.0%}, "
+            f"near copies {m['copies']:.0%}, validation {told['validation']:.4g}"
+        )
+
+
+def _tell_result(made: Learned, as_json: bool, quiet: bool) -> None:
+    files = [str(path) for path in made.files]
+    if as_json:
+        told = {"out": str(made.folder), "files": files, "report": str(made.folder / "report.html")}
+        typer.echo(json.dumps({"result": told | {k: made.report[k] for k in ("verdict", "flags", "step", "measures")}}))
+        return
+    if quiet:
+        typer.echo(printable(files[0]))
+        return
+    colour = "yellow" if made.report["flags"] else "green"
+    typer.echo(
+        typer.style(printable(made.report["verdict"][:1].upper() + made.report["verdict"][1:]), fg=colour, bold=True)
+    )
+    typer.echo(f"report   {printable(str(made.folder / 'report.html'))}")
+    for path in files:
+        typer.echo(f"adapter  {printable(path)}")
+    use = next((f for f in files if not f.endswith(("-kohya.safetensors", "-word.safetensors", "-peft"))), files[0])
+    option = "--embedding" if use.endswith("-word.safetensors") else "--lora"
+    prompt = made.report["prompts"]["subject"][0]
+    model = made.report["model"]
+    typer.echo(f'try      ldm generate "{printable(prompt)}" --model {printable(model)} {option} {printable(use)}')

@@ -1,0 +1,140 @@
+"""`ldm personalize`: photos in, an adapter and a report out; stopped and gone on with; bad input said in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from ldm.data.characters import character, draw_character, pose
+from ldm.errors import Code
+from tests.app.conftest import Done, Ldm
+
+SHORT = ("--steps", 6, "--checkpoints", 2, "--prior", 4, "--batch", 2, "--prompt", "{}", "--prompt", "{} red",
+         "--unrelated", "a blue square")  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        exif = Image.Exif()
+        exif[0x010F] = "SECRETCAMERA"
+        draw_character(character(1), pose(number), 96).save(folder / f"p{number}.jpg", exif=exif)
+    return folder
+
+
+def learn(ldm: Ldm, *more: object) -> Done:
+    return ldm("personalize", "photos", "--token", "zwx circle", "--model", "scenes", *SHORT, *more)
+
+
+def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    done = learn(ldm, "--licence", "CC0-1.0")
+    assert done.status == 0, done.err
+    out = tmp_path / "runs" / "zwx-circle"
+    assert "report   runs/zwx-circle/report.html" in done.out and "ldm generate" in done.out
+    report = json.loads((out / "report.json").read_text())
+    assert [c["step"] for c in report["checkpoints"]] == [3, 6]
+    assert report["files"] == ["zwx-circle.safetensors", "zwx-circle-kohya.safetensors"]
+    assert report["features"] == "colours and edges" and report["measures"]["prompt"] is None
+    page = (out / "report.html").read_text()
+    assert report["verdict"][1:].split(";")[0] in page and "http" not in page.replace("http://www.w3.org", "")
+    with safe_open(out / "zwx-circle.safetensors", "pt") as file:
+        told = file.metadata()
+    assert told["modelspec.trigger_phrase"] == "zwx circle" and told["modelspec.license"] == "CC0-1.0"
+    for made in tmp_path.rglob("runs/**/*"):
+        assert not made.is_file() or b"SECRETCAMERA" not in made.read_bytes()
+    drawn = ldm("generate", "zwx circle", "--steps", 2, "--lora", out / "zwx-circle.safetensors", "--model", "scenes")
+    assert drawn.status == 0, drawn.err
+    again = learn(ldm, "--licence", "CC0-1.0")
+    assert again.status == 0 and "report   " in again.out and "step 3:" not in again.err
+    other = learn(ldm)
+    assert (other.status, "another licence" in other.err) == (Code.USAGE, True)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_it(
+    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.personal.watching import Watching
+
+    assert learn(ldm, "--out", "whole").status == 0
+    at, cut = Watching.at, [True]
+
+    def dies(self: Any, trainer: Any, step: int) -> None:
+        if step == 6 and cut:
+            cut.clear()
+            raise KeyboardInterrupt
+        at(self, trainer, step)
+
+    monkeypatch.setattr(Watching, "at", dies)
+    assert learn(ldm, "--out", "cut").status == 130
+    assert not (tmp_path / "cut" / "report.json").exists()
+    assert learn(ldm, "--out", "cut").status == 0
+    files = [(tmp_path / name / "zwx-circle.safetensors").read_bytes() for name in ("whole", "cut")]
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]
+    assert reports[0]["checkpoints"] == reports[1]["checkpoints"]
+    assert files[0] == files[1]
+
+
+def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    told = learn(ldm, "--method", "inversion", "--out", "word", "--json")
+    assert told.status == 0, told
+    result = json.loads(told.out.splitlines()[-1])["result"]
+    assert [Path(f).name for f in result["files"]] == ["zwx-circle-word.safetensors"]
+    drawn = ldm("generate", "zwx circle", "--steps", 2, "--embedding", result["files"][0], "--model", "scenes")
+    assert drawn.status == 0, drawn.err
+
+
+def test_class_pictures_are_made_once(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    assert learn(ldm, "--out", "runs/a").status == 0
+    (kept,) = (tmp_path / "runs" / "class-pictures").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert sum(name.endswith(".png") for name in before) == 4
+    assert learn(ldm, "--out", "runs/b", "--seed", 0).status == 0
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("photos",), Code.USAGE, "--token"),
+        (("photos", "--token", " "), Code.USAGE, "--token is empty"),
+        (("nowhere", "--token", "zwx"), Code.FILE, "nowhere"),
+        (("empty", "--token", "zwx"), Code.FILE, "no picture"),
+        (("photos/p0.jpg", "--token", "zwx"), Code.USAGE, "one folder"),
+        (("texts", "--token", "zwx"), Code.FILE, "no picture"),
+        (("photos", "--token", "zwx", "--model", "nothing"), Code.FILE, "nothing"),
+        (("photos", "--token", "zwx", "--method", "magic"), Code.USAGE, "--method"),
+        (("photos", "--token", "zwx", "--clip", "nothing"), Code.FILE, "nothing"),
+        (("photos", "--token", "zwx", "--out", "full"), Code.FILE, "not empty"),
+    ],
+)
+def test_bad_input_is_said_and_nothing_is_left_behind(
+    ldm: Ldm, photos: Path, tmp_path: Path, words: tuple[str, ...], status: Code, said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no picture at all")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    done = ldm("personalize", *words)
+    assert (done.status, said in done.err) == (status, True), done
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_one_photo_and_a_common_word_are_remarked_on(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "one")
+    for path in sorted((tmp_path / "one").iterdir())[1:]:
+        path.unlink()
+    done = ldm("personalize", "one", "--token", "red circle", "--model", "scenes", *SHORT, "--prior", 0)
+    assert done.status == 0, done.err
+    assert "one picture" in done.err and "knows 'red' already" in done.err
+    report = json.loads((tmp_path / "runs" / "red-circle" / "report.json").read_text())
+    assert report["aside"] is None and any("one photo" in text for text in report["unknowable"])

@@ -1,0 +1,114 @@
+"""What is measured of a checkpoint, and what is said of it, on features whose answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from train.personal.measure import Drawn, Measures, Yardstick
+from train.personal.verdict import Checkpoint, best, excess, flags, in_words, is_done, unknowable
+
+SUBJECT, KIND, OTHER = 0, 1, 2  # directions
+
+
+def around(direction: int, count: int, spread: float = 0.3, seed: int = 0) -> Tensor:
+    rows = torch.zeros(count, 16)
+    rows[:, direction] = 1
+    return normalize(rows + spread / 4 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def yardstick(photos: int = 5) -> Yardstick:
+    base = Drawn(around(KIND, 12, seed=1), around(KIND, 12, seed=1), around(OTHER, 8, seed=2))
+    return Yardstick(around(SUBJECT, photos), base, around(OTHER, 8, spread=1.5, seed=3))
+
+
+def test_pictures_like_the_base_are_at_0_and_like_the_photos_at_100_percent() -> None:
+    scale = yardstick()
+    before = scale.measure(scale.base)
+    assert (before.subject, before.drift, before.leak, before.copies) == pytest.approx((0, 0, 0, 0), abs=1e-6)
+    after = scale.measure(Drawn(around(SUBJECT, 12, seed=7), scale.base.kind, scale.base.unrelated))
+    assert after.subject == pytest.approx(1, abs=0.1) and after.leak == pytest.approx(0)
+    leaked = scale.measure(Drawn(around(SUBJECT, 12, seed=7), around(SUBJECT, 12, seed=8), scale.again))
+    assert leaked.leak == pytest.approx(1, abs=0.1) and leaked.drift == pytest.approx(1)
+
+
+def test_a_copy_is_nearer_to_a_photo_than_photos_are_to_each_other() -> None:
+    scale = yardstick()
+    fresh = around(SUBJECT, 4, spread=0.9, seed=9)
+    copies = torch.cat([fresh, scale.photos[[3, 3]], scale.photos[[1]]])
+    found = scale.measure(Drawn(copies, scale.base.kind, scale.base.unrelated))
+    assert found.copied == ((4, 3), (5, 3), (6, 1)) and found.copies == pytest.approx(3 / 7)
+    same = scale.measure(Drawn(scale.photos[[0] * 6], scale.base.kind, scale.base.unrelated))
+    assert same.copies == 1 and same.likeness > scale.floor
+
+
+def test_following_prompts_is_being_like_the_own_prompt_more_than_like_others() -> None:
+    prompts = torch.eye(16)[:3]
+    told = normalize(torch.eye(16)[:3] + 0.5, dim=1).repeat(2, 1)
+    scale = replace(yardstick(), prompts=prompts, base=replace(yardstick().base, seen=told))
+    drawn = Drawn(around(SUBJECT, 6), scale.base.kind, scale.base.unrelated, told)
+    assert scale.measure(drawn).prompt == pytest.approx(1)
+    deaf = replace(drawn, seen=told.mean(0, keepdim=True).expand(6, -1))
+    assert scale.measure(deaf).prompt == pytest.approx(0, abs=1e-6)
+    turned = replace(drawn, seen=told.roll(1, 0))
+    assert (scale.measure(turned).prompt or 0) < 0
+    assert yardstick().measure(drawn).prompt is None
+
+
+def test_one_photo_has_no_ceiling_of_its_own() -> None:
+    scale = yardstick(1)
+    assert scale.ceiling == 1 and 0 < scale.nearest < 0.1
+    assert any("no telling" in text for text in unknowable(1, 12, None))
+
+
+SOUND = Measures(0.8, 0.7, 0.9, 0.1, 0.1, 0.0, ())
+PLANTED = {
+    "overfit": (
+        replace(SOUND, subject=1.3, copies=0.5, copied=((0, 2), (1, 2)), prompt=0.2),
+        {"copies", "ignores prompts"},
+    ),
+    "nothing": (replace(SOUND, subject=0.05), {"not learned"}),
+    "healthy": (SOUND, set()),
+    "leaking": (replace(SOUND, leak=0.9, drift=0.6), {"leak", "drift"}),
+    "no text tower": (replace(SOUND, prompt=None), set()),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_what_is_wrong_is_flagged_and_told(case: str) -> None:
+    measures, wanted = PLANTED[case]
+    assert flags(measures) == wanted
+    said = "; ".join(in_words(measures, ["a.jpg", "b.jpg", "c.jpg"], 12))
+    assert ("near copies of photos, most of c.jpg" in said) == ("copies" in wanted)
+    assert ("did not learn" in said) == (case == "nothing")
+    assert ("copying, not success" in said) == (case == "overfit")
+    assert ("without its token" in said) == (case == "leaking")
+    assert ("not measured" in said) == (case == "no text tower")
+
+
+def test_the_best_is_most_like_the_subject_within_the_bounds() -> None:
+    run = [
+        Checkpoint(10, replace(SOUND, subject=0.3)),
+        Checkpoint(20, replace(SOUND, subject=0.7)),
+        Checkpoint(30, replace(SOUND, subject=0.7)),
+        Checkpoint(40, replace(SOUND, subject=0.9, drift=0.5)),
+    ]
+    assert best(run).step == 20 and excess(run[3].measures) == pytest.approx(1)
+    wild = [Checkpoint(c.step, replace(c.measures, drift=0.3 + c.step / 100)) for c in run]
+    assert best(wild).step == 20  # nothing is within: learned, and missed by least
+    assert best([Checkpoint(10, replace(SOUND, subject=0.0))]).step == 10
+
+
+def test_it_stops_when_more_has_stopped_paying_and_not_before() -> None:
+    rising = [Checkpoint(i, replace(SOUND, subject=0.1 * i)) for i in range(1, 8)]
+    assert not any(is_done(rising[:n]) for n in range(len(rising) + 1))
+    flat = [Checkpoint(i, replace(SOUND, subject=min(0.8, 0.4 * i))) for i in range(1, 7)]
+    assert [is_done(flat[:n]) for n in range(7)] == [False] * 5 + [True] * 2
+    slow = [Checkpoint(i, replace(SOUND, subject=0.1)) for i in range(1, 9)]
+    assert not is_done(slow)  # it has not learned yet
+    broken = [Checkpoint(i, replace(SOUND, subject=0.5, drift=0.9)) for i in range(1, 5)]
+    assert is_done(broken)

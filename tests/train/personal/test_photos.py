@@ -1,0 +1,129 @@
+"""Photos as they are trained on, and the words that call what is on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.errors import LdmError
+from ldm.images import open_image
+from ldm.models.tokenizer import Vocabulary, clip_tokenizer
+from tests.components import WORDS, tokenizer
+from tests.data.test_doctor import encoded, scene
+from tests.images.make import exif
+from train.personal.photos import looked_at, prepared
+from train.personal.probe import prompts_for
+from train.personal.settings import Wish
+from train.personal.token import remarks, suggestion
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"p{number}.png").write_bytes(encoded(scene(number, 128)))
+    return folder
+
+
+def test_they_are_upright_small_and_without_a_word_of_exif(photos: Path, tmp_path: Path) -> None:
+    turned = scene(9, (160, 320))
+    (photos / "p5.jpg").write_bytes(encoded(turned, "JPEG", exif=exif(orientation=6, gps=True)))
+    source, _ = looked_at(photos, 32, "zwx")
+    made = prepared(source, tmp_path / "made", 32, ("zwx",), "zwx")
+    files = made.files()
+    assert len(files) == 6 and made.aside == "p3.png" and len(list(made.training.glob("*.png"))) == 5
+    for file in files:
+        picture = Image.open(file)
+        assert not picture.getexif() and min(picture.size) == 64
+        assert b"GPS" not in file.read_bytes() and b"Exif" not in file.read_bytes()
+    assert Image.open(files[5]).size == (128, 64)  # turned as the mark says
+    assert prepared(source, tmp_path / "made", 32, ("zwx",), "zwx") == made
+
+
+def test_captions_get_the_token_and_pictures_without_words_a_caption(photos: Path, tmp_path: Path) -> None:
+    (photos / "p0.txt").write_text("on the grass")
+    (photos / "p1.txt").write_text("a photo of ZWX asleep")
+    source, findings = looked_at(photos, 32, "zwx")
+    assert "no caption" not in {f.kind for f in findings}
+    made = prepared(source, tmp_path / "made", 32, ("zwx", "a zwx"), "zwx")
+    texts = [path.with_suffix(".txt").read_text().splitlines() for path in made.files()]
+    assert texts[:3] == [["zwx, on the grass"], ["a photo of ZWX asleep"], ["zwx", "a zwx"]]
+
+
+def test_what_is_opaque_counts_and_masks_are_used_by_all_or_refused(photos: Path, tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
+    clear.paste((200, 0, 0, 255), (32, 32, 96, 96))
+    (photos / "p0.png").write_bytes(encoded(clear))
+    made = prepared(looked_at(photos, 32, "zwx")[0], tmp_path / "made", 32, ("zwx",), "zwx")
+    assert made.masked
+    masks = sorted((made.training / "masks").glob("*.png"))
+    assert len(masks) == 4 and open_image(masks[0]).rgb().mean() == pytest.approx(0.25, abs=0.02)
+    assert open_image(masks[1]).rgb().min() == 1
+    (photos / "masks").mkdir()
+    (photos / "masks" / "p1.png").write_bytes(encoded(Image.new("L", (128, 128), 255)))
+    with pytest.raises(LdmError, match="1 of 5 photos have a mask"):
+        prepared(looked_at(photos, 32, "zwx")[0], tmp_path / "again", 32, ("zwx",), "zwx")
+    for number in (0, 2, 3, 4):
+        (photos / "masks" / f"p{number}.png").write_bytes(encoded(Image.new("L", (128, 128), number * 50)))
+    made = prepared(looked_at(photos, 32, "zwx")[0], tmp_path / "third", 32, ("zwx",), "zwx")
+    assert np.rint(open_image(sorted((made.training / "masks").glob("*.png"))[2]).rgb().mean() * 255) == 150
+
+
+def test_a_few_photos_are_all_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for number in range(3):
+        (tmp_path / "few" / f"{number}.png").write_bytes(encoded(scene(number)))
+    made = prepared(looked_at(tmp_path / "few", 32, "zwx")[0], tmp_path / "made", 32, ("zwx",), "zwx")
+    assert made.aside is None and not made.masked and len(made.files()) == 3
+
+
+def test_broken_ones_are_left_out_and_nothing_is_an_error(photos: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        (photos / f"q{number}.png").write_bytes(encoded(scene(20 + number)))
+    (photos / "p2.png").write_bytes(b"no picture")
+    source, findings = looked_at(photos, 32, "zwx")
+    assert "unreadable" in {f.kind for f in findings}
+    assert len(prepared(source, tmp_path / "made", 32, ("zwx",), "zwx").names) == 24
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", photos / "p0.png"):
+        with pytest.raises(LdmError):
+            looked_at(wrong, 32, "zwx")
+
+
+def wish(token: str, **fields: object) -> Wish:
+    return Wish(photos=Path("x"), token=token, model="m", out=Path("o"), **fields)  # type: ignore[arg-type]
+
+
+def test_the_kind_is_the_token_s_last_word() -> None:
+    assert (wish("sks dog").called, wish("zwx").called, wish("sks dog", kind="cat").called) == ("dog", "", "cat")
+    assert (wish("Sks Dog!").name, wish("<zwx>").name, wish("**").name) == ("sks-dog", "zwx", "subject")
+
+
+def test_common_words_and_words_in_many_pieces_are_remarked_on() -> None:
+    large = Vocabulary(clip_tokenizer())
+    assert "knows 'dog' already" in next(iter(remarks("dog", "", large, frozenset())))
+    assert "falls into" in next(iter(remarks("qzwxkvjplm dog", "dog", large, frozenset())))
+    assert not list(remarks("sks dog", "dog", large, frozenset()))
+    rare = suggestion(large, frozenset())
+    assert len(large.spots([rare])[0]) == 1 and not list(remarks(rare, "", large, frozenset()))
+    small, known = Vocabulary(tokenizer()), frozenset(WORDS)
+    assert "knows 'red' already" in next(iter(remarks("red dog", "dog", small, known)))
+    assert not list(remarks("zwx dog", "dog", small, known))
+
+
+def test_prompts_are_those_asked_for_those_beside_the_model_or_ones_that_it_can_read(tmp_path: Path) -> None:
+    asked = prompts_for("zwx cat", "cat", tmp_path, (), ("{} asleep", "at night"), ("a house",))
+    assert asked.subject == ("zwx cat asleep", "zwx cat, at night") and asked.kind == ("cat asleep", "cat, at night")
+    assert asked.unrelated == ("a house",)
+    general = prompts_for("zwx", "", tmp_path, (), (), ())
+    assert all("zwx" in text for text in general.subject) and not general.kind and len(general.unrelated) > 3
+    assert not {*general.prior} & {*general.unrelated}
+    small = prompts_for("zwx", "", tmp_path, frozenset(WORDS), (), ())
+    assert small.subject[0] == "zwx" and all(word in WORDS for text in small.unrelated for word in text.split())
+    (tmp_path / "prompts.json").write_text('{"subject": ["{} blob"], "unrelated": ["a b"], "prior": ["c", "a b"]}')
+    beside = prompts_for("zwx", "", tmp_path, frozenset(WORDS), (), ())
+    assert (beside.subject, beside.unrelated, beside.prior) == (("zwx blob",), ("a b",), ("c",))

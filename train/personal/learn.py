@@ -1,0 +1,150 @@
+"""`ldm personalize`: photos in, an adapter and a report out. The same command again goes on where it was left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ldm.data.survey import Finding
+from ldm.errors import Code, LdmError
+from ldm.store.write import staged
+from train.log import Listener
+from train.personal.judge import Judge
+from train.personal.page import write_page
+from train.personal.photos import looked_at, prepared
+from train.personal.plan import Plan, base_of, planned
+from train.personal.prior import class_pictures
+from train.personal.report import ENDINGS, report_of
+from train.personal.settings import Wish
+from train.personal.verdict import Checkpoint, best
+from train.personal.watching import Watching
+from train.run import Run, opened
+from train.signals import Stop
+from train.trainer import Action, Step
+
+WISH, REPORT, PAGE = "personal.json", "report.json", "report.html"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is there when all is done."""
+
+    folder: Path
+    files: tuple[Path, ...]  # the adapter, as diffusers and as kohya name it; a word
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Whom to tell while it goes on."""
+
+    planned: Callable[[Plan, Sequence[Finding]], None]
+    begun: Callable[[Run], None]
+    stepped: Callable[[Step], None]
+    measured: Callable[[dict[str, Any]], None]
+    progress: Progress
+    listeners: Sequence[Listener] = ()
+
+
+def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
+    """All of it."""
+    if (done := finished(wish)) is not None:
+        return done
+    base = base_of(wish.model)
+    judge = Judge(wish.clip, base.path)
+    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
+    plan = planned(wish, base, findings, len(source))
+    hooks.planned(plan, findings)
+    _remember(wish)
+    photos = prepared(source, wish.out / "photos", plan.size, plan.captions, wish.token)
+    prior = None
+    if plan.prior:
+        prior = class_pictures(
+            wish.out.parent / "class-pictures",
+            base.path,
+            plan.prompts.prior,
+            plan.prior,
+            plan.size,
+            masked=photos.masked,
+            seed=wish.seed,
+            device=wish.device,
+            progress=hooks.progress,
+            stop=stop,
+        )
+    watching = Watching(plan, photos, judge, wish.out, hooks.measured)
+    file = plan.run_file(photos, prior)
+    if not watching.finished:
+        with opened(file, listeners=hooks.listeners, stop=stop, progress=hooks.progress) as run:
+            _train(run, plan, watching, hooks)
+    chosen = best(watching.checkpoints)
+    files = _publish(wish, chosen)
+    report = report_of(plan, photos, watching, chosen, stopped_early=watching.checkpoints[-1].step < plan.steps)
+    write_page(wish.out / PAGE, report)
+    with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
+        stage.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    return Learned(wish.out, files, report)
+
+
+def _train(run: Run, plan: Plan, watching: Watching, hooks: Hooks) -> None:
+    """Until the last step, or until more has stopped paying."""
+    hooks.begun(run)
+    if run.done == 0:
+        watching.before(run.trainer)
+    run.trainer.actions = [*run.trainer.actions, Action(plan.every, watching.at)]
+    for step in run.steps():
+        hooks.stepped(step)
+        if watching.finished:  # its checkpoint is saved: they are measured when they are due
+            break
+
+
+def finished(wish: Wish) -> Learned | None:
+    """What an earlier command like this one has left; an error, if the folder is that of another wish."""
+    kept = wish.out / WISH
+    if kept.is_file():
+        try:
+            before = Wish(**json.loads(kept.read_text("utf-8")))
+        except (ValueError, ValidationError) as error:
+            what, why = f"{kept} is not understood.", f"{type(error).__name__}."
+            raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
+        if different := [name for name in Wish.model_fields if getattr(before, name) != getattr(wish, name)]:
+            raise LdmError(
+                Code.USAGE,
+                f"{wish.out} was begun with another {different[0]}.",
+                f"It was {getattr(before, different[0])!s}, and is to be {getattr(wish, different[0])!s}.",
+                "Give the same options to go on, or another --out.",
+            )
+    elif wish.out.is_dir() and any(wish.out.iterdir()):
+        what, why = f"{wish.out} is not empty.", "It holds something else, and nothing is overwritten."
+        raise LdmError(Code.FILE, what, why, "Choose another --out.")
+    if not (wish.out / REPORT).is_file():
+        return None
+    report = json.loads((wish.out / REPORT).read_text("utf-8"))
+    return Learned(wish.out, tuple(wish.out / name for name in report["files"]), report)
+
+
+def _remember(wish: Wish) -> None:
+    if not (wish.out / WISH).is_file():
+        with staged(wish.out / WISH) as stage:
+            stage.write_text(wish.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:
+    """The best checkpoint's files under the subject's name."""
+    kept = wish.out / "checkpoints" / str(chosen.step)
+    made = []
+    for name, ending in ENDINGS.items():
+        source, goal = kept / name, wish.out / f"{wish.name}{ending}"
+        if not source.exists():
+            continue
+        if not goal.exists():
+            with staged(goal) as stage:
+                shutil.copytree(source, stage) if source.is_dir() else shutil.copyfile(source, stage)
+        made.append(goal)
+    return tuple(made)

@@ -1,0 +1,115 @@
+"""What the pictures of a checkpoint say: is it the subject, does it follow words, what else changed, what is a copy.
+
+All figures are cosines of features and what is made of them; which features, is part of the report. For photos P, their
+likeness to each other is the ceiling: no picture can be expected to be nearer to them than they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST = 0.005  # of a cosine: a base that tells its own prompts apart by less understands none of them
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Features [n,d] of a checkpoint's pictures: of the subject's prompts, of its kind, of unrelated prompts."""
+
+    subject: Tensor
+    kind: Tensor  # [0,d] where nobody says what the subject is
+    unrelated: Tensor
+    seen: Tensor | None = None  # of the subject's prompts as a CLIP sees them, which can be held against texts
+
+
+@dataclass(frozen=True)
+class Measures:
+    """1 is full and 0 none, but for `drift` (of the distance between two seeds of the base) and `copies` (a share)."""
+
+    subject: float  # how far from the base to the ceiling
+    likeness: float  # the bare cosine to the photos
+    prompt: float | None  # of the base's own understanding; None: no text tower at hand
+    drift: float
+    leak: float | None  # how far the kind without the token has gone from the base to the ceiling
+    copies: float
+    copied: tuple[tuple[int, int], ...]  # (sample, photo) of near copies
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What a checkpoint is held against: photos [n,d], the base's pictures at the same seeds, and at others."""
+
+    photos: Tensor
+    base: Drawn  # with the plain kind (or nothing) where the token will be
+    again: Tensor  # the base's unrelated pictures from other seeds
+    prompts: Tensor | None = None  # [p,d] the subject's prompts, said with the plain kind, as a text tower reads them
+
+    @property
+    def ceiling(self) -> float:
+        """The mean likeness of a photo to the others; of a single photo 1."""
+        n = len(self.photos)
+        return float((self.photos @ self.photos.T).fill_diagonal_(0).sum() / (n * (n - 1))) if n > 1 else 1.0
+
+    @property
+    def floor(self) -> float:
+        """The mean likeness of the base's pictures to the photos."""
+        return _mean(self.base.subject @ self.photos.T)
+
+    @property
+    def nearest(self) -> float:
+        """The smallest distance from a photo to another: what comes nearer than that is a copy."""
+        if len(self.photos) < 2:
+            return 0.02
+        return float(1 - (self.photos @ self.photos.T).fill_diagonal_(-1).max())
+
+    def measure(self, drawn: Drawn) -> Measures:
+        """Of one checkpoint."""
+        likeness = drawn.subject @ self.photos.T
+        near = 1 - likeness.max(1).values
+        copied = [(i, int(likeness[i].argmax())) for i in range(len(near)) if float(near[i]) < self.nearest]
+        leak = None
+        if len(drawn.kind):
+            leak = self._way(_mean(drawn.kind @ self.photos.T), _mean(self.base.kind @ self.photos.T))
+        return Measures(
+            self._way(_mean(likeness), self.floor),
+            _mean(likeness),
+            self._followed(drawn.seen),
+            self._drift(drawn.unrelated),
+            leak,
+            len(copied) / max(1, len(near)),
+            tuple(copied),
+        )
+
+    def _way(self, reached: float, start: float) -> float:
+        """How far from a start to the ceiling."""
+        return (reached - start) / max(self.ceiling - start, 1e-3)
+
+    def _drift(self, unrelated: Tensor) -> float:
+        moved = _mean(1 - (unrelated * self.base.unrelated).sum(1))
+        return moved / max(_mean(1 - (self.again * self.base.unrelated).sum(1)), 1e-3)
+
+    def _followed(self, seen: Tensor | None) -> float | None:
+        """How much more a picture is like its own prompt than like the others, beside the same of the base."""
+        if seen is None or self.base.seen is None or self.prompts is None or len(self.prompts) < 2:
+            return None
+        base = _told_apart(self.base.seen, self.prompts)
+        return _told_apart(seen, self.prompts) / base if base > LEAST else None
+
+
+def _told_apart(pictures: Tensor, prompts: Tensor) -> float:
+    """Picture i was made for prompt i modulo their number."""
+    each = pictures @ prompts.T
+    own = torch.arange(len(pictures)) % len(prompts)
+    mine = each[torch.arange(len(pictures)), own]
+    others = (each.sum(1) - mine) / (len(prompts) - 1)
+    return _mean(mine - others)
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.double().mean())

@@ -1,0 +1,196 @@
+"""The report as a page: it opens from the disk, and asks nothing of a network."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.store.write import staged
+from train.report_curves import Series, plot
+from train.report_style import SCRIPT, STYLE
+
+FLAGS = {
+    "not learned": "not learned", "copies": "copies photos", "ignores prompts": "ignores prompts",
+    "drift": "changed what is unrelated", "leak": "comes without its token",
+}  # fmt: skip
+GRID = """
+.verdict{font-size:1.25rem;line-height:1.45;color:var(--ink);max-width:52rem;margin:.4rem 0 1.4rem}
+.badge.bad{color:var(--a);border-color:currentColor}
+.grid{overflow-x:auto}.grid table{border-collapse:collapse;font-size:.8rem;color:var(--soft)}
+.grid td,.grid th{padding:.25rem .35rem;text-align:left;vertical-align:middle;font-weight:400}
+.grid th{white-space:nowrap}.grid .best{color:var(--good);font-weight:600}
+.grid img{display:block;width:5.2rem;height:5.2rem;object-fit:cover;border-radius:6px;image-rendering:pixelated;
+background:var(--shade)}
+.grid img+img{margin-top:.3rem}
+.pairs{display:flex;flex-wrap:wrap;gap:1rem}.pairs figure{margin:0;font-size:.8rem;color:var(--soft)}
+.pairs img{width:5.2rem;height:5.2rem;object-fit:cover;border-radius:6px;image-rendering:pixelated}
+ul{color:var(--soft);padding-left:1.2rem;max-width:52rem}
+"""
+
+
+def write_page(path: Path, report: Mapping[str, Any]) -> None:
+    """Pictures are inside the page: it can be moved and sent."""
+    with staged(path) as stage:
+        stage.write_text(page(path.parent, report), "utf-8")
+
+
+def page(folder: Path, report: Mapping[str, Any]) -> str:
+    """The whole document; `folder` is where the pictures lie."""
+    bad = "".join(f"<span class='badge bad'>{_safe(FLAGS[flag])}</span>" for flag in report["flags"])
+    good = "" if bad else "<span class='badge done'>sound</span>"
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width,initial-scale=1'>",
+        f"<title>{_safe(report['token'])}: a subject</title><style>{STYLE}{GRID}</style>",
+        f"<header><p class=kind>A subject from {len(report['photos'])} photos</p>",
+        f"<h1>{_safe(report['token'])}{bad}{good}</h1></header>",
+        f"<p class=verdict>{_safe(report['verdict'][:1].upper() + report['verdict'][1:])}</p>",
+        _tiles(report),
+        _samples(folder, report),
+        _curves(report),
+        _nearest(folder, report),
+        _unrelated(folder, report),
+        _list("What cannot be concluded", report["unknowable"]),
+        _list("The photos", _told(report)),
+        _how(report),
+        f"<script>{SCRIPT}</script></html>",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _tiles(report: Mapping[str, Any]) -> str:
+    m = report["measures"]
+    tiles = [
+        ("Subject", _percent(m["subject"]), "of the way to the photos"),
+        ("Prompts", _percent(m["prompt"]), "of what the model understood"),
+        ("Near copies", _percent(m["copies"]), f"of {len(report['prompts']['subject']) * report['seeds']} samples"),
+        ("Drift", _percent(m["drift"]), "of the distance of two seeds"),
+        ("Leak", _percent(m["leak"]), "without the token"),
+        (
+            "Step",
+            f"{report['step']:,}",
+            f"of {report['steps']:,}" + (", stopped early" if report["stopped_early"] else ""),
+        ),
+    ]
+    cells = (f"<div class=tile><span>{a}</span><b>{_safe(b)}</b><em>{_safe(c)}</em></div>" for a, b, c in tiles)
+    return f"<div class=tiles>{''.join(cells)}</div>"
+
+
+def _samples(folder: Path, report: Mapping[str, Any]) -> str:
+    """Prompts downwards, checkpoints to the right; the first column is the model before."""
+    prompts: Sequence[str] = report["prompts"]["subject"]
+    steps = [0, *(c["step"] for c in report["checkpoints"])]
+    heads = "".join(
+        f"<th class='{'best' if step == report['step'] else ''}'>{'before' if step == 0 else f'step {step:,}'}</th>"
+        for step in steps
+    )
+    rows = []
+    for place, text in enumerate(prompts):
+        cells = []
+        for step in steps:
+            shown = (
+                _image(
+                    folder / "samples" / str(step) / f"subject-{place + turn * len(prompts):02d}.png",
+                    f"{text}, step {step}",
+                )
+                for turn in range(report["seeds"])
+            )
+            cells.append(f"<td>{''.join(shown)}</td>")
+        rows.append(f"<tr><th>{_safe(text)}</th>{''.join(cells)}</tr>")
+    return (
+        "<section><h2>Samples</h2><p>The same noise in each row. The first column is the model as it was, asked for "
+        "the plain kind of thing; the chosen checkpoint is marked.</p>"
+        f"<div class=grid><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div></section>"
+    )
+
+
+def _curves(report: Mapping[str, Any]) -> str:
+    points = report["checkpoints"]
+
+    def line(name: str, key: str, tone: str) -> Series:
+        return Series(name, [(c["step"], c[key]) for c in points if c[key] is not None], tone, noisy=False)
+
+    first = plot("What it learned", [line("subject", "subject", "a"), line("prompts", "prompt", "b")])
+    second = plot(
+        "What it cost", [line("drift", "drift", "a"), line("near copies", "copies", "b"), line("leak", "leak", "c")]
+    )
+    third = plot("Validation loss", [line("fixed noise", "validation", "a")])
+    return f"<section><h2>Curves</h2><div class=plots>{first}{second}{third}</div></section>"
+
+
+def _nearest(folder: Path, report: Mapping[str, Any]) -> str:
+    """Near copies beside the photo that they copy."""
+    copied = report["measures"]["copied"][:12]
+    if not copied:
+        return (
+            "<section><h2>Near copies</h2><p>None: no sample is nearer to a photo than the two most alike photos are "
+            f"to each other (distance {report['nearest']:.3f}).</p></section>"
+        )
+    photos = sorted([*(folder / "photos" / "train").glob("*.png"), *(folder / "photos" / "aside").glob("*.png")],
+                    key=lambda path: path.name)  # fmt: skip
+    figures = "".join(
+        f"<figure>{_image(folder / 'samples' / str(report['step']) / f'subject-{sample:02d}.png', 'sample')}"
+        f"{_image(photos[photo], 'photo')}<figcaption>{_safe(report['photos'][photo])}</figcaption></figure>"
+        for sample, photo in copied
+    )
+    return f"<section><h2>Near copies</h2><div class=pairs>{figures}</div></section>"
+
+
+def _unrelated(folder: Path, report: Mapping[str, Any]) -> str:
+    """What has nothing to do with the subject, before and after."""
+    cells = []
+    for place, text in enumerate(report["prompts"]["unrelated"]):
+        pair = "".join(
+            _image(folder / "samples" / str(step) / f"unrelated-{place:02d}.png", f"{text}, step {step}")
+            for step in (0, report["step"])
+        )
+        cells.append(f"<td>{pair}<span>{_safe(text)}</span></td>")
+    return (
+        "<section><h2>Unrelated prompts</h2><p>Above before, below after, from the same noise.</p>"
+        f"<div class=grid><table><tr>{''.join(cells)}</tr></table></div></section>"
+    )
+
+
+def _told(report: Mapping[str, Any]) -> list[str]:
+    told = [f"{f['what']}: {f['fix']}" for f in report["findings"]]
+    told += report["notes"]
+    if report["aside"]:
+        told.append(f"{report['aside']} was kept aside, and never trained on: the validation loss is of it")
+    return told or ["nothing needs mending"]
+
+
+def _how(report: Mapping[str, Any]) -> str:
+    return (
+        "<section><h2>How it was judged</h2><ul>"
+        f"<li>Features: {_safe(report['features'])}. Likeness is the cosine between them.</li>"
+        f"<li>The photos' likeness to each other is {report['ceiling']:.3f}, that of the model's pictures before was "
+        f"{report['floor']:.3f}: 0 % and 100 % of the way.</li>"
+        f"<li>Chosen is {_safe(report['rule'])}.</li>"
+        "<li>A near copy is a sample nearer to a photo than the two most alike photos are to each other.</li>"
+        "<li>Drift is how far unrelated pictures moved, beside the distance of two seeds of the model as it was.</li>"
+        f"<li>Seed {report['seed']}, {report['size']} pixels, model {_safe(report['model'])}, "
+        f"{report['prior']} pictures of the model itself trained along, ldm {_safe(report['version'])}.</li>"
+        "</ul></section>"
+    )
+
+
+def _list(title: str, points: Sequence[str]) -> str:
+    return f"<section><h2>{title}</h2><ul>{''.join(f'<li>{_safe(point)}</li>' for point in points)}</ul></section>"
+
+
+def _image(path: Path, words: str) -> str:
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f"<img src='data:image/png;base64,{data}' alt='{html.escape(words, quote=True)}' loading=lazy>"
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{share:.0%}"
+
+
+def _safe(text: object) -> str:
+    return html.escape(str(text))

@@ -1,0 +1,131 @@
+"""The photos as they are trained on: upright, sRGB, without a word of EXIF, no larger than helps, each with its words.
+
+They are written once into the folder of the run, so that it goes on to the same end whatever becomes of the originals,
+and so that everybody sees what was learned from. One of four or more is kept aside, to judge by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldm.data.doctor import check
+from ldm.data.examples import open_source
+from ldm.data.facts import CLEAR
+from ldm.data.settings import DataSettings
+from ldm.data.source import Source, grey, srgb
+from ldm.data.subject import FEWEST, subject_findings
+from ldm.data.survey import Finding
+from ldm.data.transforms import resized
+from ldm.errors import Code, LdmError
+from ldm.images import from_rgb, save_image
+from ldm.store.write import staged
+
+TIMES = 2  # as large as the side of training, at most: random crops and zooms need no more
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What was prepared: `train/` and, where one is kept to judge by, `aside/`."""
+
+    folder: Path
+    names: tuple[str, ...]  # of the originals, all readable ones in order
+    aside: str | None
+    masked: bool
+
+    @property
+    def training(self) -> Path:
+        return self.folder / "train"
+
+    def files(self) -> list[Path]:
+        """All pictures, in the order of `names`."""
+        found = [*self.training.glob("*.png"), *(self.folder / "aside").glob("*.png")]
+        return sorted(found, key=lambda path: path.name)
+
+
+def looked_at(photos: Path, size: int, token: str) -> tuple[Source, tuple[Finding, ...]]:
+    """The photos, and what is worth saying of them; an error where nothing could be learned."""
+    if photos.is_file():
+        what, why = f"{photos.name} is a file.", "The photos of a subject are the pictures in one folder."
+        raise LdmError(Code.USAGE, what, why, "Put it into a folder of its own, and give that.")
+    source = open_source(DataSettings(path=str(photos), size=size))
+    report = check(source, size, more=lambda survey: subject_findings(survey, token))
+    if not report.ready:
+        worst = next(finding for finding in report.findings if finding.level == "stop")
+        cases = "; ".join(map(str, worst.cases[:3]))
+        raise LdmError(Code.FILE, f"{photos}: {worst.what}.", f"{cases or 'Nothing could be learned'}.", worst.fix)
+    quiet = {"no caption", "same caption"}  # which are written here
+    return source, tuple(finding for finding in report.findings if finding.kind not in quiet)
+
+
+def prepared(source: Source, folder: Path, size: int, captions: Sequence[str], token: str) -> Photos:
+    """Writes the folder, or finds it. `captions` are what pictures without words of their own get, in turn."""
+    readable = [place for place in range(len(source)) if _readable(source, place)]
+    names = tuple(source.name(place) for place in readable)
+    masks = _masks(source, readable)
+    aside = _middle(readable) if len(readable) >= FEWEST else None
+    made = Photos(folder, names, None if aside is None else source.name(aside), bool(masks))
+    if folder.is_dir():
+        return made
+    with staged(folder) as stage:
+        for number, place in enumerate(readable):
+            home = stage / ("aside" if place == aside else "train")
+            (home / "masks").mkdir(parents=True, exist_ok=True) if masks else home.mkdir(parents=True, exist_ok=True)
+            pixels = _shrunk(srgb(source.picture(place)), size)
+            save_image(from_rgb(pixels.astype(np.float32) / 255), home / f"{number:04d}.png")
+            words = [_called(text, token) for text in source.about(place).captions if text.strip()]
+            (home / f"{number:04d}.txt").write_text("\n".join(words or captions) + "\n", "utf-8")
+            if masks:
+                mask = _shrunk(masks[place], size)
+                shown = np.repeat(mask[..., None], 3, 2).astype(np.float32) / 255
+                save_image(from_rgb(shown), home / "masks" / f"{number:04d}.png")
+    return made
+
+
+def _readable(source: Source, place: int) -> bool:
+    try:
+        source.picture(place)
+    except LdmError:
+        return False
+    return True
+
+
+def _masks(source: Source, places: Sequence[int]) -> dict[int, np.ndarray]:
+    """What of each picture counts: masks that lie beside all of them, else what is opaque; nothing where neither is."""
+    beside = {place: mask for place in places if (mask := source.mask(place)) is not None}
+    if beside and len(beside) < len(places):
+        lacking = next(source.name(place) for place in places if place not in beside)
+        what = f"{len(beside)} of {len(places)} photos have a mask beside them, {lacking} has none."
+        why = "A mask that is found is used, and what a picture without one should count for is not known."
+        raise LdmError(Code.USAGE, what, why, "Draw the masks that are missing, or move the folder masks away.")
+    if beside:
+        return {place: grey(mask) for place, mask in beside.items()}
+    opaque = {}
+    for place in places:
+        picture = source.picture(place)
+        whole = np.full(picture.pixels.shape[:2], 255, np.uint8)
+        alpha = whole if picture.alpha is None else np.rint(picture.alpha / np.iinfo(picture.alpha.dtype).max * 255)
+        opaque[place] = np.asarray(alpha, np.uint8)
+    clear = [place for place in places if (opaque[place] < 255).mean() > CLEAR]
+    return opaque if clear else {}
+
+
+def _middle(places: Sequence[int]) -> int:
+    """The one to judge by: as good as any, and always the same."""
+    return places[len(places) // 2]
+
+
+def _called(text: str, token: str) -> str:
+    text = " ".join(text.split())
+    return text if token.casefold() in text.casefold() else f"{token}, {text}"
+
+
+def _shrunk(pixels: np.ndarray, size: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    factor = TIMES * size / min(height, width)
+    if factor >= 1:
+        return np.asarray(pixels)
+    return np.asarray(resized(np.asarray(pixels), (max(1, round(width * factor)), max(1, round(height * factor)))))

@@ -1,0 +1,124 @@
+"""From what was asked to a run file: how long, how fast, on what. Everything that nobody said is chosen here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.data.settings import DataSettings, Part
+from ldm.data.survey import Finding
+from ldm.models.tokenizer import Vocabulary
+from ldm.store.find import find_model
+from ldm.store.parts import Parts, load_parts
+from train.config import OptimSettings, RunFile, RunSettings
+from train.personal.photos import Photos
+from train.personal.probe import Prompts, prompts_for
+from train.personal.settings import Wish
+from train.personal.token import remarks
+from train.tasks.settings import InversionSettings, LoraSettings
+
+SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trained fast and at high rates
+PRIOR = 48  # pictures of the model itself
+
+
+@dataclass(frozen=True)
+class Base:
+    """What must be known of the model before anything is planned."""
+
+    path: Path
+    size: int  # of its pictures
+    small: bool
+    known: frozenset[str]
+    vocabulary: Vocabulary
+
+
+def base_of(model: str) -> Base:
+    """Reads no more than headers, configurations and the tokenizer."""
+    path = find_model(model)
+    parts: Parts = load_parts(path)
+    factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    size = int(parts.unet.config.sample_size or 64) * factor
+    count = sum(p.numel() for p in parts.unet.parameters())
+    tokenizer, tower = parts.towers[0]
+    return Base(path, size, count < SMALL, parts.words, Vocabulary(tokenizer, tower.config.max_position_embeddings))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is settled before the first step."""
+
+    wish: Wish
+    base: Base
+    size: int
+    steps: int
+    prior: int
+    prompts: Prompts
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def every(self) -> int:
+        """Steps between two checkpoints."""
+        return max(1, self.steps // self.wish.checkpoints)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Of photos without words of their own."""
+        token = self.wish.token
+        if self.base.small:
+            return (token, f"{token} emoji") if "emoji" in self.base.known else (token, f"a {token}")
+        return (f"a photo of {token}",)
+
+    def run_file(self, photos: Photos, prior: Path | None) -> RunFile:
+        """What the trainer is told. A run of the same wish has the same."""
+        wish, run = self.wish, self.wish.out / "run"
+        mask = "beside" if photos.masked else "none"
+        parts = [Part(path=str(photos.training), repeats=self._repeats(len(list(photos.training.glob("*.png")))))]
+        if prior is not None:
+            parts.append(Part(path=str(prior), repeats=self._repeats(self.prior)))
+        return RunFile(
+            task=self._task(),
+            data=DataSettings(mix=parts, size=self.size, mask=mask, flip=0.5, crop="random", zoom=1.15),
+            optim=OptimSettings(
+                lr=self._rate(), warmup=min(20, self.steps // 5), decay="linear", decay_from=0.5, ema=0.98
+            ),
+            run=RunSettings(
+                out=run,
+                seed=wish.seed,
+                steps=self.steps,
+                batch=wish.batch * (2 if prior is not None else 1),
+                precision=wish.precision,
+                device=wish.device,
+                checkpointing=not self.base.small,
+                save=self.every,
+                preview=0,
+                evaluate=0,
+            ),
+        )
+
+    def _repeats(self, count: int) -> int:
+        """A batch holds each example once; a set smaller than a batch comes several times."""
+        return -(-2 * self.wish.batch // count)
+
+    def _task(self) -> LoraSettings | InversionSettings:
+        wish = self.wish
+        common = {"model": self.base.path, "token": wish.token, "licence": wish.licence, "preserve": self.prior > 0}
+        begin = wish.called or wish.token.split()[-1]
+        if wish.method == "inversion":
+            return InversionSettings(type="inversion", begin=begin, vectors=4, **common)
+        word = {"vectors": 2, "begin": begin} if wish.method == "pivotal" else {}
+        return LoraSettings(type="lora", rank=wish.rank, drop_caption=0.1, **word, **common)
+
+    def _rate(self) -> float:
+        if self.wish.method == "inversion":
+            return 5e-3 if self.base.small else 5e-4
+        return 1e-3 if self.base.small else 1e-4
+
+
+def planned(wish: Wish, base: Base, findings: tuple[Finding, ...], photos: int) -> Plan:
+    """What will be done."""
+    steps = wish.steps or (300 if base.small else max(400, min(1500, 100 * photos)))
+    prior = wish.prior if wish.prior is not None else (PRIOR if base.small and wish.method != "inversion" else 0)
+    prompts = prompts_for(wish.token, wish.called, base.path, base.known, wish.prompts, wish.unrelated)
+    notes = tuple(remarks(wish.token, wish.called, base.vocabulary, base.known))
+    return Plan(wish, base, wish.size or base.size, steps, prior, prompts, notes, findings)

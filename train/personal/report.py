@@ -1,0 +1,62 @@
+"""What a run is said to have brought, as JSON: the verdict first, then the figures that it comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldm.version import __version__
+from train.personal.photos import Photos
+from train.personal.plan import Plan
+from train.personal.verdict import RULE, Checkpoint, flags, in_words, unknowable
+from train.personal.watching import SEEDS, Watching
+from train.tasks.lora import FILE
+from train.tasks.subject_files import KOHYA, PEFT, WORD
+
+# What a checkpoint's files are called in the end, behind the subject's name.
+ENDINGS = {FILE: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safetensors", PEFT: "-peft"}
+
+
+def report_of(
+    plan: Plan, photos: Photos, watching: Watching, chosen: Checkpoint, *, stopped_early: bool
+) -> dict[str, Any]:
+    """Names of files are those inside the run's folder; of the photos only their names are kept."""
+    wish, yardstick, measures = plan.wish, watching.yardstick, chosen.measures
+    samples = len(plan.prompts.subject) * SEEDS
+    kept = watching.folder / "checkpoints" / str(chosen.step)
+    return {
+        "verdict": "; ".join(in_words(measures, photos.names, samples)) + ".",
+        "flags": sorted(flags(measures)),
+        "token": wish.token,
+        "kind": wish.called,
+        "method": wish.method,
+        "files": [f"{wish.name}{ending}" for name, ending in ENDINGS.items() if (kept / name).exists()],
+        "step": chosen.step,
+        "rule": RULE,
+        "stopped_early": stopped_early,
+        "features": watching.judge.name,
+        "measures": measures.as_dict(),
+        "ceiling": yardstick.ceiling,
+        "floor": yardstick.floor,
+        "nearest": yardstick.nearest,
+        "checkpoints": [
+            {"step": c.step, "validation": c.validation, **c.measures.as_dict()} for c in watching.checkpoints
+        ],
+        "validated_on": photos.aside or "the photos themselves: there were too few to keep one aside",
+        "prompts": {
+            "subject": plan.prompts.subject,
+            "kind": plan.prompts.kind,
+            "unrelated": plan.prompts.unrelated,
+        },
+        "seeds": SEEDS,
+        "photos": list(photos.names),
+        "aside": photos.aside,
+        "findings": [finding.as_dict() for finding in plan.findings],
+        "notes": list(plan.notes),
+        "unknowable": list(unknowable(len(photos.names), samples, measures.prompt)),
+        "model": wish.model,
+        "steps": plan.steps,
+        "prior": plan.prior,
+        "size": plan.size,
+        "seed": wish.seed,
+        "version": __version__,
+    }

@@ -1,0 +1,108 @@
+"""Which checkpoint is the best, when to stop, and what to say of it in plain words. The rules are in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from train.personal.measure import Measures
+
+COPIES, DRIFT, PROMPT, LEAK = 0.05, 0.25, 0.7, 0.5  # most near copies, most drift, least of the prompt, most leak
+LEARNED, PARTLY = 0.6, 0.3  # of the way from the base to the ceiling
+PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
+RULE = (
+    f"the checkpoint that is most like the subject among those with at most {COPIES:.0%} near copies, at most "
+    f"{DRIFT:.0%} drift of unrelated prompts, and at least {PROMPT:.0%} of the base's understanding of prompts; "
+    "where there is none, the one that misses these bounds, and learning the subject, by least"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was measured."""
+
+    step: int
+    measures: Measures
+    validation: float | None = None  # loss at fixed noise on the photo that was kept aside
+
+
+def excess(m: Measures) -> float:
+    """By how much the bounds are missed, all together; 0: kept."""
+    missed = max(0.0, m.copies - COPIES) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
+    if m.prompt is not None:
+        missed += max(0.0, PROMPT - m.prompt) / PROMPT
+    return missed + max(0.0, m.subject - 1.1)
+
+
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """By the rule; of equals the earlier."""
+    kept = [c for c in checkpoints if excess(c.measures) == 0]
+    if kept:
+        return max(kept, key=lambda c: (min(c.measures.subject, 1.0), -c.step))
+    return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
+
+
+def _lacking(m: Measures) -> float:
+    """What is not learned counts twice: an adapter is made to learn."""
+    return 2 * max(0.0, LEARNED - m.subject) / LEARNED
+
+
+def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether more training has stopped paying: learned, and nothing gained for some time; or far beyond the bounds."""
+    if len(checkpoints) <= PATIENCE:
+        return False
+    before, last = checkpoints[:-PATIENCE], checkpoints[-PATIENCE:]
+    reached = max(c.measures.subject for c in before)
+    stale = all(c.measures.subject < reached + GAIN for c in last) and reached >= LEARNED
+    return stale or all(excess(c.measures) > 1 for c in last)
+
+
+def flags(m: Measures) -> set[str]:
+    """What is wrong, in names that programs read."""
+    found = set()
+    if m.subject < PARTLY:
+        found.add("not learned")
+    if m.copies > COPIES or m.subject > 1.1:
+        found.add("copies")
+    if m.prompt is not None and m.prompt < PROMPT:
+        found.add("ignores prompts")
+    if m.drift > DRIFT:
+        found.add("drift")
+    if m.leak is not None and m.leak > LEAK:
+        found.add("leak")
+    return found
+
+
+def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
+    """The verdict, the most important first; each a half-sentence."""
+    if m.subject >= LEARNED:
+        yield "learned the subject"
+    elif m.subject >= PARTLY:
+        yield "learned a part of the subject"
+    else:
+        yield "did not learn the subject: its pictures are hardly more like the photos than before"
+    if m.prompt is None:
+        yield "whether it follows prompts was not measured: no CLIP was at hand"
+    else:
+        yield "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
+    if m.copied:
+        nearest = [photo for _, photo in m.copied]
+        most = max(sorted(set(nearest)), key=nearest.count)
+        yield f"{len(m.copied)} of {samples} samples are near copies of photos, most of {photos[most]}"
+    if m.subject > 1.1:
+        yield "its pictures are more like the photos than these are like each other: that is copying, not success"
+    if m.drift > DRIFT:
+        yield f"unrelated prompts changed by {m.drift:.0%} of the distance between two seeds"
+    if m.leak is not None and m.leak > LEAK:
+        yield "the subject comes without its token, too"
+
+
+def unknowable(photos: int, samples: int, prompt: float | None) -> Iterator[str]:
+    """What so few pictures do not tell."""
+    if photos < 2:
+        yield "with one photo there is no telling the subject from its picture, nor a copy from a likeness"
+    elif photos < 8:
+        yield f"the ceiling comes from {photos * (photos - 1) // 2} pairs of photos: it is rough"
+    yield f"{samples} samples tell a share of near copies of 5 % from one of 20 %, not from one of 8 %"
+    if prompt is None:
+        yield "without a CLIP, likeness means colours and edges, not what is seen"

@@ -1,0 +1,169 @@
+"""At every checkpoint: the adapter is kept, pictures are drawn from the same noise, and all of it is measured.
+
+Before the first step the same is done with the model as it is: that is what checkpoints are held against.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.batch import Batch
+from ldm.images import from_rgb, open_image, save_image
+from ldm.metrics.features import squares
+from ldm.store.sampling import read_sampling
+from ldm.store.weights import load_weights
+from ldm.store.write import remove, staged, write_weights
+from train.draws import Draws
+from train.personal.judge import Judge
+from train.personal.measure import Drawn, Measures, Yardstick
+from train.personal.photos import Photos
+from train.personal.plan import Plan
+from train.personal.verdict import Checkpoint, is_done
+from train.tasks.sampling import Look, start_noise
+from train.tasks.subject import SubjectTask
+from train.trainer import Trainer
+
+SEEDS = 2  # pictures of each prompt
+LOOK = Look("auto", 20, 5.0)
+GROUPS = ("subject", "kind", "unrelated")
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(eq=False)
+class Watching:
+    """`tell` hears each measured checkpoint; `finished` is set once more training has stopped paying."""
+
+    plan: Plan
+    photos: Photos
+    judge: Judge
+    folder: Path
+    tell: Tell = lambda told: None
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.log = self.folder / "measures.jsonl"
+        if self.log.is_file():
+            self.checkpoints = [_checkpoint(json.loads(line)) for line in self.log.read_text("utf-8").splitlines()]
+            self.finished = is_done(self.checkpoints)
+        self._yardstick: Yardstick | None = None
+
+    def before(self, trainer: Trainer) -> None:
+        """The model as it is, before its first step."""
+        base = self.folder / "base.safetensors"
+        if base.is_file():
+            return
+        remove(self.folder / "samples" / "0")
+        prompts = self.plan.prompts
+        drawn = self._drawn(trainer, 0, prompts.kind or prompts.subject)
+        again = self._pictures(trainer, prompts.unrelated, 1)
+        shown = squares([open_image(path) for path in self.photos.files()], self.plan.size)
+        tensors = {name: getattr(drawn, name) for name in GROUPS} | {"again": self.judge.look(again)}
+        tensors["photos"] = self.judge.look(shown)
+        if drawn.seen is not None:
+            tensors["seen"] = drawn.seen
+        if (read := self.judge.read(prompts.kind or prompts.subject)) is not None:
+            tensors["prompts"] = read
+        with staged(base) as stage:
+            write_weights(stage, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
+
+    def at(self, trainer: Trainer, step: int) -> None:
+        """An action of the trainer."""
+        if any(c.step == step for c in self.checkpoints):
+            return
+        began = time.perf_counter()
+        kept = self.folder / "checkpoints" / str(step)
+        remove(kept)
+        trainer.save(kept)
+        remove(self.folder / "samples" / str(step))
+        measures = self.yardstick.measure(self._drawn(trainer, step, self.plan.prompts.subject))
+        checkpoint = Checkpoint(step, measures, self._validation(trainer))
+        self.checkpoints.append(checkpoint)
+        self.finished = is_done(self.checkpoints)
+        told = {"step": step, "measures": measures.as_dict(), "validation": checkpoint.validation,
+                "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+        self.tell(told)
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """What the base's pictures and the photos say."""
+        if self._yardstick is None:
+            found = load_weights(self.folder / "base.safetensors")
+            t = {name: tensor.clone() for name, tensor in found.items()}
+            base = Drawn(t["subject"], t["kind"], t["unrelated"], t.get("seen"))
+            self._yardstick = Yardstick(t["photos"], base, t["again"], t.get("prompts"))
+        return self._yardstick
+
+    def _drawn(self, trainer: Trainer, step: int, subject: tuple[str, ...]) -> Drawn:
+        """Pictures of the three groups, kept as files; picture i of a group always begins with the same noise."""
+        prompts = {"subject": subject, "kind": self.plan.prompts.kind, "unrelated": self.plan.prompts.unrelated}
+        features: dict[str, Tensor] = {}
+        seen = None
+        for group, texts in prompts.items():
+            pictures = self._pictures(trainer, texts, 0)
+            self._keep(pictures, step, group)
+            features[group] = self.judge.look(pictures) if len(pictures) else self._nothing(features)
+            if group == "subject":
+                seen = self.judge.seen(pictures)
+        return Drawn(**features, seen=seen)
+
+    def _nothing(self, features: dict[str, Tensor]) -> Tensor:
+        return features["subject"].new_zeros(0, features["subject"].shape[1])
+
+    def _pictures(self, trainer: Trainer, texts: tuple[str, ...], seed: int) -> Tensor:
+        """[n SEEDS,3,H,W] in [0,1] of texts, by the averaged weights."""
+        task = trainer.task
+        assert isinstance(task, SubjectTask)
+        asked = list(texts) * SEEDS
+        side = self.plan.size // task.vae.factor
+        device = trainer.processes.device
+        noise = start_noise(self.plan.wish.seed + seed, (task.vae.channels, side, side), len(asked), device)
+        made, size = [torch.zeros(0, 3, self.plan.size, self.plan.size)], max(1, 2 * self.plan.wish.batch)
+        with trainer.averaged(), torch.no_grad(), trainer.turns.autocast():
+            for first in range(0, len(asked), size):
+                trainer.stop.check()
+                some = slice(first, first + size)
+                shown = task.pictures(asked[some], noise[some], self._look(), task.whole_hole(len(asked[some])))
+                made.append((shown.float().cpu() + 1) / 2)
+        return torch.cat(made).clamp(0, 1)
+
+    def _look(self) -> Look:
+        told = read_sampling(self.plan.base.path)
+        steps = min(told.steps or LOOK.steps, LOOK.steps)
+        return Look(told.solver or "ddim", steps, LOOK.scale if told.guidance is None else told.guidance)
+
+    def _keep(self, pictures: Tensor, step: int, group: str) -> None:
+        folder = self.folder / "samples" / str(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(pictures):
+            save_image(
+                from_rgb(picture.permute(1, 2, 0).numpy().astype(np.float32)), folder / f"{group}-{number:02d}.png"
+            )
+
+    def _validation(self, trainer: Trainer) -> float:
+        """The loss at fixed noise: of the photo that was kept aside, or of all, where none could be spared."""
+        home = self.photos.folder / ("aside" if self.photos.aside is not None else "train")
+        files = sorted(home.glob("*.png"))
+        image = squares([open_image(path) for path in files], self.plan.size) * 2 - 1
+        texts = tuple(path.with_suffix(".txt").read_text("utf-8").splitlines()[0] for path in files)
+        places = torch.arange(len(files))
+        batch = Batch(places, places, image, texts).to(trainer.processes.device)
+        draws = Draws(self.plan.wish.seed, batch.places, len(files), "validation")
+        with trainer.averaged(), torch.no_grad():
+            return float(trainer.task.validate(draws, batch)["loss"].mean())
+
+
+def _checkpoint(told: dict[str, Any]) -> Checkpoint:
+    measures = told["measures"] | {"copied": tuple(tuple(pair) for pair in told["measures"]["copied"])}
+    return Checkpoint(told["step"], Measures(**measures), told["validation"])
