@@ -91,15 +91,6 @@ def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_pa
     assert drawn.status == 0, drawn.err
 
 
-def test_class_pictures_are_made_once(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    assert learn(ldm, "--out", "runs/a").status == 0
-    (kept,) = (tmp_path / "runs" / "class-pictures").iterdir()
-    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
-    assert sum(name.endswith(".png") for name in before) == 4
-    assert learn(ldm, "--out", "runs/b", "--seed", 0).status == 0
-    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
-
-
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
