@@ -20,7 +20,9 @@ def _personalize(
     token: Annotated[
         str, typer.Option("--token", metavar="WORDS", help="What calls it: a rare word and its kind, 'sks dog'.")
     ],
-    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The base.")] = "scenes",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="The base; else that of ldm generate.")
+    ] = None,
     method: Annotated[
         str, typer.Option("--method", metavar="NAME", help="lora, inversion (a new word), or pivotal (both).")
     ] = "lora",
@@ -54,6 +56,7 @@ def _personalize(
     precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="What it will cost; nothing is written.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the path of the adapter alone.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -67,4 +70,4 @@ def _personalize(
         "unrelated": tuple(unrelated) if unrelated else None, "clip": clip, "licence": licence, "seed": seed,
         "precision": precision, "device": device,
     }  # fmt: skip
-    return run(fields, as_json=as_json, quiet=quiet)
+    return run(fields, dry_run=dry_run, as_json=as_json, quiet=quiet)

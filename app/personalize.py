@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,14 @@ import typer
 from pydantic import ValidationError
 
 from app.errors import printable
+from app.progress import duration
+from app.training_forecast import size
 from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
     from app.training_view import QuietView
     from ldm.data.survey import Finding
+    from train.personal.cost import Cost
     from train.personal.learn import Learned
     from train.personal.plan import Plan
     from train.personal.settings import Wish
@@ -24,8 +28,8 @@ COLOURS = {"stop": "red", "warn": "yellow", "note": "blue"}
 SHOWN = 4  # cases of a finding
 
 
-def personalize(fields: Mapping[str, Any], *, as_json: bool, quiet: bool) -> int:
-    """Trains, or goes on, or tells what an earlier command like this one has left."""
+def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quiet: bool) -> int:
+    """Trains, or goes on, or tells what an earlier command like this one has left; or only what it would cost."""
     wish = _wish(fields)
     from app.training_view import JsonView, QuietView, View, heard
     from train.signals import Stop, Stopped, resume_command
@@ -33,19 +37,25 @@ def personalize(fields: Mapping[str, Any], *, as_json: bool, quiet: bool) -> int
     view: QuietView = JsonView() if as_json else QuietView() if quiet else View(wish.steps or 1)
     with heard(view), Stop() as stop, view:
         try:
-            from train.personal.learn import Hooks
+            from train.personal.learn import Hooks, foreseen
             from train.personal.learn import personalize as learn
 
             stop.check()
             speaks = not as_json and not quiet
             hooks = Hooks(
                 planned=lambda plan, findings: _tell_plan(view, plan, findings) if speaks else None,
+                costs=lambda plan, cost: _tell_cost(view, plan, cost) if speaks else None,
                 begun=view.begin,
                 stepped=view.step,
                 measured=lambda told: _tell_measures(view, told, as_json, speaks),
                 progress=view.progress,
                 listeners=[view.line],
             )
+            if dry_run:
+                plan, cost = foreseen(wish, hooks)
+                if as_json:
+                    typer.echo(json.dumps({"out": str(wish.out), "steps": plan.steps, "cost": asdict(cost)}))
+                return 0
             made = learn(wish, hooks, stop)
         except Stopped as stopped:
             view.stopped(resume_command(), 0)
@@ -55,6 +65,7 @@ def personalize(fields: Mapping[str, Any], *, as_json: bool, quiet: bool) -> int
 
 
 def _wish(fields: Mapping[str, Any]) -> Wish:
+    from app.generate import DEFAULT_MODEL
     from train.personal.settings import Wish
 
     photos = Path(fields["photos"]).expanduser()
@@ -64,7 +75,7 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
     if not str(fields["token"]).strip():
         what, why = "--token is empty.", "It is what calls the subject in a prompt: a rare word, and what the thing is."
         raise LdmError(Code.USAGE, what, why, 'Write --token "sks dog".')
-    given = {key: value for key, value in fields.items() if value is not None}
+    given = {"model": DEFAULT_MODEL} | {key: value for key, value in fields.items() if value is not None}
     given["photos"], given["token"] = photos, " ".join(str(fields["token"]).split())
     given.setdefault("out", Path("runs") / Wish(**{**given, "out": Path("x")}).name if _sound(given) else Path("x"))
     try:
@@ -98,6 +109,18 @@ def _tell_plan(view: QuietView, plan: Plan, findings: Sequence[Finding]) -> None
     for finding in findings:
         cases = "; ".join(map(str, finding.cases[:SHOWN]))
         view.note(f"{finding.level}: {finding.what}{f' ({cases})' if cases else ''}; fix: {finding.fix}")
+
+
+def _tell_cost(view: QuietView, plan: Plan, cost: Cost) -> None:
+    memory = f"memory {size(cost.memory)} of {size(cost.free)} free, disk {size(cost.disk)}"
+    if cost.total is None:
+        view.note(f"cost: {memory}; how long it takes could not be measured")
+    else:
+        parts = {"training": cost.training, "looking": cost.looking, "pictures of the model itself": cost.prior}
+        told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+        view.note(f"cost: at most about {duration(cost.total)} ({told}); {memory}")
+    if not cost.fits:
+        view.note("it may not fit into memory: --batch 1, --precision bf16 and a smaller --size need less")
 
 
 def _tell_measures(view: QuietView, told: dict[str, Any], as_json: bool, speaks: bool) -> None:

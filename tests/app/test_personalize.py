@@ -42,6 +42,8 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     report = json.loads((out / "report.json").read_text())
     assert [c["step"] for c in report["checkpoints"]] == [3, 6]
     assert report["files"] == ["zwx-circle.safetensors", "zwx-circle-kohya.safetensors"]
+    assert report["weights"] == [0.5, 0.75, 1.0, 1.25] and len(list((out / "samples" / "weights").iterdir())) == 8
+    assert len(report["measures"]["nearest"]) == 4 and "cost: at most about" in done.err
     assert report["features"] == "colours and edges" and report["measures"]["prompt"] is None
     page = (out / "report.html").read_text()
     assert report["verdict"][1:].split(";")[0] in page and "http" not in page.replace("http://www.w3.org", "")
@@ -89,6 +91,12 @@ def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_pa
     assert [Path(f).name for f in result["files"]] == ["zwx-circle-word.safetensors"]
     drawn = ldm("generate", "zwx circle", "--steps", 2, "--embedding", result["files"][0], "--model", "scenes")
     assert drawn.status == 0, drawn.err
+
+
+def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    told = learn(ldm, "--dry-run", "--json")
+    assert told.status == 0 and told.json["steps"] == 6 and told.json["cost"]["training"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from ldm.data.survey import Finding
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
 from train.log import Listener
+from train.personal.cost import Cost, cost_of
 from train.personal.judge import Judge
 from train.personal.page import write_page
 from train.personal.photos import looked_at, prepared
@@ -22,6 +24,7 @@ from train.personal.plan import Plan, base_of, planned
 from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, report_of
 from train.personal.settings import Wish
+from train.personal.strengths import draw_strengths
 from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
 from train.run import Run, opened
@@ -46,6 +49,7 @@ class Hooks:
     """Whom to tell while it goes on."""
 
     planned: Callable[[Plan, Sequence[Finding]], None]
+    costs: Callable[[Plan, Cost], None]
     begun: Callable[[Run], None]
     stepped: Callable[[Step], None]
     measured: Callable[[dict[str, Any]], None]
@@ -64,6 +68,9 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     hooks.planned(plan, findings)
     _remember(wish)
     photos = prepared(source, wish.out / "photos", plan.size, plan.captions, wish.token)
+    if not (wish.out / "run").exists():
+        hooks.costs(plan, cost_of(plan, photos))
+        stop.check()
     prior = None
     if plan.prior:
         prior = class_pictures(
@@ -85,11 +92,28 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
             _train(run, plan, watching, hooks)
     chosen = best(watching.checkpoints)
     files = _publish(wish, chosen)
-    report = report_of(plan, photos, watching, chosen, stopped_early=watching.checkpoints[-1].step < plan.steps)
+    weights: tuple[float, ...] = ()
+    if wish.method == "lora":
+        weights = draw_strengths(plan, files[0], wish.out / "samples" / "weights", stop)
+    early = watching.checkpoints[-1].step < plan.steps
+    report = report_of(plan, photos, watching, chosen, stopped_early=early) | {"weights": weights}
     write_page(wish.out / PAGE, report)
     with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
         stage.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return Learned(wish.out, files, report)
+
+
+def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
+    """What it would cost; nothing is written where it would go."""
+    base = base_of(wish.model)
+    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
+    plan = planned(wish, base, findings, len(source))
+    hooks.planned(plan, findings)
+    with TemporaryDirectory(prefix="ldm-photos-") as place:
+        photos = prepared(source, Path(place) / "photos", plan.size, plan.captions, wish.token)
+        cost = cost_of(plan, photos)
+    hooks.costs(plan, cost)
+    return plan, cost
 
 
 def _train(run: Run, plan: Plan, watching: Watching, hooks: Hooks) -> None:

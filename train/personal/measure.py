@@ -36,6 +36,7 @@ class Measures:
     leak: float | None  # how far the kind without the token has gone from the base to the ceiling
     copies: float
     copied: tuple[tuple[int, int], ...]  # (sample, photo) of near copies
+    nearest: tuple[tuple[int, float], ...] = ()  # of each sample the nearest photo, and how far it is
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,8 +72,8 @@ class Yardstick:
     def measure(self, drawn: Drawn) -> Measures:
         """Of one checkpoint."""
         likeness = drawn.subject @ self.photos.T
-        near = 1 - likeness.max(1).values
-        copied = [(i, int(likeness[i].argmax())) for i in range(len(near)) if float(near[i]) < self.nearest]
+        near = [(int(row.argmax()), float(1 - row.max())) for row in likeness]
+        copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < self.nearest]
         leak = None
         if len(drawn.kind):
             leak = self._way(_mean(drawn.kind @ self.photos.T), _mean(self.base.kind @ self.photos.T))
@@ -84,6 +85,7 @@ class Yardstick:
             leak,
             len(copied) / max(1, len(near)),
             tuple(copied),
+            tuple(near),
         )
 
     def _way(self, reached: float, start: float) -> float:

@@ -19,14 +19,15 @@ FLAGS = {
 GRID = """
 .verdict{font-size:1.25rem;line-height:1.45;color:var(--ink);max-width:52rem;margin:.4rem 0 1.4rem}
 .badge.bad{color:var(--a);border-color:currentColor}
-.grid{overflow-x:auto}.grid table{border-collapse:collapse;font-size:.8rem;color:var(--soft)}
+.grid{overflow-x:auto}.grid table{border-collapse:collapse;width:auto;font-size:.8rem;color:var(--soft)}
 .grid td,.grid th{padding:.25rem .35rem;text-align:left;vertical-align:middle;font-weight:400}
 .grid th{white-space:nowrap}.grid .best{color:var(--good);font-weight:600}
 .grid img{display:block;width:5.2rem;height:5.2rem;object-fit:cover;border-radius:6px;image-rendering:pixelated;
 background:var(--shade)}
 .grid img+img{margin-top:.3rem}
 .pairs{display:flex;flex-wrap:wrap;gap:1rem}.pairs figure{margin:0;font-size:.8rem;color:var(--soft)}
-.pairs img{width:5.2rem;height:5.2rem;object-fit:cover;border-radius:6px;image-rendering:pixelated}
+.pairs img{width:5.2rem;margin-right:.2rem;height:5.2rem;object-fit:cover;border-radius:6px;image-rendering:pixelated}
+.pairs .bad{color:var(--a)}
 ul{color:var(--soft);padding-left:1.2rem;max-width:52rem}
 """
 
@@ -52,6 +53,7 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         _samples(folder, report),
         _curves(report),
         _nearest(folder, report),
+        _strengths(folder, report),
         _unrelated(folder, report),
         _list("What cannot be concluded", report["unknowable"]),
         _list("The photos", _told(report)),
@@ -122,21 +124,40 @@ def _curves(report: Mapping[str, Any]) -> str:
 
 
 def _nearest(folder: Path, report: Mapping[str, Any]) -> str:
-    """Near copies beside the photo that they copy."""
-    copied = report["measures"]["copied"][:12]
-    if not copied:
-        return (
-            "<section><h2>Near copies</h2><p>None: no sample is nearer to a photo than the two most alike photos are "
-            f"to each other (distance {report['nearest']:.3f}).</p></section>"
-        )
+    """The samples that come nearest to a photo, beside it; near copies are marked."""
+    near = sorted(enumerate(report["measures"]["nearest"]), key=lambda pair: float(pair[1][1]))[:8]
     photos = sorted([*(folder / "photos" / "train").glob("*.png"), *(folder / "photos" / "aside").glob("*.png")],
                     key=lambda path: path.name)  # fmt: skip
-    figures = "".join(
-        f"<figure>{_image(folder / 'samples' / str(report['step']) / f'subject-{sample:02d}.png', 'sample')}"
-        f"{_image(photos[photo], 'photo')}<figcaption>{_safe(report['photos'][photo])}</figcaption></figure>"
-        for sample, photo in copied
+    figures = []
+    for sample, (photo, away) in near:
+        name, mark = report["photos"][photo], " class=bad" if away < report["nearest"] else ""
+        shown = _image(_sample(folder, report["step"], "subject", sample), "sample") + _image(photos[photo], name)
+        words = f"<figcaption{mark}>{away:.3f} from {_safe(name)}</figcaption>"
+        figures.append(f"<figure>{shown}{words}</figure>")
+    return (
+        "<section><h2>Nearest photos</h2><p>The samples nearest to a photo, each beside it. The two most alike photos "
+        f"are {report['nearest']:.3f} from each other: what is nearer than that is a near copy.</p>"
+        f"<div class=pairs>{''.join(figures)}</div></section>"
     )
-    return f"<section><h2>Near copies</h2><div class=pairs>{figures}</div></section>"
+
+
+def _strengths(folder: Path, report: Mapping[str, Any]) -> str:
+    """The chosen adapter at several weights."""
+    weights: Sequence[float] = report["weights"]
+    if not weights:
+        return ""
+    rows = []
+    for place, text in enumerate(report["prompts"]["subject"]):
+        cells = (
+            f"<td>{_image(folder / 'samples' / 'weights' / f'{place:02d}-{w:g}.png', f'{text}, weight {w:g}')}</td>"
+            for w in weights
+        )
+        rows.append(f"<tr><th>{_safe(text)}</th>{''.join(cells)}</tr>")
+    heads = "".join(f"<th>{weight:g}</th>" for weight in weights)
+    return (
+        "<section><h2>Weights</h2><p>How strongly the adapter acts (<code>--lora FILE:0.75</code>), from the same seed."
+        f"</p><div class=grid><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div></section>"
+    )
 
 
 def _unrelated(folder: Path, report: Mapping[str, Any]) -> str:
@@ -144,7 +165,7 @@ def _unrelated(folder: Path, report: Mapping[str, Any]) -> str:
     cells = []
     for place, text in enumerate(report["prompts"]["unrelated"]):
         pair = "".join(
-            _image(folder / "samples" / str(step) / f"unrelated-{place:02d}.png", f"{text}, step {step}")
+            _image(_sample(folder, step, "unrelated", place), f"{text}, step {step}")
             for step in (0, report["step"])
         )
         cells.append(f"<td>{pair}<span>{_safe(text)}</span></td>")
@@ -181,6 +202,10 @@ def _list(title: str, points: Sequence[str]) -> str:
     return f"<section><h2>{title}</h2><ul>{''.join(f'<li>{_safe(point)}</li>' for point in points)}</ul></section>"
 
 
+def _sample(folder: Path, step: int, group: str, number: int) -> Path:
+    return folder / "samples" / str(step) / f"{group}-{number:02d}.png"
+
+
 def _image(path: Path, words: str) -> str:
     if not path.is_file():
         return ""
@@ -189,7 +214,7 @@ def _image(path: Path, words: str) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "not measured" if share is None else f"{share:.0%}"
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def _safe(text: object) -> str:

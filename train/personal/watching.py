@@ -165,5 +165,5 @@ class Watching:
 
 
 def _checkpoint(told: dict[str, Any]) -> Checkpoint:
-    measures = told["measures"] | {"copied": tuple(tuple(pair) for pair in told["measures"]["copied"])}
-    return Checkpoint(told["step"], Measures(**measures), told["validation"])
+    pairs = {name: tuple(tuple(pair) for pair in told["measures"][name]) for name in ("copied", "nearest")}
+    return Checkpoint(told["step"], Measures(**told["measures"] | pairs), told["validation"])

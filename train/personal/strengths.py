@@ -1,0 +1,30 @@
+"""The chosen adapter at several weights, as `ldm generate --lora FILE:WEIGHT` draws with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm.images import save_image
+from ldm.store.write import remove
+from pipelines.pipeline import Pipeline
+from pipelines.request import LoraUse, Request
+from pipelines.suited import suited
+from train.personal.plan import Plan
+from train.signals import Stop
+
+WEIGHTS = (0.5, 0.75, 1.0, 1.25)
+
+
+def draw_strengths(plan: Plan, adapter: Path, folder: Path, stop: Stop) -> tuple[float, ...]:
+    """One picture for each prompt and weight, from the same seed, into `folder`."""
+    remove(folder)
+    folder.mkdir(parents=True)
+    pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
+    for weight in WEIGHTS:
+        for place, text in enumerate(plan.prompts.subject):
+            stop.check()
+            fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
+            sized = {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
+            (result,) = pipeline.results(Request(**fields | sized))
+            save_image(result.picture, folder / f"{place:02d}-{weight:g}.png")
+    return WEIGHTS
