@@ -22,7 +22,7 @@ class OptimSettings(Strict):
     of the run) to `floor` times its peak.
     """
 
-    kind: Literal["adamw", "schedule_free", "muon", "sgd"] = "adamw"
+    kind: Literal["adamw", "adamw8bit", "schedule_free", "muon", "sgd"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     muon_lr: float = Field(0.02, gt=0)  # of hidden matrices, with kind: muon; all else goes to AdamW
     betas: tuple[Share, Share] = (0.9, 0.99)  # of the moments; with sgd the first is its momentum

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
 from train.config import OptimSettings
+from train.eight_bit import AdamW8bit
 from train.muon import Muon
 from train.sharding import placed
 
 # Fields that would act on nothing with this kind, and are refused unless they have their default value.
 IDLE = {
     "adamw": ("muon_lr",),
+    "adamw8bit": ("muon_lr",),
     "sgd": ("muon_lr",),
     "muon": (),
     "schedule_free": ("muon_lr", "decay_from", "floor", "ema", "snapshots"),
@@ -202,6 +204,8 @@ def _build(shares: Sequence[Group], settings: OptimSettings) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0])
     if settings.kind == "schedule_free":
         return _schedule_free(groups, settings)
+    if settings.kind == "adamw8bit":
+        return AdamW8bit(groups, lr=settings.lr, betas=settings.betas)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 

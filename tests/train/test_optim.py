@@ -19,13 +19,14 @@ from train.config import OptimSettings
 from train.optim import LossScale, Optimiser, is_hidden, rate
 from train.trainer import Trainer
 
-KINDS = ["adamw", "sgd", "muon", pytest.param("schedule_free", id="schedule_free")]
+KINDS = ["adamw", "adamw8bit", "sgd", "muon", pytest.param("schedule_free", id="schedule_free")]
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     g = torch.Generator().manual_seed(seed)
     shapes = {"net.in.weight": (8, 3, 3, 3), "net.mid.weight": (8, 8), "net.mid.bias": (8,), "net.scale": ()}
     made = {name: nn.Parameter(torch.randn(shape, generator=g)) for name, shape in shapes.items()}
+    made["net.large.weight"] = nn.Parameter(torch.randn(72, 65, generator=g))  # for eight bits, and no whole block
     made["net.wide.weight"] = nn.Parameter(torch.randn(8, 8, 3, 3, generator=g).to(memory_format=torch.channels_last))
     return made
 
@@ -213,7 +214,7 @@ def test_no_gradient_means_no_step() -> None:
     assert math.isclose(float(optimiser.tensors()["net.scale/step"]), 1.0)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd", "schedule_free"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "muon", "sgd", "schedule_free"])
 def test_some_parameters_move_at_a_share_of_the_rate_of_the_others(kind: str) -> None:
     """As if they were alone with an optimiser of that rate."""
     even, alone = (

@@ -165,8 +165,7 @@ def _unrelated(folder: Path, report: Mapping[str, Any]) -> str:
     cells = []
     for place, text in enumerate(report["prompts"]["unrelated"]):
         pair = "".join(
-            _image(_sample(folder, step, "unrelated", place), f"{text}, step {step}")
-            for step in (0, report["step"])
+            _image(_sample(folder, step, "unrelated", place), f"{text}, step {step}") for step in (0, report["step"])
         )
         cells.append(f"<td>{pair}<span>{_safe(text)}</span></td>")
     return (
