@@ -22,7 +22,9 @@ def test_a_byte_stands_for_256_values_that_meet_large_and_tiny_ones_to_a_few_per
         back = moment.unpack(*moment.pack(values), values)
         assert ((back - values) / values).abs().max() < 1.001 * most
     if signed:
-        assert torch.equal(moment.unpack(*moment.pack(-values), values), -back)
+        assert torch.equal(
+            moment.unpack(*moment.pack(-values), values)[:-1], -back[:-1]
+        )  # there is no -1
 
 
 def test_blocks_do_not_spoil_each_other_and_shapes_come_back() -> None:
@@ -53,12 +55,9 @@ def learned(
 
 
 def test_it_learns_as_adamw_does() -> None:
-    (whole, _, usual), (bytes_, _, ours) = (
-        learned(torch.optim.AdamW, weight_decay=0.01),
-        learned(AdamW8bit, weight_decay=0.01),
-    )
-    assert bytes_[-1] < 0.05 * bytes_[0] and bytes_[-1] == pytest.approx(whole[-1], rel=0.1)
-    assert bytes_[0] == whole[0] and bytes_[1] == pytest.approx(whole[1], rel=1e-5)
+    (whole, usual), (rounded, ours) = learned(torch.optim.AdamW), learned(AdamW8bit)
+    assert rounded[-1] < 0.05 * rounded[0] and rounded[-1] == pytest.approx(whole[-1], rel=0.1)
+    assert rounded[0] == whole[0] and rounded[1] == pytest.approx(whole[1], rel=1e-5)
     large = next(p for p in ours.param_groups[0]["params"] if p.numel() >= SMALL)
     kept = sum(t.numel() * t.element_size() for t in ours.state[large].values())
     assert kept < 0.27 * 8 * large.numel()
