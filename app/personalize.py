@@ -34,7 +34,7 @@ def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quie
     from app.training_view import JsonView, QuietView, View, heard
     from train.signals import Stop, Stopped, resume_command
 
-    view: QuietView = JsonView() if as_json else QuietView() if quiet else View(wish.steps or 1)
+    view: QuietView = JsonView() if as_json else QuietView() if quiet else View(0)
     with heard(view), Stop() as stop, view:
         try:
             from train.personal.learn import Hooks, foreseen
@@ -69,7 +69,7 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
     from train.personal.settings import Wish
 
     photos = Path(fields["photos"]).expanduser()
-    if not photos.exists():
+    if not photos.exists() and not _begun(fields):
         what, why = f"{photos} is not there.", "It is to be a folder with a few pictures of one subject."
         raise LdmError(Code.FILE, what, why, "Check the path for a spelling mistake.")
     if not str(fields["token"]).strip():
@@ -86,6 +86,11 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
         raise LdmError(
             Code.USAGE, f"{option} is not understood.", first["msg"] + ".", "See ldm personalize --help."
         ) from error
+
+
+def _begun(fields: Mapping[str, Any]) -> bool:
+    """Whether it goes on with photos that were prepared before."""
+    return fields.get("out") is not None and (Path(fields["out"]) / "photos").is_dir()
 
 
 def _sound(given: Mapping[str, Any]) -> bool:

@@ -128,6 +128,7 @@ class View(QuietView):
     def begin(self, run: Run) -> None:
         super().begin(run)
         told = run.told()
+        self.steps = told["steps"]
         data, machine = told["data"], told["machine"]
         parameters = ", ".join(f"{name} {count:,}" for name, count in told["parameters"].items())
         self.note(f"{told['out']}: task {told['task']}, parameters: {parameters}")

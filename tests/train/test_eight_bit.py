@@ -22,9 +22,7 @@ def test_a_byte_stands_for_256_values_that_meet_large_and_tiny_ones_to_a_few_per
         back = moment.unpack(*moment.pack(values), values)
         assert ((back - values) / values).abs().max() < 1.001 * most
     if signed:
-        assert torch.equal(
-            moment.unpack(*moment.pack(-values), values)[:-1], -back[:-1]
-        )  # there is no -1
+        assert torch.equal(moment.unpack(*moment.pack(-values), values)[:-1], -back[:-1])  # there is no -1
 
 
 def test_blocks_do_not_spoil_each_other_and_shapes_come_back() -> None:

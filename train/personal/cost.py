@@ -36,7 +36,7 @@ def cost_of(plan: Plan, photos: Photos) -> Cost:
     made = forecasted(plan.run_file(photos, None))
     training = looking = prior = None
     if made.step_seconds is not None:
-        each = made.step_seconds / plan.wish.batch / (1 + BACKWARD)  # one picture, once through the network
+        each = made.step_seconds / plan.batch / (1 + BACKWARD)  # one picture, once through the network
         picture = each * (2 * LOOK.steps + 2)
         shown = len(plan.prompts.subject) + len(plan.prompts.kind) + len(plan.prompts.unrelated)
         training = made.step_seconds * plan.steps * (2 * (1 + KEEPING) if plan.prior else 1)

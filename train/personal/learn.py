@@ -19,8 +19,8 @@ from train.log import Listener
 from train.personal.cost import Cost, cost_of
 from train.personal.judge import Judge
 from train.personal.page import write_page
-from train.personal.photos import looked_at, prepared
-from train.personal.plan import Plan, base_of, planned
+from train.personal.photos import Photos, looked_at, prepared
+from train.personal.plan import Plan, base_of, captions_for, planned
 from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, report_of
 from train.personal.settings import Wish
@@ -61,13 +61,15 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     """All of it."""
     if (done := finished(wish)) is not None:
         return done
-    base = base_of(wish.model)
-    judge = Judge(wish.clip, base.path)
-    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
-    plan = planned(wish, base, findings, len(source))
-    hooks.planned(plan, findings)
-    _remember(wish)
-    photos = prepared(source, wish.out / "photos", plan.size, plan.captions, wish.token)
+    base, home = base_of(wish.model), wish.out / "photos"
+    judge, photos = Judge(wish.clip, base.path), Photos.read(home)
+    if photos is None:
+        source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
+        plan = planned(wish, base, len(source))
+        hooks.planned(plan, findings)
+        _remember(wish)
+        photos = prepared(source, home, plan.size, captions_for(wish.token, base), wish.token, findings)
+    plan = planned(wish, base, len(photos.names))
     if not (wish.out / "run").exists():
         hooks.costs(plan, cost_of(plan, photos))
         stop.check()
@@ -107,10 +109,10 @@ def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     """What it would cost; nothing is written where it would go."""
     base = base_of(wish.model)
     source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
-    plan = planned(wish, base, findings, len(source))
+    plan = planned(wish, base, len(source))
     hooks.planned(plan, findings)
     with TemporaryDirectory(prefix="ldm-photos-") as place:
-        photos = prepared(source, Path(place) / "photos", plan.size, plan.captions, wish.token)
+        photos = prepared(source, Path(place) / "photos", plan.size, captions_for(wish.token, base), wish.token)
         cost = cost_of(plan, photos)
     hooks.costs(plan, cost)
     return plan, cost

@@ -6,9 +6,11 @@ and so that everybody sees what was learned from. One of four or more is kept as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +24,10 @@ from ldm.data.survey import Finding
 from ldm.data.transforms import resized
 from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
+from ldm.store.shards import read_json
 from ldm.store.write import staged
 
+KEPT = "photos.json"
 TIMES = 2  # as large as the side of training, at most: random crops and zooms need no more
 
 
@@ -35,6 +39,16 @@ class Photos:
     names: tuple[str, ...]  # of the originals, all readable ones in order
     aside: str | None
     masked: bool
+    findings: tuple[dict[str, Any], ...] = ()  # what was worth saying of them
+
+    @classmethod
+    def read(cls, folder: Path) -> Photos | None:
+        """What an earlier command has prepared; None where there is nothing yet."""
+        kept = folder / KEPT
+        if not kept.is_file():
+            return None
+        told = read_json(kept)
+        return cls(folder, tuple(told["names"]), told["aside"], told["masked"], tuple(told["findings"]))
 
     @property
     def training(self) -> Path:
@@ -61,15 +75,16 @@ def looked_at(photos: Path, size: int, token: str) -> tuple[Source, tuple[Findin
     return source, tuple(finding for finding in report.findings if finding.kind not in quiet)
 
 
-def prepared(source: Source, folder: Path, size: int, captions: Sequence[str], token: str) -> Photos:
-    """Writes the folder, or finds it. `captions` are what pictures without words of their own get, in turn."""
+def prepared(
+    source: Source, folder: Path, size: int, captions: Sequence[str], token: str, findings: Sequence[Finding] = ()
+) -> Photos:
+    """Writes the folder. `captions` are what pictures without words of their own get, in turn."""
     readable = [place for place in range(len(source)) if _readable(source, place)]
     names = tuple(source.name(place) for place in readable)
     masks = _masks(source, readable)
     aside = _middle(readable) if len(readable) >= FEWEST else None
-    made = Photos(folder, names, None if aside is None else source.name(aside), bool(masks))
-    if folder.is_dir():
-        return made
+    told = tuple(finding.as_dict() for finding in findings)
+    made = Photos(folder, names, None if aside is None else source.name(aside), bool(masks), told)
     with staged(folder) as stage:
         for number, place in enumerate(readable):
             home = stage / ("aside" if place == aside else "train")
@@ -82,6 +97,8 @@ def prepared(source: Source, folder: Path, size: int, captions: Sequence[str], t
                 mask = _shrunk(masks[place], size)
                 shown = np.repeat(mask[..., None], 3, 2).astype(np.float32) / 255
                 save_image(from_rgb(shown), home / "masks" / f"{number:04d}.png")
+        about = {"names": names, "aside": made.aside, "masked": made.masked, "findings": told}
+        (stage / KEPT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     return made
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ldm.data.settings import DataSettings, Part
-from ldm.data.survey import Finding
 from ldm.models.tokenizer import Vocabulary
 from ldm.store.find import find_model
 from ldm.store.parts import Parts, load_parts
+from pipelines.device import pick_device
 from train.config import OptimSettings, RunFile, RunSettings
 from train.personal.photos import Photos
 from train.personal.probe import Prompts, prompts_for
@@ -54,7 +55,6 @@ class Plan:
     prior: int
     prompts: Prompts
     notes: tuple[str, ...]
-    findings: tuple[Finding, ...]
 
     @property
     def every(self) -> int:
@@ -62,12 +62,17 @@ class Plan:
         return max(1, self.steps // self.wish.checkpoints)
 
     @property
-    def captions(self) -> tuple[str, ...]:
-        """Of photos without words of their own."""
-        token = self.wish.token
-        if self.base.small:
-            return (token, f"{token} emoji") if "emoji" in self.base.known else (token, f"a {token}")
-        return (f"a photo of {token}",)
+    def batch(self) -> int:
+        """Photos of a step."""
+        return self.wish.batch or (4 if self.base.small else 1)
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """Half where a large model meets a card; a processor without its instructions is slower at it."""
+        if self.wish.precision is not None:
+            return self.wish.precision
+        cpu = pick_device(self.wish.device or "auto").type == "cpu"
+        return "fp32" if self.base.small or cpu else "bf16"
 
     def run_file(self, photos: Photos, prior: Path | None) -> RunFile:
         """What the trainer is told. A run of the same wish has the same."""
@@ -86,8 +91,8 @@ class Plan:
                 out=run,
                 seed=wish.seed,
                 steps=self.steps,
-                batch=wish.batch * (2 if prior is not None else 1),
-                precision=wish.precision,
+                batch=self.batch * (2 if prior is not None else 1),
+                precision=self.precision,
                 device=wish.device,
                 checkpointing=not self.base.small,
                 save=self.every,
@@ -98,7 +103,7 @@ class Plan:
 
     def _repeats(self, count: int) -> int:
         """A batch holds each example once; a set smaller than a batch comes several times."""
-        return -(-2 * self.wish.batch // count)
+        return -(-2 * self.batch // count)
 
     def _task(self) -> LoraSettings | InversionSettings:
         wish = self.wish
@@ -115,10 +120,17 @@ class Plan:
         return 1e-3 if self.base.small else 1e-4
 
 
-def planned(wish: Wish, base: Base, findings: tuple[Finding, ...], photos: int) -> Plan:
+def captions_for(token: str, base: Base) -> tuple[str, ...]:
+    """Of photos without words of their own."""
+    if not base.small:
+        return (f"a photo of {token}",)
+    return (token, f"{token} emoji") if "emoji" in base.known else (token, f"a {token}")
+
+
+def planned(wish: Wish, base: Base, photos: int) -> Plan:
     """What will be done."""
     steps = wish.steps or (300 if base.small else max(400, min(1500, 100 * photos)))
     prior = wish.prior if wish.prior is not None else (PRIOR if base.small and wish.method != "inversion" else 0)
     prompts = prompts_for(wish.token, wish.called, base.path, base.known, wish.prompts, wish.unrelated)
     notes = tuple(remarks(wish.token, wish.called, base.vocabulary, base.known))
-    return Plan(wish, base, wish.size or base.size, steps, prior, prompts, notes, findings)
+    return Plan(wish, base, wish.size or base.size, steps, prior, prompts, notes)

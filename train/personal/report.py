@@ -50,7 +50,7 @@ def report_of(
         "seeds": SEEDS,
         "photos": list(photos.names),
         "aside": photos.aside,
-        "findings": [finding.as_dict() for finding in plan.findings],
+        "findings": list(photos.findings),
         "notes": list(plan.notes),
         "unknowable": list(unknowable(len(photos.names), samples, measures.prompt)),
         "model": wish.model,

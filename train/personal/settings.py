@@ -23,7 +23,7 @@ class Wish(Strict):
     steps: int | None = Field(None, gt=0)
     rank: int = Field(16, gt=0, le=1024)
     size: int | None = Field(None, ge=8)
-    batch: int = Field(4, gt=0)
+    batch: int | None = Field(None, gt=0)
     prior: int | None = Field(None, ge=0)  # pictures of the model itself that keep it what it is
     prompts: tuple[str, ...] = ()  # to look at, with {} where the token goes
     unrelated: tuple[str, ...] = ()  # without the subject
@@ -31,7 +31,7 @@ class Wish(Strict):
     checkpoints: int = Field(6, gt=0, le=50)
     seed: int = 0
     device: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     licence: str = ""
     out: Path
 

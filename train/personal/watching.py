@@ -6,6 +6,7 @@ Before the first step the same is done with the model as it is: that is what che
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ldm.data.batch import Batch
 from ldm.images import from_rgb, open_image, save_image
 from ldm.metrics.features import squares
 from ldm.store.sampling import read_sampling
+from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
 from ldm.store.write import remove, staged, write_weights
 from train.draws import Draws
@@ -28,10 +30,12 @@ from train.personal.measure import Drawn, Measures, Yardstick
 from train.personal.photos import Photos
 from train.personal.plan import Plan
 from train.personal.verdict import Checkpoint, is_done
+from train.signals import resume_command
 from train.tasks.sampling import Look, start_noise
 from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
 
+log = logging.getLogger("train.personal")
 SEEDS = 2  # pictures of each prompt
 LOOK = Look("auto", 20, 5.0)
 GROUPS = ("subject", "kind", "unrelated")
@@ -51,10 +55,10 @@ class Watching:
     finished: bool = False
 
     def __post_init__(self) -> None:
-        self.log = self.folder / "measures.jsonl"
-        if self.log.is_file():
-            self.checkpoints = [_checkpoint(json.loads(line)) for line in self.log.read_text("utf-8").splitlines()]
-            self.finished = is_done(self.checkpoints)
+        self.home = self.folder / "measures"  # a file for each checkpoint, whole or not there
+        kept = sorted(self.home.glob("*.json"), key=lambda path: int(path.stem))
+        self.checkpoints = [_checkpoint(read_json(path)) for path in kept]
+        self.finished = is_done(self.checkpoints)
         self._yardstick: Yardstick | None = None
 
     def before(self, trainer: Trainer) -> None:
@@ -91,8 +95,8 @@ class Watching:
         self.finished = is_done(self.checkpoints)
         told = {"step": step, "measures": measures.as_dict(), "validation": checkpoint.validation,
                 "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        with staged(self.home / f"{step}.json") as stage:
+            stage.write_text(json.dumps(told) + "\n", "utf-8")
         self.tell(told)
 
     @property
@@ -129,14 +133,20 @@ class Watching:
         side = self.plan.size // task.vae.factor
         device = trainer.processes.device
         noise = start_noise(self.plan.wish.seed + seed, (task.vae.channels, side, side), len(asked), device)
-        made, size = [torch.zeros(0, 3, self.plan.size, self.plan.size)], max(1, 2 * self.plan.wish.batch)
+        made, size = [torch.zeros(0, 3, self.plan.size, self.plan.size)], max(1, 2 * self.plan.batch)
         with trainer.averaged(), torch.no_grad(), trainer.turns.autocast():
             for first in range(0, len(asked), size):
-                trainer.stop.check()
+                self._check(trainer)
                 some = slice(first, first + size)
                 shown = task.pictures(asked[some], noise[some], self._look(), task.whole_hole(len(asked[some])))
                 made.append((shown.float().cpu() + 1) / 2)
         return torch.cat(made).clamp(0, 1)
+
+    def _check(self, trainer: Trainer) -> None:
+        """A stop while pictures are drawn: what was done since the last checkpoint is done again."""
+        if trainer.stop.wanted:
+            log.warning("Stopped while looking at step %d. Go on with: %s", trainer.step, resume_command())
+            trainer.stop.check()
 
     def _look(self) -> Look:
         told = read_sampling(self.plan.base.path)

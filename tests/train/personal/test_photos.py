@@ -14,7 +14,7 @@ from ldm.models.tokenizer import Vocabulary, clip_tokenizer
 from tests.components import WORDS, tokenizer
 from tests.data.test_doctor import encoded, scene
 from tests.images.make import exif
-from train.personal.photos import looked_at, prepared
+from train.personal.photos import Photos, looked_at, prepared
 from train.personal.probe import prompts_for
 from train.personal.settings import Wish
 from train.personal.token import remarks, suggestion
@@ -41,7 +41,7 @@ def test_they_are_upright_small_and_without_a_word_of_exif(photos: Path, tmp_pat
         assert not picture.getexif() and min(picture.size) == 64
         assert b"GPS" not in file.read_bytes() and b"Exif" not in file.read_bytes()
     assert Image.open(files[5]).size == (128, 64)  # turned as the mark says
-    assert prepared(source, tmp_path / "made", 32, ("zwx",), "zwx") == made
+    assert Photos.read(tmp_path / "made") == made and Photos.read(tmp_path / "none") is None
 
 
 def test_captions_get_the_token_and_pictures_without_words_a_caption(photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""A new creature from five drawings, by `ldm personalize` with its defaults: is it learned, and what else has changed?
+
+    python -m benchmarks.personal --judges runs/emoji/judge-11/model runs/emoji/judge-12/model \\
+      --pictures runs/emoji/pictures.parquet [--creatures 3 5 8] [--write]
+
+Samples are drawn for prompts that training did not see, and looked for among drawings of the same creature in other
+poses and 200 distractors: 100 other creatures of the same script, 100 emoji. A hit: the nearest of all is the creature.
+The judges are CLIPs that the command has not looked with, and, for themselves, colours and edges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.machine import write
+from benchmarks.startup import LDM
+from ldm.data.characters import character, draw_character, pose
+from ldm.data.emoji_table import read_table
+from ldm.images import open_image
+from ldm.metrics.features import clips, colour_and_edges, extracted, squares
+from ldm.store.clip import load_clip
+from pipelines.pipeline import Pipeline
+from pipelines.request import LoraUse
+
+log = logging.getLogger("benchmarks.personal")
+TOKEN, SIDE = "zwx", 64
+PROMPTS = ("{}, twemoji style", "{}, openmoji style", "{} waving", "{} with a hat", "{} in the rain", "happy {}",
+           "{} and a tree")  # fmt: skip
+UNRELATED = ("dog face, twemoji style", "airplane, noto style", "banana, blob style", "snowman, openmoji style",
+             "guitar, noto style", "sun, twemoji style")  # fmt: skip
+SEEDS, POSES, DISTRACTORS = 4, 20, 100
+Look = Callable[[Tensor], Tensor]
+
+
+def drawing(who: int, how: int) -> np.ndarray:
+    return np.asarray(draw_character(character(who), pose(how), SIDE), np.float32) / 255
+
+
+def stacked(pictures: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def drawn(
+    pipeline: Pipeline, texts: Sequence[str], seeds: int, loras: Sequence[LoraUse] = (), first: int = 1000
+) -> Tensor:
+    """[texts * seeds,3,H,W] in [0,1]."""
+    made = [
+        np.asarray(picture, np.float32) / 255
+        for text in texts
+        for picture in pipeline(text, seed=first, count=seeds, loras=tuple(loras))
+    ]
+    return stacked(made)
+
+
+def learned(creature: int, folder: Path) -> tuple[dict[str, Any], Path, float]:
+    """The command's own report, its adapter, and its seconds."""
+    photos = folder / "photos"
+    subprocess.run(
+        [LDM, "data", "draw", photos, "--character", str(creature), "--count", "5", "--size", "256"], check=True
+    )
+    began = time.perf_counter()
+    subprocess.run([LDM, "personalize", photos, "--token", TOKEN, "--out", folder / "made", "--quiet"], check=True)
+    seconds = time.perf_counter() - began
+    report = json.loads((folder / "made" / "report.json").read_text("utf-8"))
+    return report, folder / "made" / report["files"][0], seconds
+
+
+def judged(creature: int, adapter: Path, model: str, looks: dict[str, Look], emoji: Tensor) -> dict[str, Any]:
+    """Hits, drift and near copies, each kind of features for itself."""
+    pipeline, use = Pipeline.load(model), [LoraUse(path=adapter)]
+    samples = drawn(pipeline, [text.format(TOKEN) for text in PROMPTS], SEEDS, use)
+    after, before = (drawn(pipeline, UNRELATED, 2, loras) for loras in (use, []))
+    again = drawn(pipeline, UNRELATED, 2, first=5000)
+    others = stacked([drawing(creature + 1000 + i, i) for i in range(DISTRACTORS)])
+    own = stacked([drawing(creature, 500 + i) for i in range(POSES)])
+    photos = stacked([drawing(creature, i) for i in range(5)])
+    shown = {"samples": samples, "own": own, "others": torch.cat([others, emoji]), "photos": photos,
+             "after": after, "before": before, "again": again}  # fmt: skip
+    return {
+        name: _figures({key: extracted(look, value) for key, value in shown.items()}) for name, look in looks.items()
+    }
+
+
+def _figures(f: dict[str, Tensor]) -> dict[str, float]:
+    nearest, rival = ((f["samples"] @ f[key].T).max(1).values for key in ("own", "others"))
+    moved, apart = (1 - (f[key] * f["before"]).sum(1) for key in ("after", "again"))
+    closest = 1 - (f["photos"] @ f["photos"].T).fill_diagonal_(-1).max()
+    copies = 1 - (f["samples"] @ f["photos"].T).max(1).values < closest
+    told = {
+        "hits": (nearest > rival).float().mean(),
+        "drift": moved.mean() / apart.mean(),
+        "near_copies": copies.float().mean(),
+    }
+    return {key: round(float(value), 4) for key, value in told.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--pictures", type=Path, required=True, help="the prepared table of emoji")
+    parser.add_argument("--judges", type=Path, nargs="+", required=True)
+    parser.add_argument("--creatures", type=int, nargs="+", default=[3, 5, 8])
+    parser.add_argument("--write", action="store_true", help="write docs/results/personal.json")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    looks: dict[str, Look] = {
+        "clip": clips([load_clip(folder).eval() for folder in args.judges]),
+        "colours and edges": colour_and_edges,
+    }
+    rows = random.Random(0).sample(list(read_table(args.pictures)), DISTRACTORS)
+    emoji = squares([open_image(row.image) for row in rows], SIDE)
+    told = {}
+    for creature in args.creatures:
+        with tempfile.TemporaryDirectory() as folder:
+            report, adapter, seconds = learned(creature, Path(folder))
+            told[str(creature)] = {"seconds": round(seconds, 1), "step": report["step"], "verdict": report["verdict"],
+                                   **judged(creature, adapter, args.model, looks, emoji)}  # fmt: skip
+        log.info("%s: %s", creature, told[str(creature)])
+    if args.write:
+        print(write("personal", told))
+
+
+if __name__ == "__main__":
+    main()
