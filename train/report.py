@@ -58,18 +58,18 @@ def write_report(folder: Path) -> Path:
     from train.report_page import page
 
     told = page(read_story(folder))
-    goal = folder / NAME
-    stage = folder / f".tmp-{NAME}-{os.getpid()}"
+    return rewrite(folder / NAME, told, "Make room or mend the folder, and write it again: ldm train FILE --report.")
+
+
+def rewrite(goal: Path, text: str, fix: str) -> Path:
+    """A page of ours anew, the old one until then."""
+    stage = goal.with_name(f".tmp-{goal.name}-{os.getpid()}")
     try:
-        stage.write_text(told, "utf-8")
+        stage.write_text(text, "utf-8")
         stage.replace(goal)
     except OSError as error:
-        raise LdmError(
-            Code.FILE,
-            f"{goal} could not be written.",
-            f"The system says: {error.strerror or error}.",
-            "Make room or mend the folder, and write it again: ldm train FILE --report.",
-        ) from None
+        why = f"The system says: {error.strerror or error}."
+        raise LdmError(Code.FILE, f"{goal} could not be written.", why, fix) from None
     finally:
         stage.unlink(missing_ok=True)
     return goal

@@ -78,6 +78,7 @@ def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_
     assert learn(ldm, "--out", "cut").status == 130
     shutil.rmtree(photos)  # what was prepared is enough
     assert not (tmp_path / "cut" / "report.json").exists()
+    assert "under way" in (tmp_path / "cut" / "report.html").read_text()
     assert learn(ldm, "--out", "cut").status == 0
     files = [(tmp_path / name / "zwx-circle.safetensors").read_bytes() for name in ("whole", "cut")]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]

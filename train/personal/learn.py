@@ -87,7 +87,13 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
             progress=hooks.progress,
             stop=stop,
         )
-    watching = Watching(plan, photos, judge, wish.out, hooks.measured)
+    watching = Watching(plan, photos, judge, wish.out)
+
+    def measured(told: dict[str, Any]) -> None:
+        hooks.measured(told)
+        write_page(wish.out / PAGE, report_of(plan, photos, watching, best(watching.checkpoints)))
+
+    watching.tell = measured
     file = plan.run_file(photos, prior)
     if not watching.finished:
         with opened(file, listeners=hooks.listeners, stop=stop, progress=hooks.progress) as run:
@@ -97,8 +103,7 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     weights: tuple[float, ...] = ()
     if wish.method == "lora":
         weights = draw_strengths(plan, files[0], wish.out / "samples" / "weights", stop)
-    early = watching.checkpoints[-1].step < plan.steps
-    report = report_of(plan, photos, watching, chosen, stopped_early=early) | {"weights": weights}
+    report = report_of(plan, photos, watching, chosen, weights=weights, done=True)
     write_page(wish.out / PAGE, report)
     with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
         stage.write_text(json.dumps(report, indent=2) + "\n", "utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.store.write import staged
+from train.report import rewrite
 from train.report_curves import Series, plot
 from train.report_style import SCRIPT, STYLE
 
@@ -16,6 +16,7 @@ FLAGS = {
     "not learned": "not learned", "copies": "copies photos", "ignores prompts": "ignores prompts",
     "drift": "changed what is unrelated", "leak": "comes without its token",
 }  # fmt: skip
+UNDER_WAY = "<span class=badge>under way</span>"
 GRID = """
 .verdict{font-size:1.25rem;line-height:1.45;color:var(--ink);max-width:52rem;margin:.4rem 0 1.4rem}
 .badge.bad{color:var(--a);border-color:currentColor}
@@ -33,9 +34,8 @@ ul{color:var(--soft);padding-left:1.2rem;max-width:52rem}
 
 
 def write_page(path: Path, report: Mapping[str, Any]) -> None:
-    """Pictures are inside the page: it can be moved and sent."""
-    with staged(path) as stage:
-        stage.write_text(page(path.parent, report), "utf-8")
+    """Pictures are inside the page: it can be moved and sent. Written anew at every checkpoint."""
+    rewrite(path, page(path.parent, report), "Make room or mend the folder, and give the same command again.")
 
 
 def page(folder: Path, report: Mapping[str, Any]) -> str:
@@ -47,7 +47,7 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{_safe(report['token'])}: a subject</title><style>{STYLE}{GRID}</style>",
         f"<header><p class=kind>A subject from {len(report['photos'])} photos</p>",
-        f"<h1>{_safe(report['token'])}{bad}{good}</h1></header>",
+        f"<h1>{_safe(report['token'])}{bad}{good}{'' if report['done'] else UNDER_WAY}</h1></header>",
         f"<p class=verdict>{_safe(report['verdict'][:1].upper() + report['verdict'][1:])}</p>",
         _tiles(report),
         _samples(folder, report),

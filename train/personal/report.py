@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ldm.version import __version__
@@ -17,9 +18,16 @@ ENDINGS = {FILE: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safet
 
 
 def report_of(
-    plan: Plan, photos: Photos, watching: Watching, chosen: Checkpoint, *, stopped_early: bool
+    plan: Plan,
+    photos: Photos,
+    watching: Watching,
+    chosen: Checkpoint,
+    *,
+    weights: Sequence[float] = (),
+    done: bool = False,
 ) -> dict[str, Any]:
-    """Names of files are those inside the run's folder; of the photos only their names are kept."""
+    """Names of files are those inside the run's folder; of the photos only their names are kept. `weights` at which the
+    chosen one was drawn."""
     wish, yardstick, measures = plan.wish, watching.yardstick, chosen.measures
     samples = len(plan.prompts.subject) * SEEDS
     kept = watching.folder / "checkpoints" / str(chosen.step)
@@ -32,7 +40,9 @@ def report_of(
         "files": [f"{wish.name}{ending}" for name, ending in ENDINGS.items() if (kept / name).exists()],
         "step": chosen.step,
         "rule": RULE,
-        "stopped_early": stopped_early,
+        "done": done,
+        "stopped_early": done and watching.checkpoints[-1].step < plan.steps,
+        "weights": list(weights),
         "features": watching.judge.name,
         "measures": measures.as_dict(),
         "ceiling": yardstick.ceiling,
