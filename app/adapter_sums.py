@@ -15,6 +15,8 @@ from app.errors import printable
 from app.options import existing, lora
 from ldm.errors import Code, LdmError
 
+KEPT = 0.98  # of a layer's squared change, where nothing is asked for
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,16 +25,16 @@ if TYPE_CHECKING:
 
 
 def merge(
-    files: Sequence[str], out: str, rank: int | None, base: str | None, into: str | None, to: str, as_json: bool
+    files: Sequence[str], out: str, rank: int | None, base: str | None, into: str | None, to: str | None, as_json: bool
 ) -> int:
     """Several adapters as one; or one or several inside a model, which is written as a whole."""
     uses = [lora(word) for word in files]
     for use in uses:
         use["path"] = existing(use["path"], "FILE", peft=True)
     if into is not None:
-        _refuse_beside_into(rank, base)
+        _refuse_beside_into(rank, base, to)
         return _into(uses, Path(out).expanduser(), into, as_json)
-    dialect, goal = dialect_of(to), adapter_goal(out)
+    dialect, goal = dialect_of(to or "diffusers"), adapter_goal(out)
     if any("text_weight" in use for use in uses):
         what, why = (
             "Two weights of one FILE are not merged into an adapter.",
@@ -57,9 +59,12 @@ def merge(
 
 
 def extract(
-    base: str, tuned: str, out: str, rank: int | None, keep: float, convolutions: bool, to: str, as_json: bool
+    base: str, tuned: str, out: str, rank: int | None, keep: float | None, convolutions: bool, to: str, as_json: bool
 ) -> int:
     """What was learned between two models, as a LoRA."""
+    if rank is not None and keep is not None:
+        what, why = "--rank and --keep do not go together.", "Each of them says how much of a layer's change is kept."
+        raise LdmError(Code.USAGE, what, why, "Give one of them.")
     dialect, goal = dialect_of(to), adapter_goal(out)
     from ldm.models.adapters import convert, extracted
     from ldm.store.write import staged, write_weights
@@ -68,7 +73,14 @@ def extract(
     if parts.family != other.family:
         what, why = "The two models are of different families.", f"{base} is {parts.family}, {tuned} is {other.family}."
         raise LdmError(Code.MODEL, what, why, "Name the model that was tuned, and the one that it was tuned from.")
-    made = extracted(ours.networks, theirs.networks, goal.stem, rank=rank, keep=keep, convolutions=convolutions)
+    made = extracted(
+        ours.networks,
+        theirs.networks,
+        goal.stem,
+        rank=rank,
+        keep=KEPT if keep is None else keep,
+        convolutions=convolutions,
+    )
     tensors, metadata = convert(made.adapter, dialect, fingerprint=parts.fingerprint, family=parts.family)
     with staged(goal) as stage:
         write_weights(stage, tensors, metadata)
@@ -142,7 +154,7 @@ def _dtype(model: str) -> torch.dtype:
     from ldm.store.weights import TORCH
 
     types = Counter(describe(find_model(model)).dtypes)
-    name = next((name for name, _ in types.most_common() if name in ("F16", "BF16")), "F32")
+    name = next((name for name, _ in types.most_common() if name in ("F32", "F16", "BF16")), "F32")
     return TORCH[name]
 
 
@@ -165,8 +177,8 @@ def _extraction(goal: Path, count: int, told: dict[str, Any]) -> str:
     )
 
 
-def _refuse_beside_into(rank: int | None, base: str | None) -> None:
-    for option, value in (("--rank", rank), ("--base", base)):
+def _refuse_beside_into(rank: int | None, base: str | None, to: str | None) -> None:
+    for option, value in (("--rank", rank), ("--base", base), ("--to", to)):
         if value is not None:
             what, why = f"{option} does nothing beside --into.", "A model takes the changes as they are."
             raise LdmError(Code.USAGE, what, why, f"Leave {option} out.")

@@ -60,7 +60,9 @@ def _adapter_merge(
     into: Annotated[
         str | None, typer.Option("--into", metavar="MODEL", help="Write this model with the adapters in its weights.")
     ] = None,
-    to: Annotated[str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft.")] = "diffusers",
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft; diffusers.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Adapters as one, or in a model: ldm adapter merge a.safetensors:0.7 b.safetensors --out c.safetensors"""
@@ -77,8 +79,9 @@ def _adapter_extract(
         int | None, typer.Option("--rank", metavar="N", min=1, max=4096, help="Of every layer; else as --keep needs.")
     ] = None,
     keep: Annotated[
-        float, typer.Option("--keep", metavar="SHARE", min=0.0, max=1.0, help="Share of a layer's squared change.")
-    ] = 0.98,
+        float | None,
+        typer.Option("--keep", metavar="SHARE", min=0.0, max=1.0, help="Share of a layer's squared change; 0.98."),
+    ] = None,
     convolutions: Annotated[
         bool, typer.Option("--convolutions/--no-convolutions", help="Whether 3x3 and other convolutions count.")
     ] = True,

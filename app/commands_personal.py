@@ -47,6 +47,9 @@ def _personalize(
     unrelated: Annotated[
         list[str] | None, typer.Option("--unrelated", metavar="TEXT", help="Without the subject; again for several.")
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Photos also left to right; not for writing or what has a side.")
+    ] = True,
     clip: Annotated[
         str | None, typer.Option("--clip", metavar="CLIP", help="Who judges; else the one that ships with the model.")
     ] = None,
@@ -68,6 +71,7 @@ def _personalize(
         "checkpoints": checkpoints,
         "rank": rank, "size": size, "batch": batch, "prior": prior, "prompts": tuple(prompt) if prompt else None,
         "unrelated": tuple(unrelated) if unrelated else None, "clip": clip, "licence": licence, "seed": seed,
+        "flip": flip,
         "precision": precision, "device": device,
     }  # fmt: skip
     return run(fields, dry_run=dry_run, as_json=as_json, quiet=quiet)

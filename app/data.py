@@ -99,7 +99,7 @@ def _of_a_subject(source: Source, size: int, token: str, clip: str | None) -> Ca
         places = [s.place for s, _ in survey.good]
         if look is None or not places:
             return subject_findings(survey, token)
-        features = extracted(look, squares([source.picture(place) for place in places], size))
+        features = extracted(look, squares((source.picture(place) for place in places), size))
         return subject_findings(survey, token, features.numpy())
 
     return more

@@ -51,5 +51,5 @@ def _creature(character: int, number: int, seed: int, size: int) -> tuple[Pictur
     from ldm.data import characters
     from ldm.images import from_rgb
 
-    drawn = characters.draw_character(characters.character(character), characters.pose(1000 * seed + number), size)
+    drawn = characters.draw_character(characters.character(character), characters.pose(1_000_000 * seed + number), size)
     return from_rgb(np.asarray(drawn, np.float32) / 255), ""

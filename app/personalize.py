@@ -69,39 +69,24 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
     from train.personal.settings import Wish
 
     photos = Path(fields["photos"]).expanduser()
-    if not photos.exists() and not _begun(fields):
-        what, why = f"{photos} is not there.", "It is to be a folder with a few pictures of one subject."
-        raise LdmError(Code.FILE, what, why, "Check the path for a spelling mistake.")
     if not str(fields["token"]).strip():
         what, why = "--token is empty.", "It is what calls the subject in a prompt: a rare word, and what the thing is."
         raise LdmError(Code.USAGE, what, why, 'Write --token "sks dog".')
     given = {"model": DEFAULT_MODEL} | {key: value for key, value in fields.items() if value is not None}
     given["photos"], given["token"] = photos, " ".join(str(fields["token"]).split())
-    given.setdefault("out", Path("runs") / Wish(**{**given, "out": Path("x")}).name if _sound(given) else Path("x"))
     try:
-        return Wish(**given)
+        wish = Wish(**{**given, "out": Path(given.get("out", "runs")).expanduser()})
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + ".".join(map(str, first["loc"][:1])).replace("_", "-")
-        raise LdmError(
-            Code.USAGE, f"{option} is not understood.", first["msg"] + ".", "See ldm personalize --help."
-        ) from error
-
-
-def _begun(fields: Mapping[str, Any]) -> bool:
-    """Whether it goes on with photos that were prepared before."""
-    return fields.get("out") is not None and (Path(fields["out"]) / "photos").is_dir()
-
-
-def _sound(given: Mapping[str, Any]) -> bool:
-    """Whether the rest is understood, so that a name for the folder can be made of it."""
-    from train.personal.settings import Wish
-
-    try:
-        Wish(**{**given, "out": Path("x")})
-    except ValidationError:
-        return False
-    return True
+        what, why = f"{option} is not understood.", f"{first['msg']}."
+        raise LdmError(Code.USAGE, what, why, "See ldm personalize --help.") from error
+    if "out" not in given:
+        wish = wish.model_copy(update={"out": Path("runs") / wish.name})
+    if not photos.exists() and not (wish.out / "photos").is_dir():  # those that were prepared before are enough
+        what, why = f"{photos} is not there.", "It is to be a folder with a few pictures of one subject."
+        raise LdmError(Code.FILE, what, why, "Check the path for a spelling mistake.")
+    return wish
 
 
 def _tell_plan(view: QuietView, plan: Plan, findings: Sequence[Finding]) -> None:
@@ -156,8 +141,8 @@ def _tell_result(made: Learned, as_json: bool, quiet: bool) -> None:
     typer.echo(f"report   {printable(str(made.folder / 'report.html'))}")
     for path in files:
         typer.echo(f"adapter  {printable(path)}")
-    use = next((f for f in files if not f.endswith(("-kohya.safetensors", "-word.safetensors", "-peft"))), files[0])
-    option = "--embedding" if use.endswith("-word.safetensors") else "--lora"
-    prompt = made.report["prompts"]["subject"][0]
-    model = made.report["model"]
-    typer.echo(f'try      ldm generate "{printable(prompt)}" --model {printable(model)} {option} {printable(use)}')
+    word = next((f for f in files if f.endswith("-word.safetensors")), None)
+    adapter = next((f for f in files if not f.endswith(("-kohya.safetensors", "-word.safetensors", "-peft"))), None)
+    uses = [f"--lora {adapter}"] * (adapter is not None) + [f"--embedding {word}"] * (word is not None)
+    prompt, model = made.report["prompts"]["subject"][0], made.report["model"]
+    typer.echo(printable(f'try      ldm generate "{prompt}" --model {model} {" ".join(uses)}'))

@@ -26,6 +26,8 @@ WORDS: Mapping[str, bool | None] = {
     "classifier": True,
     "clip": True,
     "diffusion": True,
+    "lora": True,
+    "inversion": True,
 }
 
 

@@ -46,6 +46,8 @@ def rate(settings: OptimSettings, step: int, steps: int) -> float:
 
 def is_hidden(name: str, shape: torch.Size) -> bool:
     """Whether a parameter `network.path` is a matrix between hidden layers."""
+    if name.startswith("words."):  # learned vectors are rows of a table
+        return False
     if len(shape) < 2 or min(shape[0], shape[1]) < NARROW or name.endswith(OUTER):
         return False
     inside = name.partition(".")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def clips(models: Sequence[Clip]) -> Extractor:
     return extract
 
 
-def squares(pictures: Sequence[Picture], size: int) -> Tensor:
+def squares(pictures: Iterable[Picture], size: int) -> Tensor:
     """[n,3,size,size] in [0,1]: the middle of each picture, as training shows it."""
     made = []
     for picture in pictures:

@@ -72,6 +72,7 @@ def test_a_lower_rank_says_what_it_leaves_out(ldm: Ldm, pair: tuple[Path, Path])
         (("none.safetensors", "--out", "x.safetensors"), Code.FILE, "none.safetensors"),
         (("one.safetensors", "--out", "one.safetensors"), Code.FILE, "exists already"),
         (("one.safetensors", "--into", "scenes", "--rank", "2", "--out", "x"), Code.USAGE, "--rank"),
+        (("one.safetensors", "--into", "scenes", "--to", "kohya", "--out", "x"), Code.USAGE, "--to"),
         (("one.safetensors", "--into", "nothing", "--out", "x"), Code.FILE, "nothing"),
         (("one.safetensors", "--into", "scenes", "--out", "x.ckpt"), Code.USAGE, "x.ckpt"),
         (("one.safetensors",), Code.USAGE, "--out"),

@@ -58,6 +58,8 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     assert again.status == 0 and "report   " in again.out and "step 3:" not in again.err
     other = learn(ldm)
     assert (other.status, "another licence" in other.err) == (Code.USAGE, True)
+    assert learn(ldm, "--licence", "CC0-1.0", "--device", "cpu").status == 0  # where it runs may change
+    assert told["modelspec.title"] == told["ss_output_name"] == "zwx-circle"
 
 
 def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_it(
@@ -99,6 +101,12 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(ldm: Ldm, photos: P
     told = learn(ldm, "--dry-run", "--json")
     assert told.status == 0 and told.json["steps"] == 6 and told.json["cost"]["training"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_start_that_failed_may_be_mended(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    wrong = learn(ldm, "--size", 33)
+    assert wrong.status == Code.USAGE and "32" in wrong.err
+    assert learn(ldm, "--size", 32, "--checkpoints", 1).status == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
@@ -119,6 +126,20 @@ def test_loha_goes_to_peft_and_kohya_and_not_to_diffusers() -> None:
     assert json.loads(metadata["lora_adapter_metadata"])["peft_type"] == "LOHA"
     with pytest.raises(LdmError, match="diffusers cannot hold"):
         convert(adapter, "diffusers")
+
+
+def test_the_strength_of_a_lokr_without_a_product_is_in_its_factors() -> None:
+    """kohya's readers find no rank there, and take the scale for 1."""
+    config = LoKrConfig(r=64, alpha=16, target_modules=["to_q"], init_weights=False)
+    source = get_peft_model_state_dict(get_peft_model(make_unet(), config))
+    lokr = parse_adapter(source, {"lora_adapter_metadata": json.dumps(config.to_dict(), default=list)})
+    assert all({"lokr_w1", "lokr_w2"} <= p.delta.factors.keys() for p in lokr.parts if p.delta)
+    tensors, _ = convert(lokr, "kohya")
+    kohya = parse_adapter(tensors, {})
+    for before, after in zip(lokr.parts, kohya.parts, strict=True):
+        assert before.delta is not None and after.delta is not None
+        assert far(before.delta.matrix("cpu"), after.delta.matrix("cpu")) < CLOSE
+    assert not [key for key in tensors if key.endswith(".alpha")]
 
 
 def test_a_locon_core_is_folded_for_stock(tmp_path: Path) -> None:

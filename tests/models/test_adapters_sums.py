@@ -125,6 +125,8 @@ def test_the_nearest_product_is_the_cut_svd(shape: tuple[int, int]) -> None:
     short = shortened(up, down, 3)
     assert far(short.up @ short.down, nearest(up @ down, 3).up @ nearest(up @ down, 3).down) < 1e-4
     assert nearest(torch.zeros(4, 6), 2).rank == 0
+    with pytest.raises(LdmError, match="not finite"):
+        nearest(torch.full((4, 6), float("nan")), 2)
 
 
 def test_what_was_put_into_a_model_is_found_again(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from train.personal.photos import Photos
 from train.personal.plan import Plan
-from train.personal.watching import LOOK, SEEDS
+from train.personal.watching import LOOK
 from train.run import forecasted
 
 BACKWARD = 2.0  # of a forward pass, that the rest of a step takes
@@ -40,6 +40,6 @@ def cost_of(plan: Plan, photos: Photos) -> Cost:
         picture = each * (2 * LOOK.steps + 2)
         shown = len(plan.prompts.subject) + len(plan.prompts.kind) + len(plan.prompts.unrelated)
         training = made.step_seconds * plan.steps * (2 * (1 + KEEPING) if plan.prior else 1)
-        looking = picture * SEEDS * (shown * (plan.wish.checkpoints + 1) + len(plan.prompts.unrelated))
+        looking = picture * plan.seeds * (shown * (plan.wish.checkpoints + 1) + len(plan.prompts.unrelated))
         prior = picture * plan.prior
     return Cost(training, looking, prior, made.memory.total, made.free, made.fits, made.disk)

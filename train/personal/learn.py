@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from ldm.data.survey import Finding
 from ldm.errors import Code, LdmError
-from ldm.store.write import staged
+from ldm.store.write import remove, staged
+from train.config import RunFile
 from train.log import Listener
 from train.personal.cost import Cost, cost_of
 from train.personal.judge import Judge
@@ -30,8 +31,10 @@ from train.personal.watching import Watching
 from train.run import Run, opened
 from train.signals import Stop
 from train.trainer import Action, Step
+from train.turns import is_out_of_memory, release
 
 WISH, REPORT, PAGE = "personal.json", "report.json", "report.html"
+FREE = frozenset({"device", "precision", "photos"})  # of a wish, that may change when a run goes on
 Progress = Callable[[str, int, int], None]
 
 
@@ -96,13 +99,13 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     watching.tell = measured
     file = plan.run_file(photos, prior)
     if not watching.finished:
-        with opened(file, listeners=hooks.listeners, stop=stop, progress=hooks.progress) as run:
-            _train(run, plan, watching, hooks)
+        _trained(plan, file, watching, hooks, stop)
+        release()
     chosen = best(watching.checkpoints)
     files = _publish(wish, chosen)
     weights: tuple[float, ...] = ()
     if wish.method == "lora":
-        weights = draw_strengths(plan, files[0], wish.out / "samples" / "weights", stop)
+        weights = _strengths(plan, files[0], wish.out / "samples" / "weights", stop)
     report = report_of(plan, photos, watching, chosen, weights=weights, done=True)
     write_page(wish.out / PAGE, report)
     with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
@@ -123,20 +126,32 @@ def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     return plan, cost
 
 
-def _train(run: Run, plan: Plan, watching: Watching, hooks: Hooks) -> None:
-    """Until the last step, or until more has stopped paying."""
-    hooks.begun(run)
-    if run.done == 0:
-        watching.before(run.trainer)
-    run.trainer.actions = [*run.trainer.actions, Action(plan.every, watching.at)]
-    for step in run.steps():
-        hooks.stepped(step)
-        if watching.finished:  # its checkpoint is saved: they are measured when they are due
-            break
+def _trained(plan: Plan, file: RunFile, watching: Watching, hooks: Hooks, stop: Stop) -> None:
+    """Until the last step, or until more has stopped paying. What it holds in memory ends with it."""
+    with opened(file, listeners=hooks.listeners, stop=stop, progress=hooks.progress) as run:
+        hooks.begun(run)
+        if run.done == 0:
+            watching.before(run.trainer)
+        run.trainer.actions = [*run.trainer.actions, Action(plan.every, watching.at)]
+        for step in run.steps():
+            hooks.stepped(step)
+            if watching.finished:  # its checkpoint is saved: they are measured when they are due
+                break
+
+
+def _strengths(plan: Plan, adapter: Path, folder: Path, stop: Stop) -> tuple[float, ...]:
+    """A part of the report that a lack of memory does not stop the rest for."""
+    try:
+        return draw_strengths(plan, adapter, folder, stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        release()
+        return ()
 
 
 def finished(wish: Wish) -> Learned | None:
-    """What an earlier command like this one has left; an error, if the folder is that of another wish."""
+    """What an earlier command like this one has left; an error, if a run of another wish has begun there."""
     kept = wish.out / WISH
     if kept.is_file():
         try:
@@ -144,7 +159,12 @@ def finished(wish: Wish) -> Learned | None:
         except (ValueError, ValidationError) as error:
             what, why = f"{kept} is not understood.", f"{type(error).__name__}."
             raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
-        if different := [name for name in Wish.model_fields if getattr(before, name) != getattr(wish, name)]:
+        fields = [name for name in Wish.model_fields if name not in FREE]
+        if different := [name for name in fields if getattr(before, name) != getattr(wish, name)]:
+            if not (wish.out / "checkpoints").exists():  # nothing was learned yet: it begins anew, as it is asked now
+                for name in (WISH, "photos", "run", "samples", "base.safetensors"):
+                    remove(wish.out / name)
+                return None
             raise LdmError(
                 Code.USAGE,
                 f"{wish.out} was begun with another {different[0]}.",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SAME = 0.02  # distance of two photos that are taken for one
+MARGIN = 0.03  # of cosines, from the base to the ceiling, below which nothing can be told of the way between
 LEAST = 0.005  # of a cosine: a base that tells its own prompts apart by less understands none of them
 
 
@@ -29,7 +31,7 @@ class Drawn:
 class Measures:
     """1 is full and 0 none, but for `drift` (of the distance between two seeds of the base) and `copies` (a share)."""
 
-    subject: float  # how far from the base to the ceiling
+    subject: float | None  # how far from the base to the ceiling; None: these features do not tell them apart
     likeness: float  # the bare cosine to the photos
     prompt: float | None  # of the base's own understanding; None: no text tower at hand
     drift: float
@@ -50,6 +52,7 @@ class Yardstick:
     base: Drawn  # with the plain kind (or nothing) where the token will be
     again: Tensor  # the base's unrelated pictures from other seeds
     prompts: Tensor | None = None  # [p,d] the subject's prompts, said with the plain kind, as a text tower reads them
+    mirrored: Tensor | None = None  # [n,d] the photos left to right, where training has shown them so
 
     @property
     def ceiling(self) -> float:
@@ -65,14 +68,16 @@ class Yardstick:
     @property
     def nearest(self) -> float:
         """The smallest distance from a photo to another: what comes nearer than that is a copy."""
-        if len(self.photos) < 2:
-            return 0.02
-        return float(1 - (self.photos @ self.photos.T).fill_diagonal_(-1).max())
+        n = len(self.photos)
+        apart = (1 - self.photos @ self.photos.T)[torch.triu_indices(n, n, 1).unbind()]
+        real = apart[apart >= SAME]  # two shots of one moment would let every copy pass
+        return float(real.min()) if len(real) else SAME
 
     def measure(self, drawn: Drawn) -> Measures:
         """Of one checkpoint."""
         likeness = drawn.subject @ self.photos.T
-        near = [(int(row.argmax()), float(1 - row.max())) for row in likeness]
+        both = likeness if self.mirrored is None else torch.maximum(likeness, drawn.subject @ self.mirrored.T)
+        near = [(int(row.argmax()), float(1 - row.max())) for row in both]
         copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < self.nearest]
         leak = None
         if len(drawn.kind):
@@ -88,9 +93,9 @@ class Yardstick:
             tuple(near),
         )
 
-    def _way(self, reached: float, start: float) -> float:
-        """How far from a start to the ceiling."""
-        return (reached - start) / max(self.ceiling - start, 1e-3)
+    def _way(self, reached: float, start: float) -> float | None:
+        """How far from a start to the ceiling; None where the two are no distance apart."""
+        return (reached - start) / (self.ceiling - start) if self.ceiling - start >= MARGIN else None
 
     def _drift(self, unrelated: Tensor) -> float:
         moved = _mean(1 - (unrelated * self.base.unrelated).sum(1))

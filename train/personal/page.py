@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ldm.data.source import srgb
+from ldm.data.transforms import resized
+from ldm.images import open_image
 from train.report import rewrite
 from train.report_curves import Series, plot
 from train.report_style import SCRIPT, STYLE
@@ -16,6 +22,7 @@ FLAGS = {
     "not learned": "not learned", "copies": "copies photos", "ignores prompts": "ignores prompts",
     "drift": "changed what is unrelated", "leak": "comes without its token",
 }  # fmt: skip
+SHOWN = 256  # pixels of a picture's longer side, at most
 UNDER_WAY = "<span class=badge>under way</span>"
 GRID = """
 .verdict{font-size:1.25rem;line-height:1.45;color:var(--ink);max-width:52rem;margin:.4rem 0 1.4rem}
@@ -208,8 +215,21 @@ def _sample(folder: Path, step: int, group: str, number: int) -> Path:
 def _image(path: Path, words: str) -> str:
     if not path.is_file():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    data = base64.b64encode(_small(path)).decode("ascii")
     return f"<img src='data:image/png;base64,{data}' alt='{html.escape(words, quote=True)}' loading=lazy>"
+
+
+def _small(path: Path) -> bytes:
+    """The file itself, or a smaller picture of it: they are shown 83 pixels wide, and a page is to be sent."""
+    pixels = srgb(open_image(path))
+    height, width = pixels.shape[:2]
+    if max(height, width) <= SHOWN:
+        return path.read_bytes()
+    factor = SHOWN / max(height, width)
+    small = resized(pixels, (max(1, round(width * factor)), max(1, round(height * factor))))
+    file = io.BytesIO()
+    Image.fromarray(small).save(file, "PNG")
+    return file.getvalue()
 
 
 def _percent(share: float | None) -> str:

@@ -24,6 +24,7 @@ from ldm.data.survey import Finding
 from ldm.data.transforms import resized
 from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
+from ldm.models.prompt import says
 from ldm.store.shards import read_json
 from ldm.store.write import staged
 
@@ -65,7 +66,7 @@ def looked_at(photos: Path, size: int, token: str) -> tuple[Source, tuple[Findin
     if photos.is_file():
         what, why = f"{photos.name} is a file.", "The photos of a subject are the pictures in one folder."
         raise LdmError(Code.USAGE, what, why, "Put it into a folder of its own, and give that.")
-    source = open_source(DataSettings(path=str(photos), size=size))
+    source = open_source(DataSettings(path=str(photos.absolute()), size=size))
     report = check(source, size, more=lambda survey: subject_findings(survey, token))
     if not report.ready:
         worst = next(finding for finding in report.findings if finding.level == "stop")
@@ -81,20 +82,20 @@ def prepared(
     """Writes the folder. `captions` are what pictures without words of their own get, in turn."""
     readable = [place for place in range(len(source)) if _readable(source, place)]
     names = tuple(source.name(place) for place in readable)
-    masks = _masks(source, readable)
+    masked = _masked(source, readable)
     aside = _middle(readable) if len(readable) >= FEWEST else None
     told = tuple(finding.as_dict() for finding in findings)
-    made = Photos(folder, names, None if aside is None else source.name(aside), bool(masks), told)
+    made = Photos(folder, names, None if aside is None else source.name(aside), masked, told)
     with staged(folder) as stage:
         for number, place in enumerate(readable):
             home = stage / ("aside" if place == aside else "train")
-            (home / "masks").mkdir(parents=True, exist_ok=True) if masks else home.mkdir(parents=True, exist_ok=True)
+            (home / "masks").mkdir(parents=True, exist_ok=True) if masked else home.mkdir(parents=True, exist_ok=True)
             pixels = _shrunk(srgb(source.picture(place)), size)
             save_image(from_rgb(pixels.astype(np.float32) / 255), home / f"{number:04d}.png")
             words = [_called(text, token) for text in source.about(place).captions if text.strip()]
             (home / f"{number:04d}.txt").write_text("\n".join(words or captions) + "\n", "utf-8")
-            if masks:
-                mask = _shrunk(masks[place], size)
+            if masked:
+                mask = _shrunk(_mask(source, place), size)
                 shown = np.repeat(mask[..., None], 3, 2).astype(np.float32) / 255
                 save_image(from_rgb(shown), home / "masks" / f"{number:04d}.png")
         about = {"names": names, "aside": made.aside, "masked": made.masked, "findings": told}
@@ -110,24 +111,28 @@ def _readable(source: Source, place: int) -> bool:
     return True
 
 
-def _masks(source: Source, places: Sequence[int]) -> dict[int, np.ndarray]:
-    """What of each picture counts: masks that lie beside all of them, else what is opaque; nothing where neither is."""
-    beside = {place: mask for place in places if (mask := source.mask(place)) is not None}
+def _masked(source: Source, places: Sequence[int]) -> bool:
+    """Whether masks lie beside all pictures, or some are partly transparent; an error, if some have masks alone."""
+    beside = [place for place in places if source.mask(place) is not None]
     if beside and len(beside) < len(places):
         lacking = next(source.name(place) for place in places if place not in beside)
         what = f"{len(beside)} of {len(places)} photos have a mask beside them, {lacking} has none."
         why = "A mask that is found is used, and what a picture without one should count for is not known."
         raise LdmError(Code.USAGE, what, why, "Draw the masks that are missing, or move the folder masks away.")
-    if beside:
-        return {place: grey(mask) for place, mask in beside.items()}
-    opaque = {}
-    for place in places:
-        picture = source.picture(place)
-        whole = np.full(picture.pixels.shape[:2], 255, np.uint8)
-        alpha = whole if picture.alpha is None else np.rint(picture.alpha / np.iinfo(picture.alpha.dtype).max * 255)
-        opaque[place] = np.asarray(alpha, np.uint8)
-    clear = [place for place in places if (opaque[place] < 255).mean() > CLEAR]
-    return opaque if clear else {}
+    return bool(beside) or any(float((_opaque(source, place) < 255).mean()) > CLEAR for place in places)
+
+
+def _mask(source: Source, place: int) -> np.ndarray:
+    """What of a picture counts, [H,W] of 0..255: the mask beside it, else what is opaque."""
+    mask = source.mask(place)
+    return _opaque(source, place) if mask is None else grey(mask)
+
+
+def _opaque(source: Source, place: int) -> np.ndarray:
+    picture = source.picture(place)
+    if picture.alpha is None:
+        return np.full(picture.pixels.shape[:2], 255, np.uint8)
+    return np.asarray(np.rint(picture.alpha / np.iinfo(picture.alpha.dtype).max * 255), np.uint8)
 
 
 def _middle(places: Sequence[int]) -> int:
@@ -137,7 +142,7 @@ def _middle(places: Sequence[int]) -> int:
 
 def _called(text: str, token: str) -> str:
     text = " ".join(text.split())
-    return text if token.casefold() in text.casefold() else f"{token}, {text}"
+    return text if says(text, token) else f"{token}, {text}"
 
 
 def _shrunk(pixels: np.ndarray, size: int) -> np.ndarray:

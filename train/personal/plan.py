@@ -59,7 +59,12 @@ class Plan:
     @property
     def every(self) -> int:
         """Steps between two checkpoints."""
-        return max(1, self.steps // self.wish.checkpoints)
+        return -(-self.steps // self.wish.checkpoints)
+
+    @property
+    def seeds(self) -> int:
+        """Pictures of each prompt at a checkpoint; of a large model they cost more than training."""
+        return 2 if self.base.small else 1
 
     @property
     def batch(self) -> int:
@@ -76,14 +81,16 @@ class Plan:
 
     def run_file(self, photos: Photos, prior: Path | None) -> RunFile:
         """What the trainer is told. A run of the same wish has the same."""
-        wish, run = self.wish, self.wish.out / "run"
+        wish, run = self.wish, self.wish.out / "run" / self.wish.name  # which is the adapter's title
         mask = "beside" if photos.masked else "none"
         parts = [Part(path=str(photos.training), repeats=self._repeats(len(list(photos.training.glob("*.png")))))]
         if prior is not None:
             parts.append(Part(path=str(prior), repeats=self._repeats(self.prior)))
         return RunFile(
             task=self._task(),
-            data=DataSettings(mix=parts, size=self.size, mask=mask, flip=0.5, crop="random", zoom=1.15),
+            data=DataSettings(
+                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=1.15
+            ),
             optim=OptimSettings(
                 lr=self._rate(), warmup=min(20, self.steps // 5), decay="linear", decay_from=0.5, ema=0.98
             ),

@@ -7,7 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from ldm.config import Strict
+from ldm.errors import Code, LdmError
 from ldm.models.prompt.words import words
 from ldm.store.shards import read_json
 
@@ -59,7 +62,15 @@ def prompts_for(
 
 def _suited(model: Path) -> Suited:
     file = model / NAME
-    return Suited(**read_json(file, 100_000)) if file.is_file() else Suited()
+    if not file.is_file():
+        return Suited()
+    try:
+        return Suited(**read_json(file, 100_000))
+    except (ValidationError, TypeError) as error:
+        what, why = f"{file} is not understood.", f"{type(error).__name__}: lists of texts are needed."
+        raise LdmError(
+            Code.FILE, what, why, f"It may hold {', '.join(Suited.model_fields)}; mend it, or remove it."
+        ) from error
 
 
 def _read(templates: Sequence[str], known: Collection[str], turn: int = 0) -> tuple[str, ...]:

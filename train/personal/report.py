@@ -9,7 +9,7 @@ from ldm.version import __version__
 from train.personal.photos import Photos
 from train.personal.plan import Plan
 from train.personal.verdict import RULE, Checkpoint, flags, in_words, unknowable
-from train.personal.watching import SEEDS, Watching
+from train.personal.watching import Watching
 from train.tasks.lora import FILE
 from train.tasks.subject_files import KOHYA, PEFT, WORD
 
@@ -29,7 +29,7 @@ def report_of(
     """Names of files are those inside the run's folder; of the photos only their names are kept. `weights` at which the
     chosen one was drawn."""
     wish, yardstick, measures = plan.wish, watching.yardstick, chosen.measures
-    samples = len(plan.prompts.subject) * SEEDS
+    samples = len(plan.prompts.subject) * plan.seeds
     kept = watching.folder / "checkpoints" / str(chosen.step)
     return {
         "verdict": "; ".join(in_words(measures, photos.names, samples)) + ".",
@@ -57,12 +57,12 @@ def report_of(
             "kind": plan.prompts.kind,
             "unrelated": plan.prompts.unrelated,
         },
-        "seeds": SEEDS,
+        "seeds": plan.seeds,
         "photos": list(photos.names),
         "aside": photos.aside,
         "findings": list(photos.findings),
         "notes": list(plan.notes),
-        "unknowable": list(unknowable(len(photos.names), samples, measures.prompt)),
+        "unknowable": list(unknowable(len(photos.names), samples, measures, watching.judge.clip is not None)),
         "model": wish.model,
         "steps": plan.steps,
         "prior": plan.prior,

@@ -29,6 +29,7 @@ class Wish(Strict):
     unrelated: tuple[str, ...] = ()  # without the subject
     clip: str | None = None  # whose features judge; None: the one that belongs to the model, if there is one
     checkpoints: int = Field(6, gt=0, le=50)
+    flip: bool = True  # photos are also shown left to right; not for writing, or what has a side
     seed: int = 0
     device: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None

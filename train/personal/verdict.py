@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from train.personal.measure import Measures
 
 COPIES, DRIFT, PROMPT, LEAK = 0.05, 0.25, 0.7, 0.5  # most near copies, most drift, least of the prompt, most leak
-LEARNED, PARTLY = 0.6, 0.3  # of the way from the base to the ceiling
+LEARNED, PARTLY, COPYING = 0.6, 0.3, 1.1  # of the way from the base to the ceiling
 PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
 RULE = (
-    f"the checkpoint that is most like the subject among those with at most {COPIES:.0%} near copies, at most "
-    f"{DRIFT:.0%} drift of unrelated prompts, and at least {PROMPT:.0%} of the base's understanding of prompts; "
-    "where there is none, the one that misses these bounds, and learning the subject, by least"
+    f"the checkpoint that is most like the subject among those that learned it ({LEARNED:.0%}) with at most "
+    f"{COPIES:.0%} near copies, at most {DRIFT:.0%} drift of unrelated prompts, and at least {PROMPT:.0%} of the "
+    "base's understanding of prompts; where there is none, the one that misses these bounds by least"
 )
 
 
@@ -31,20 +31,22 @@ def excess(m: Measures) -> float:
     missed = max(0.0, m.copies - COPIES) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
     if m.prompt is not None:
         missed += max(0.0, PROMPT - m.prompt) / PROMPT
-    return missed + max(0.0, m.subject - 1.1)
+    return missed + max(0.0, (m.subject or 0.0) - COPYING)
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """By the rule; of equals the earlier."""
-    kept = [c for c in checkpoints if excess(c.measures) == 0]
+    kept = [c for c in checkpoints if excess(c.measures) == 0 and _lacking(c.measures) == 0]
+    if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it
+        return min(kept, key=lambda c: (c.validation if c.validation is not None else 0.0, c.step))
     if kept:
-        return max(kept, key=lambda c: (min(c.measures.subject, 1.0), -c.step))
+        return max(kept, key=lambda c: (min(c.measures.subject or 0.0, 1.0), -c.step))
     return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
 
 
 def _lacking(m: Measures) -> float:
     """What is not learned counts twice: an adapter is made to learn."""
-    return 2 * max(0.0, LEARNED - m.subject) / LEARNED
+    return 0.0 if m.subject is None else 2 * max(0.0, LEARNED - m.subject) / LEARNED
 
 
 def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
@@ -52,17 +54,17 @@ def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
     if len(checkpoints) <= PATIENCE:
         return False
     before, last = checkpoints[:-PATIENCE], checkpoints[-PATIENCE:]
-    reached = max(c.measures.subject for c in before)
-    stale = all(c.measures.subject < reached + GAIN for c in last) and reached >= LEARNED
+    reached = max(c.measures.subject or 0.0 for c in before)
+    stale = all((c.measures.subject or 0.0) < reached + GAIN for c in last) and reached >= LEARNED
     return stale or all(excess(c.measures) > 1 for c in last)
 
 
 def flags(m: Measures) -> set[str]:
     """What is wrong, in names that programs read."""
     found = set()
-    if m.subject < PARTLY:
+    if m.subject is not None and m.subject < PARTLY:
         found.add("not learned")
-    if m.copies > COPIES or m.subject > 1.1:
+    if m.copies > COPIES or (m.subject or 0.0) > COPYING:
         found.add("copies")
     if m.prompt is not None and m.prompt < PROMPT:
         found.add("ignores prompts")
@@ -75,21 +77,26 @@ def flags(m: Measures) -> set[str]:
 
 def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
     """The verdict, the most important first; each a half-sentence."""
-    if m.subject >= LEARNED:
+    if m.subject is None:
+        yield (
+            "whether it learned the subject cannot be told: the photos are no more like each other than the model's "
+            "pictures are like them"
+        )
+    elif m.subject >= LEARNED:
         yield "learned the subject"
     elif m.subject >= PARTLY:
         yield "learned a part of the subject"
     else:
         yield "did not learn the subject: its pictures are hardly more like the photos than before"
     if m.prompt is None:
-        yield "whether it follows prompts was not measured: no CLIP was at hand"
+        yield "whether it follows prompts was not measured"
     else:
         yield "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
     if m.copied:
         nearest = [photo for _, photo in m.copied]
         most = max(sorted(set(nearest)), key=nearest.count)
         yield f"{len(m.copied)} of {samples} samples are near copies of photos, most of {photos[most]}"
-    if m.subject > 1.1:
+    if m.subject is not None and m.subject > COPYING:
         yield "its pictures are more like the photos than these are like each other: that is copying, not success"
     if m.drift > DRIFT:
         yield f"unrelated prompts changed by {m.drift:.0%} of the distance between two seeds"
@@ -97,12 +104,16 @@ def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
         yield "the subject comes without its token, too"
 
 
-def unknowable(photos: int, samples: int, prompt: float | None) -> Iterator[str]:
-    """What so few pictures do not tell."""
+def unknowable(photos: int, samples: int, m: Measures, seen: bool) -> Iterator[str]:
+    """What so few pictures do not tell; `seen`: whether a CLIP has looked."""
     if photos < 2:
         yield "with one photo there is no telling the subject from its picture, nor a copy from a likeness"
     elif photos < 8:
         yield f"the ceiling comes from {photos * (photos - 1) // 2} pairs of photos: it is rough"
     yield f"{samples} samples tell a share of near copies of 5 % from one of 20 %, not from one of 8 %"
-    if prompt is None:
-        yield "without a CLIP, likeness means colours and edges, not what is seen"
+    if not seen:
+        yield "without a CLIP, likeness means colours and edges, not what is seen; --clip names one"
+    elif m.prompt is None:
+        yield "whether prompts are followed is open: the model tells them too little apart, or there was one alone"
+    if m.subject is None:
+        yield "these features do not tell the subject from its kind: the validation loss has chosen the checkpoint"

@@ -36,7 +36,6 @@ from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
 
 log = logging.getLogger("train.personal")
-SEEDS = 2  # pictures of each prompt
 LOOK = Look("auto", 20, 5.0)
 GROUPS = ("subject", "kind", "unrelated")
 Tell = Callable[[dict[str, Any]], None]
@@ -73,6 +72,8 @@ class Watching:
         shown = squares([open_image(path) for path in self.photos.files()], self.plan.size)
         tensors = {name: getattr(drawn, name) for name in GROUPS} | {"again": self.judge.look(again)}
         tensors["photos"] = self.judge.look(shown)
+        if self.plan.wish.flip:
+            tensors["mirrored"] = self.judge.look(shown.flip(-1))
         if drawn.seen is not None:
             tensors["seen"] = drawn.seen
         if (read := self.judge.read(prompts.kind or prompts.subject)) is not None:
@@ -106,16 +107,17 @@ class Watching:
             found = load_weights(self.folder / "base.safetensors")
             t = {name: tensor.clone() for name, tensor in found.items()}
             base = Drawn(t["subject"], t["kind"], t["unrelated"], t.get("seen"))
-            self._yardstick = Yardstick(t["photos"], base, t["again"], t.get("prompts"))
+            self._yardstick = Yardstick(t["photos"], base, t["again"], t.get("prompts"), t.get("mirrored"))
         return self._yardstick
 
     def _drawn(self, trainer: Trainer, step: int, subject: tuple[str, ...]) -> Drawn:
         """Pictures of the three groups, kept as files; picture i of a group always begins with the same noise."""
         prompts = {"subject": subject, "kind": self.plan.prompts.kind, "unrelated": self.plan.prompts.unrelated}
         features: dict[str, Tensor] = {}
-        seen = None
+        seen, known = None, dict[tuple[str, ...], Tensor]()
         for group, texts in prompts.items():
-            pictures = self._pictures(trainer, texts, 0)
+            pictures = known[texts] if texts in known else self._pictures(trainer, texts, 0)
+            known[texts] = pictures  # before training the subject is its kind
             self._keep(pictures, step, group)
             features[group] = self.judge.look(pictures) if len(pictures) else self._nothing(features)
             if group == "subject":
@@ -126,10 +128,10 @@ class Watching:
         return features["subject"].new_zeros(0, features["subject"].shape[1])
 
     def _pictures(self, trainer: Trainer, texts: tuple[str, ...], seed: int) -> Tensor:
-        """[n SEEDS,3,H,W] in [0,1] of texts, by the averaged weights."""
+        """[n seeds,3,H,W] in [0,1] of texts, by the averaged weights."""
         task = trainer.task
         assert isinstance(task, SubjectTask)
-        asked = list(texts) * SEEDS
+        asked = list(texts) * self.plan.seeds
         side = self.plan.size // task.vae.factor
         device = trainer.processes.device
         noise = start_noise(self.plan.wish.seed + seed, (task.vae.channels, side, side), len(asked), device)
@@ -168,9 +170,13 @@ class Watching:
         image = squares([open_image(path) for path in files], self.plan.size) * 2 - 1
         texts = tuple(path.with_suffix(".txt").read_text("utf-8").splitlines()[0] for path in files)
         places = torch.arange(len(files))
-        batch = Batch(places, places, image, texts).to(trainer.processes.device)
+        extra = {}
+        if self.photos.masked:
+            masks = [open_image(path.parent / "masks" / path.name) for path in files]
+            extra["mask"] = squares(masks, self.plan.size)[:, :1]
+        batch = Batch(places, places, image, texts, None, extra).to(trainer.processes.device)
         draws = Draws(self.plan.wish.seed, batch.places, len(files), "validation")
-        with trainer.averaged(), torch.no_grad():
+        with trainer.averaged(), torch.no_grad(), trainer.turns.autocast():
             return float(trainer.task.validate(draws, batch)["loss"].mean())
 
 

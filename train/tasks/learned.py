@@ -23,6 +23,11 @@ class Learned(nn.Module):
         self.token = clean(token)
         self.vectors = nn.ParameterList(nn.Parameter(_first(tower, begin, count)) for tower in towers)
 
+    def recomputes(self, unet: Any) -> None:
+        """`run.checkpointing` acts on the U-Net that these are learned through."""
+        self._supports_gradient_checkpointing = True
+        self.enable_gradient_checkpointing = unet.enable_gradient_checkpointing
+
     @contextmanager
     def put_in(self, place: int, tower: Tower, texts: Sequence[str]) -> Iterator[Tensor]:
         """The ids [n,L] of captions; while this is open, the tower's embeddings of the token are its vectors."""

@@ -86,4 +86,6 @@ def pictures(
     generators = [torch.Generator().manual_seed(i) for i in range(len(noise))]
     *_, last = sample(denoise, solver, solver.start(noise), generators)
     shown = torch.nan_to_num(last.float()).clamp(-LARGEST, LARGEST)
-    return vae.decode(shown).clamp(-1, 1)
+    half = torch.is_autocast_enabled(noise.device.type) and not vae.config.get("force_upcast")
+    with torch.autocast(noise.device.type, enabled=half):  # XL's autoencoder overflows in half precision
+        return vae.decode(shown).clamp(-1, 1)

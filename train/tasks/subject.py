@@ -19,6 +19,7 @@ from ldm.diffusion.training import Schedule
 from ldm.errors import Code, LdmError
 from ldm.models.adapters.keys import TEXT, TEXT_2, UNET
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.prompt import says
 from ldm.models.unet import UNet
 from ldm.store.parts import load_parts
 from pipelines.pipeline import zeroes_null
@@ -60,6 +61,8 @@ class SubjectTask:
         check_sizes(setting, self.vae, self.unet.config, self.captions.width, settings.model)
         if settings.vectors:
             self.captions.learned = Learned(settings.token, settings.vectors, self.captions.towers, settings.begin)
+            self.captions.learned.recomputes(self.unet)
+        if settings.token:
             self._check_token()
         self.weights = {} if self.lora is None else self._adapters(self.lora)
         self.scheduler = schedule_of(self.parts.scheduler, settings.noise, self.network.kind)
@@ -77,7 +80,7 @@ class SubjectTask:
     def _adapters(self, settings: LoraSettings) -> dict[str, Weights]:
         """By component. Layers that a network does not have are an error of peft, which names none of its own."""
         layers = settings.layers or [*ATTENTION, *(RESIDUAL if settings.convolutions else [])]
-        _check_layers(self.unet, layers)
+        _check_layers(self.unet, settings.layers)
         made = {UNET: inject(self.unet, config_of(settings, layers), self.setting.seed)}
         if settings.text:
             for place, tower in enumerate(self.captions.towers):
@@ -86,15 +89,14 @@ class SubjectTask:
         return made
 
     def _check_token(self) -> None:
-        """A word that no caption says is never learned."""
-        learned = self.captions.learned
-        assert learned is not None
-        if not any(learned.token.lower() in text.lower() for text in self.setting.captions()):
+        """What no caption calls is never learned."""
+        token = self.settings.token
+        if not any(says(text, token) for text in self.setting.captions()):
             raise LdmError(
                 Code.USAGE,
-                f"No caption of the data set says {learned.token!r}.",
-                "The vectors of a word are learned from the captions that it stands in.",
-                f"Set data.caption to 'a photo of {learned.token}', for example.",
+                f"No caption of the data set says {token!r}.",
+                "The subject is learned from the captions that its token stands in.",
+                f"Set data.caption to 'a photo of {token}', for example.",
             )
 
     def networks(self) -> dict[str, nn.Module]:
@@ -111,7 +113,8 @@ class SubjectTask:
         if learned is not None:
             first = 0 if lora is None else max(1, round(lora.words_first * self.setting.steps))
             rate = 1.0 if lora is None else lora.word_rate
-            phases.append(Phase("word", list(learned.parameters()), rate, end=first or None, average=True))
+            alone = lora is None  # what the adapter is trained with must be what is saved, so no average follows it
+            phases.append(Phase("word", list(learned.parameters()), rate, end=first or None, average=alone))
         if lora is not None:
             params = [p for weights in self.weights.values() for p in weights.parameters()]
             phases.append(Phase("adapter", params, start=first, average=True, rates=_rates(lora)))
@@ -133,8 +136,7 @@ class SubjectTask:
 
         All that is random is a function of the places, so the model is asked about the same noise.
         """
-        token = self.settings.token.casefold()
-        others = [i for i, text in enumerate(batch.text) if token not in text.casefold()]
+        others = [i for i, text in enumerate(batch.text) if not says(text, self.settings.token)]
         if not others:
             return each
         some = batch.chosen(others)
@@ -204,12 +206,14 @@ def _rates(settings: LoraSettings) -> Any:
 
 
 def _check_layers(unet: nn.Module, layers: Sequence[str]) -> None:
-    names = [name for name, _ in unet.named_modules()]
-    missing = [end for end in layers if not any(name == end or name.endswith(f".{end}") for name in names)]
-    if len(missing) == len(layers):
-        raise LdmError(
-            Code.USAGE,
-            f"task.layers names none of this U-Net's layers: {', '.join(missing[:5])}.",
-            "They are ends of names such as down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.",
-            "Write to_q, to_k, to_v and the like, or leave task.layers out.",
-        )
+    """Each name is the end of that of some layer with a matrix, and of no other."""
+    modules = dict(unet.named_modules())
+    for end in layers:
+        found = [m for name, m in modules.items() if name == end or name.endswith(f".{end}")]
+        if not found or not all(isinstance(m, nn.Linear | nn.Conv2d) for m in found):
+            raise LdmError(
+                Code.USAGE,
+                f"task.layers: {end!r} names {'other layers than' if found else 'none of'} this U-Net's matrices.",
+                "They are ends of names such as down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.",
+                "Write to_q, to_k, to_v and the like, or leave task.layers out.",
+            )

@@ -22,6 +22,7 @@ from train.tasks.lora import ATTENTION, FILE, Weights, config_of, factors, told
 from train.tasks.settings import InversionSettings, LoraSettings
 
 KOHYA, PEFT, WORD = "kohya.safetensors", "peft", "learned_embeds.safetensors"
+ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-768-v", "xl": "stable-diffusion-xl-v1-base"}
 MOST_CAPTIONS = 10_000  # that are counted for the header
 
 
@@ -42,7 +43,9 @@ def save_subject(
             _save_adapter(stage, parts, settings, weights, about, name)
         if learned is not None:
             embedding = learned.embedding(name, parts.family)
-            write_weights(stage / WORD, embedding.tensors(), about | {"ldm.token": learned.token})
+            own = {key: value for key, value in about.items() if not key.startswith("ss_network")}
+            own["modelspec.architecture"] = f"{ARCHITECTURES.get(parts.family, 'ldm')}/textual-inversion"
+            write_weights(stage / WORD, embedding.tensors(), own | {"ldm.token": learned.token})
 
 
 def _save_adapter(
@@ -76,6 +79,15 @@ def _adapter(settings: LoraSettings, weights: Mapping[str, Weights], about: Mapp
     return parse_adapter(tensors, {**about, "lora_adapter_metadata": json.dumps(peft)}, name)
 
 
+def _module(settings: LoraSettings | InversionSettings) -> dict[str, str]:
+    """Which code of kohya's world would have trained it."""
+    if isinstance(settings, InversionSettings):
+        return {}
+    if settings.kind == "lora":
+        return {"ss_network_module": "networks.lora"}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": settings.kind})}
+
+
 def header(parts: Parts, settings: LoraSettings | InversionSettings, setting: Setting, name: str) -> dict[str, str]:
     """ModelSpec and kohya's `ss_*`, as far as they are known before a file's own tensors are."""
     captions = Counter(islice(setting.captions(), MOST_CAPTIONS))
@@ -94,7 +106,7 @@ def header(parts: Parts, settings: LoraSettings | InversionSettings, setting: Se
         "ss_seed": str(setting.seed),
         "ss_sd_model_name": parts.name,
         "ss_tag_frequency": json.dumps({"img": dict(captions.most_common())}, ensure_ascii=False),
-        "ss_network_module": "networks.lora",
+        **_module(settings),
         "ldm.base_fingerprint": parts.fingerprint,
         "ldm.base_family": parts.family,
         "ldm.base_name": parts.name,

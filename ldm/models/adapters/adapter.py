@@ -19,6 +19,7 @@ from ldm.models.adapters.keys import TEXT, TEXT_2, UNET, Key, dotted, split, unr
 _COUNTED = {"down", "up", "mid", "diff", "lokr_t2"} | {
     f"{stem}_{side}" for stem in ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2") for side in "ab"
 }
+_IN_TEXT = ("encoder.", "embeddings.", "final_layer_norm", "text_projection")
 _FACTORS = _COUNTED | {"hada_t1", "hada_t2", "lokr_w1", "lokr_w2"}
 
 
@@ -49,6 +50,11 @@ class Part:
             matrix = as_matrix(weight)
             change = self.magnitude.rescale(matrix + change) - matrix
         return change.reshape(weight.shape)
+
+
+def component_of(part: Part) -> str:
+    """The network of a part; where its file does not name it, by its layer."""
+    return part.component or (TEXT if part.path.startswith(_IN_TEXT) else UNET)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
-from ldm.models.adapters.adapter import Adapter, Part
-from ldm.models.adapters.keys import UNET
+from ldm.models.adapters.adapter import Adapter, Part, component_of
 from ldm.models.adapters.summary import block
 
 
@@ -78,7 +77,7 @@ def _flat(factor: Tensor) -> Tensor:
 
 
 def _parts(adapter: Adapter) -> Mapping[tuple[str, str], Part]:
-    return {(part.component or UNET, part.path): part for part in adapter.parts}
+    return {(component_of(part), part.path): part for part in adapter.parts}
 
 
 def _size(part: Part) -> str:

@@ -72,10 +72,13 @@ def _kohya(adapter: Adapter, component: str, part: Part, dialect: Dialect, two_t
     prefix = {UNET: "lora_unet_", TEXT: "lora_te1_" if two_towers else "lora_te_", TEXT_2: "lora_te2_"}[component]
     stem = prefix + path.replace(".", "_")
     names = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
-    factors = part.delta.factors if part.delta else {}
+    factors, alpha = (part.delta.factors, part.delta.alpha) if part.delta else ({}, None)
+    if part.delta is not None and part.delta.kind == "lokr" and {"lokr_w1", "lokr_w2"} <= factors.keys():
+        # without a product there is no rank in the file, and every reader takes the scale for 1
+        factors, alpha = {**factors, "lokr_w1": factors["lokr_w1"] * part.delta.scale}, None
     tensors = {f"{stem}.{names.get(role, role)}": tensor for role, tensor in factors.items()}
-    if part.delta and part.delta.alpha is not None:
-        tensors[f"{stem}.alpha"] = torch.tensor(part.delta.alpha, dtype=next(iter(factors.values())).dtype)
+    if part.delta and alpha is not None:
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha, dtype=next(iter(factors.values())).dtype)
     if part.magnitude is not None:
         values = part.magnitude.values
         axes = [1] * (_axes(part) - 1)

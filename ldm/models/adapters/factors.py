@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.errors import Code, LdmError
+
 _NOTHING = 1e-6  # singular values below this share of the largest are rounding
 
 
@@ -38,6 +40,9 @@ def nearest(matrix: Tensor, rank: int | None = None, keep: float = 1.0) -> Facto
     1280 x 1280, and values down to 1e-8 of the largest are told from zero.
     """
     m = matrix.double()
+    if not bool(torch.isfinite(m).all()):
+        what, why = "A change is not finite.", "A NaN or infinity in a factor has no nearest product of low rank."
+        raise LdmError(Code.NUMERIC, what, why, "Use another version of the file.")
     tall = m.shape[0] > m.shape[1]
     squares, vectors = torch.linalg.eigh(m.T @ m if tall else m @ m.T)
     squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
-from ldm.models.adapters.adapter import Adapter, Part, parse_adapter
+from ldm.models.adapters.adapter import Adapter, Part, component_of, parse_adapter
 from ldm.models.adapters.base import refuse_other_base
 from ldm.models.adapters.factors import Factors, joined, nearest, shortened
-from ldm.models.adapters.keys import TEXT, UNET
 from ldm.models.adapters.stack import AdapterStack
 
 Layer = tuple[str, str]  # component and name
 _CANCELLED = 1e-10  # a sum with less than this of its terms' squares is their rounding
-_IN_TEXT = ("encoder.", "embeddings.", "final_layer_norm", "text_projection")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +100,12 @@ def _collected(items: Sequence[tuple[Adapter, float]], base: AdapterStack | None
             )
         found: list[tuple[Layer, Tensor | None, Part]]
         if base is None:
-            found = [((part.component or _component(part), part.path), None, part) for part in adapter.parts]
+            found = [((component_of(part), part.path), None, part) for part in adapter.parts]
         else:
             found = [((component, layer), own, part) for component, layer, own, part in base.bound(adapter)]
         for key, own, part in found:
             sums.setdefault(key, _Sum(own)).terms.append((part, weight))
     return sums
-
-
-def _component(part: Part) -> str:
-    """The network of a part whose file does not name it, by its layer."""
-    return TEXT if part.path.startswith(_IN_TEXT) else UNET
 
 
 def _bias(one: _Sum) -> Tensor | None:
@@ -181,7 +174,9 @@ def _shaped(made: Factors, one: _Sum) -> tuple[Tensor, Tensor]:
 
 
 def _of_convolution(one: _Sum) -> bool:
-    return any("conv" in part.path.rsplit(".", 1)[-1] for part, _ in one.terms)
+    """Or maybe: the projections around attention are convolutions in some families, and linear in others."""
+    ends = [part.path.rsplit(".", 1)[-1] for part, _ in one.terms]
+    return any("conv" in end or end in ("proj_in", "proj_out") for end in ends)
 
 
 def _check_relatives(adapters: Sequence[Adapter], any_base: bool) -> None:

@@ -6,7 +6,7 @@ from ldm.models.prompt.explain import Explanation, explain
 from ldm.models.prompt.parse import DIALECTS, Prompt, parse
 from ldm.models.prompt.resolve import Lora, Resolved, resolve, tagged
 from ldm.models.prompt.weights import MAX_WEIGHT, Dialect, Piece, Section
-from ldm.models.prompt.words import remark, vocabulary
+from ldm.models.prompt.words import remark, says, vocabulary
 
 __all__ = [
     "BACKTRACK",
@@ -30,6 +30,7 @@ __all__ = [
     "parse",
     "remark",
     "resolve",
+    "says",
     "tagged",
     "vocabulary",
 ]

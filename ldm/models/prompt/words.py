@@ -21,6 +21,12 @@ def words(text: str) -> list[str]:
     return [word.replace("’", "'") for word in _WORD.findall(clean(text).lower())]
 
 
+def says(text: str, token: str) -> bool:
+    """Whether a text says these words, as words of their own, in upper or lower case."""
+    before, after = (r"(?<!\w)" if token[:1].isalnum() else ""), (r"(?!\w)" if token[-1:].isalnum() else "")
+    return re.search(f"{before}{re.escape(token)}{after}", text, re.IGNORECASE) is not None
+
+
 def vocabulary(captions: Iterable[str], least: int = 1) -> list[str]:
     """The words of captions, sorted; those that come fewer than `least` times are left out."""
     counted = Counter(word for caption in captions for word in words(caption))

@@ -61,8 +61,32 @@ def test_following_prompts_is_being_like_the_own_prompt_more_than_like_others() 
 
 def test_one_photo_has_no_ceiling_of_its_own() -> None:
     scale = yardstick(1)
-    assert scale.ceiling == 1 and 0 < scale.nearest < 0.1
-    assert any("no telling" in text for text in unknowable(1, 12, None))
+    assert scale.ceiling == 1 and scale.nearest == 0.02
+    assert any("no telling" in text for text in unknowable(1, 12, SOUND, True))
+
+
+def test_photos_no_more_alike_than_others_are_like_them_tell_nothing() -> None:
+    scale = yardstick()
+    varied = replace(scale, photos=torch.eye(16)[8:13])  # each its own direction
+    found = varied.measure(Drawn(around(SUBJECT, 12), scale.base.kind, scale.base.unrelated))
+    assert found.subject is None and found.leak is None
+    found = replace(found, copies=0.0, copied=())
+    assert flags(found) == set() and excess(found) == 0
+    said = "; ".join(in_words(found, ["a"] * 5, 12))
+    assert "cannot be told" in said
+    assert any("validation loss" in text for text in unknowable(5, 12, found, True))
+    losses = [Checkpoint(10 * i, found, loss) for i, loss in enumerate((0.4, 0.2, 0.3), start=1)]
+    assert best(losses).step == 20 and not is_done(losses * 2)
+
+
+def test_two_shots_of_one_moment_do_not_hide_copies_and_mirrored_ones_are_found() -> None:
+    scale = yardstick()
+    twice = replace(scale, photos=torch.cat([scale.photos, scale.photos[:1]]))
+    assert twice.nearest == pytest.approx(scale.nearest)
+    turned = around(SUBJECT, 5, spread=0.9, seed=21)
+    drawn = Drawn(turned[[1, 1]], scale.base.kind, scale.base.unrelated)
+    assert not scale.measure(drawn).copied
+    assert replace(scale, mirrored=turned).measure(drawn).copied == ((0, 1), (1, 1))
 
 
 SOUND = Measures(0.8, 0.7, 0.9, 0.1, 0.1, 0.0, ())
@@ -101,6 +125,8 @@ def test_the_best_is_most_like_the_subject_within_the_bounds() -> None:
     wild = [Checkpoint(c.step, replace(c.measures, drift=0.3 + c.step / 100)) for c in run]
     assert best(wild).step == 20  # nothing is within: learned, and missed by least
     assert best([Checkpoint(10, replace(SOUND, subject=0.0))]).step == 10
+    early = [Checkpoint(66, replace(SOUND, subject=0.05)), Checkpoint(400, replace(SOUND, subject=0.85, drift=0.27))]
+    assert best(early).step == 400  # to be within the bounds by doing nothing is no merit
 
 
 def test_it_stops_when_more_has_stopped_paying_and_not_before() -> None:

@@ -22,6 +22,7 @@ from pipelines.request import Request
 from tests.train.tasks.making import WORDS, batch, descend, gradients, setting, turn
 from train.config import OptimSettings, RunSettings
 from train.draws import Draws
+from train.tasks.lora import switched_off
 from train.tasks.settings import InversionSettings, LoraSettings
 from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
@@ -74,7 +75,7 @@ def test_it_changes_nothing_at_first_and_then_learns_and_leaves_the_model_as_it_
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", ["tiny_sd1", "tiny_xl", "tiny_inpaint9"], indirect=True)
 def test_what_is_saved_draws_as_what_was_trained(kind: str, model: Path, tmp_path: Path) -> None:
-    task, whole = lora(model, token="zwx", licence="CC0-1.0", **KINDS[kind]), batch()
+    task, whole = lora(model, token="cat", licence="CC0-1.0", **KINDS[kind]), batch()
     descend(task, whole, steps=3, lr=1e-2)
     task.save(tmp_path / "made")
     wanted = said(task, whole)
@@ -92,7 +93,7 @@ def test_what_is_saved_draws_as_what_was_trained(kind: str, model: Path, tmp_pat
         assert (said(again, whole) - wanted).abs().max() < CLOSE
         with safe_open(file, "pt") as opened:
             told = opened.metadata()
-        assert told["modelspec.trigger_phrase"] == "zwx" and told["modelspec.license"] == "CC0-1.0"
+        assert told["modelspec.trigger_phrase"] == "cat" and told["modelspec.license"] == "CC0-1.0"
         assert told["ldm.base_fingerprint"] == task.parts.fingerprint and told["ss_network_dim"]
         assert told["modelspec.architecture"] and told["modelspec.hash_sha256"].startswith("0x")
 
@@ -180,6 +181,39 @@ def test_pivotal_tuning_learns_the_word_first_and_then_the_adapter(tiny_sd1: Pat
     assert names == {"learned_embeds.safetensors", "kohya.safetensors", "pytorch_lora_weights.safetensors"}
 
 
+def test_what_the_adapter_was_trained_with_is_the_word_that_is_saved(tiny_sd1: Path) -> None:
+    word, adapter = lora(tiny_sd1, rank=4, token="cat", begin="dog", vectors=2).phases()
+    assert (word.average, adapter.average) == (False, True) and inversion(tiny_sd1).phases()[0].average
+
+
+def test_a_word_alone_can_recompute_activations(tiny_sd1: Path, tmp_path: Path) -> None:
+    task = inversion(tiny_sd1)
+    run = RunSettings(out=tmp_path / "run", steps=1, batch=4, preview=0, evaluate=0, device="cpu", checkpointing=True)
+    Trainer(task, lambda step: iter([batch()]), run, OptimSettings(), tmp_path / "run")
+    assert any(getattr(m, "gradient_checkpointing", False) for m in task.unet.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_the_token_is_not_said_the_aim_is_what_the_model_says(kind: str, tiny_sd1: Path) -> None:
+    """At first the two are the same, whatever the pictures; when the adapter has learned, the aim has not moved."""
+    task, whole = lora(tiny_sd1, token="cat", preserve=True, **KINDS[kind]), batch(3)  # the third says cat
+    plain, asked = lora(tiny_sd1, token="cat", **KINDS[kind]), turn(1, whole.places[2:])
+    with torch.no_grad():
+        others = float(task.loss(turn(2, whole.places[:2]), whole[:2])[0])
+        subject = (float(t.loss(asked, whole[2:])[0]) for t in (task, plain))
+    assert others < 1e-10
+    assert len({round(value, 6) for value in subject}) == 1
+    descend(plain, whole, steps=8, lr=1e-2)
+    descend(task, whole, steps=8, lr=1e-2)
+    rows = task.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2])
+    with torch.no_grad(), switched_off(task.unet, task.captions.model):
+        base = task._output(task.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2]))
+    with torch.no_grad():
+        kept = (task._output(rows) - base).square().mean()
+        gone = (plain._output(plain.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2])) - base).square().mean()
+    assert kept < 0.5 * gone
+
+
 @pytest.mark.parametrize("kind", ["lora", "with the text tower"])
 def test_micro_batches_are_one_batch(kind: str, tiny_sd1: Path) -> None:
     task, whole = lora(tiny_sd1, drop_caption=0.3, **KINDS[kind]), batch(6)
@@ -235,8 +269,11 @@ def test_settings_that_act_on_nothing_are_refused(changes: dict[str, Any], words
 def test_what_cannot_be_learned_is_said(tiny_sd1: Path, tiny_refiner: Path) -> None:
     with pytest.raises(LdmError, match="No caption of the data set says 'zwx'"):
         inversion(tiny_sd1, token="zwx")
-    with pytest.raises(LdmError, match=r"task.layers names none"):
-        lora(tiny_sd1, layers=("to_x",))
+    with pytest.raises(LdmError, match="No caption of the data set says 'as'"):
+        lora(tiny_sd1, token="as")  # part of a word is no word
+    for wrong, words in (("to_x", "none of"), ("attn2", "other layers than"), ("norm1", "other layers than")):
+        with pytest.raises(LdmError, match=words):
+            lora(tiny_sd1, layers=("to_q", wrong))
     with pytest.raises(LdmError, match="XL family"):
         lora(tiny_refiner)
     with pytest.raises(LdmError, match="says nothing to the text tower"):
