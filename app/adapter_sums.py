@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +160,11 @@ def _dtype(model: str) -> torch.dtype:
 
 
 def _number(use: dict[str, Any], key: str) -> float:
-    return float(use.get(key, 1.0))
+    number = float(use.get(key, 1.0))
+    if not math.isfinite(number):
+        what, why = f"FILE: the weight {number} is not a finite number.", "A change is multiplied by it."
+        raise LdmError(Code.USAGE, what, why, "Give a number such as 0.8.")
+    return number
 
 
 def _ranks(adapter: Adapter) -> dict[str, int]:

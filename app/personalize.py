@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from train.personal.plan import Plan
     from train.personal.settings import Wish
 
-COLOURS = {"stop": "red", "warn": "yellow", "note": "blue"}
 SHOWN = 4  # cases of a finding
 
 
@@ -117,11 +116,13 @@ def _tell_measures(view: QuietView, told: dict[str, Any], as_json: bool, speaks:
     if as_json:
         typer.echo(json.dumps({"measured": told}))
     elif speaks:
+        from train.personal.verdict import percent
+
         m = told["measures"]
-        follows = "" if m["prompt"] is None else f", follows prompts {m['prompt']:.0%}"
+        follows = "" if m["prompt"] is None else f", follows prompts {percent(m['prompt'])}"
         view.note(
-            f"step {told['step']:,}: subject {m['subject']:.0%}{follows}, drift {m['drift']:.0%}, "
-            f"near copies {m['copies']:.0%}, validation {told['validation']:.4g}"
+            f"step {told['step']:,}: subject {percent(m['subject'])}{follows}, drift {percent(m['drift'])}, "
+            f"near copies {percent(m['copies'])}, validation {told['validation']:.4g}"
         )
 
 

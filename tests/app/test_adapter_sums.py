@@ -69,6 +69,7 @@ def test_a_lower_rank_says_what_it_leaves_out(ldm: Ldm, pair: tuple[Path, Path])
     [
         (("one.safetensors", "--out", "x.ckpt"), Code.USAGE, ".safetensors"),
         (("one.safetensors:0.5:0.2", "--out", "x.safetensors"), Code.USAGE, "--into"),
+        (("one.safetensors:nan", "--out", "x.safetensors"), Code.USAGE, "finite"),
         (("none.safetensors", "--out", "x.safetensors"), Code.FILE, "none.safetensors"),
         (("one.safetensors", "--out", "one.safetensors"), Code.FILE, "exists already"),
         (("one.safetensors", "--into", "scenes", "--rank", "2", "--out", "x"), Code.USAGE, "--rank"),

@@ -147,3 +147,12 @@ def test_one_photo_and_a_common_word_are_remarked_on(ldm: Ldm, photos: Path, tmp
     assert "one picture" in done.err and "knows 'red' already" in done.err
     report = json.loads((tmp_path / "runs" / "red-circle" / "report.json").read_text())
     assert report["aside"] is None and any("one photo" in text for text in report["unknowable"])
+
+
+def test_a_figure_that_cannot_be_told_is_a_dash(capfd: pytest.CaptureFixture[str]) -> None:
+    from app.personalize import _tell_measures
+    from app.training_view import QuietView
+
+    measures = {"subject": None, "prompt": None, "drift": 0.1, "copies": 0.0}
+    _tell_measures(QuietView(), {"step": 7, "measures": measures, "validation": 0.25}, False, True)
+    assert capfd.readouterr().err == "step 7: subject –, drift 10 %, near copies 0 %, validation 0.25\n"

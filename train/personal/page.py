@@ -14,6 +14,7 @@ from PIL import Image
 from ldm.data.source import srgb
 from ldm.data.transforms import resized
 from ldm.images import open_image
+from train.personal.verdict import percent
 from train.report import rewrite
 from train.report_curves import Series, plot
 from train.report_style import SCRIPT, STYLE
@@ -73,11 +74,11 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
 def _tiles(report: Mapping[str, Any]) -> str:
     m = report["measures"]
     tiles = [
-        ("Subject", _percent(m["subject"]), "of the way to the photos"),
-        ("Prompts", _percent(m["prompt"]), "of what the model understood"),
-        ("Near copies", _percent(m["copies"]), f"of {len(report['prompts']['subject']) * report['seeds']} samples"),
-        ("Drift", _percent(m["drift"]), "of the distance of two seeds"),
-        ("Leak", _percent(m["leak"]), "without the token"),
+        ("Subject", percent(m["subject"]), "of the way to the photos"),
+        ("Prompts", percent(m["prompt"]), "of what the model understood"),
+        ("Near copies", percent(m["copies"]), f"of {len(report['prompts']['subject']) * report['seeds']} samples"),
+        ("Drift", percent(m["drift"]), "of the distance of two seeds"),
+        ("Leak", percent(m["leak"]), "without the token"),
         (
             "Step",
             f"{report['step']:,}",
@@ -230,10 +231,6 @@ def _small(path: Path) -> bytes:
     file = io.BytesIO()
     Image.fromarray(small).save(file, "PNG")
     return file.getvalue()
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def _safe(text: object) -> str:

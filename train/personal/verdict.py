@@ -59,6 +59,11 @@ def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
     return stale or all(excess(c.measures) > 1 for c in last)
 
 
+def percent(share: float | None) -> str:
+    """A share in words; a dash where it could not be told."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
 def flags(m: Measures) -> set[str]:
     """What is wrong, in names that programs read."""
     found = set()
