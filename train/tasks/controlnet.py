@@ -23,11 +23,11 @@ from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions
 from train.tasks.denoising import Denoising, Rows, check_sizes, drawing, schedule_of
-from train.tasks.latents import latents_with_hole, moments
+from train.tasks.latents import moments, whole_hole
 from train.tasks.parts import changed, is_new, new_network, owned, read_architecture, refuse_told, save_network, seeded
 from train.tasks.sampling import Look, evaluating, examples, pictures, start_noise
 from train.tasks.settings import ControlSettings
-from train.tasks.shapes import holes, varied
+from train.tasks.shapes import varied
 
 EMBEDDING = (16, 32, 96, 256)  # channels of the hint's own layers: one more than the autoencoder halves a picture
 
@@ -142,9 +142,7 @@ class ControlTask:
         """For an inpainting model: everything is to be painted, so that the hint alone decides."""
         if not self.network.inpaints or batch.image is None:
             return None
-        draws = Draws(seed, torch.arange(len(batch), device=batch.places.device), len(batch), "preview")
-        whole = torch.ones_like(holes(draws, *batch.image.shape[-2:]))
-        return latents_with_hole(self.vae, draws, batch, whole)[1]
+        return whole_hole(self.vae, batch, seed)
 
     def _hint(self, batch: Batch) -> Tensor:
         if "hint" not in batch.extra:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ldm.diffusion.training import Posterior, Schedule, scheduler_config, spread
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond
+from ldm.models.unet import UNet
 from train.draws import Draws
 from train.task import Setting
 from train.tasks.captions import Captions
@@ -130,6 +131,23 @@ class Denoising:
         if not self.inpaint:
             return latents(self.vae, draws, batch), None
         return latents_with_hole(self.vae, draws, batch, holes(draws, *picture(batch).shape[-2:]))
+
+
+def answer(network: UNet, rows: Rows) -> Tensor:
+    """What a network says to rows, as it says it, with gradients."""
+    told = network.arguments(rows.cond, torch.float32)
+    said: Tensor = network.model(rows.inputs, rows.level.t, **told, return_dict=False)[0]
+    return said
+
+
+def conditions(
+    captions: Captions, texts: Sequence[str], noise: Tensor, factor: int, channels: Tensor | None = None
+) -> tuple[Cond, Cond]:
+    """Texts and the empty prompt as a network is told them for pictures that begin as `noise`."""
+    sizes = sizes_of(noise, factor) if captions.xl else None
+    told = captions.read(texts), captions.null(len(texts))
+    cond, null = (replace(each, sizes=sizes, channels=channels) for each in told)
+    return cond, null
 
 
 def sizes_of(latents: Tensor, factor: int) -> Tensor:

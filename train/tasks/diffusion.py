@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ldm.store.shards import read_json
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions
-from train.tasks.denoising import Denoising, Rows, check_sizes, sizes_of
+from train.tasks.denoising import Denoising, answer, check_sizes, conditions
 from train.tasks.latents import latents_with_hole, moments
 from train.tasks.parts import changed, frozen, is_new, open_network, open_text, open_vae, owned, refuse_told
 from train.tasks.sampling import Look, evaluating, examples, pictures, prompts, start_noise
@@ -125,19 +124,14 @@ class DiffusionTask:
 
     def loss(self, turn: Turn, batch: Batch) -> tuple[Tensor, Figures]:
         rows = self.denoising.rows(turn.draws, batch)
-        output = self._output(rows)
+        output = answer(self.network, rows)
         each, figures = self.denoising.losses(output, rows)
         return turn.mean(each), {name: turn.mean(value.detach()) for name, value in figures.items()}
 
     def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
         with evaluating(self.unet, self.captions.model):
             rows = self.denoising.rows(draws, batch, steady=True)
-            return self.denoising.judged(self._output(rows), rows)
-
-    def _output(self, rows: Rows) -> Tensor:
-        told = self.network.arguments(rows.cond, torch.float32)
-        said: Tensor = self.unet(rows.inputs, rows.level.t, **told, return_dict=False)[0]
-        return said
+            return self.denoising.judged(answer(self.network, rows), rows)
 
     def preview(self, seed: int) -> dict[str, Tensor]:
         """Pictures of a few captions; of an inpainting network the picture with its hole, and filled."""
@@ -195,11 +189,7 @@ class DiffusionTask:
         return self.vae.channels, side, side
 
     def _pictures(self, noise: Tensor, texts: Sequence[str], channels: Tensor | None) -> Tensor:
-        sizes = sizes_of(noise, self.vae.factor) if self.captions.xl else None
-        cond, null = (
-            replace(told, sizes=sizes, channels=channels)
-            for told in (self.captions.read(texts), self.captions.null(len(texts)))
-        )
+        cond, null = conditions(self.captions, texts, noise, self.vae.factor, channels)
         return pictures(self.network, self.vae, self.scheduler, noise, cond, null, Look())
 
     def _repainted(self, seed: int, device: torch.device) -> dict[str, Tensor]:

@@ -83,3 +83,10 @@ def latents_with_hole(vae: Autoencoder, draws: Draws, batch: Batch, mask: Tensor
     masked = drawn(vae, mean[count:], std[count:], draws, "posterior of the masked picture")
     small = torch.nn.functional.interpolate(binary, size=clean.shape[-2:])
     return clean, torch.cat([small, masked], dim=1)
+
+
+def whole_hole(vae: Autoencoder, batch: Batch, seed: int) -> Tensor:
+    """[n,1+C,h,w] beside the latents of previews of a 9-channel network: everything is to be painted."""
+    image = picture(batch)
+    draws = Draws(seed, torch.arange(len(batch), device=image.device), len(batch), "preview")
+    return latents_with_hole(vae, draws, batch, image.new_ones(len(batch), 1, *image.shape[-2:]))[1]

@@ -90,8 +90,7 @@ def factors(component: str, weights: Weights) -> dict[str, Tensor]:
 class Lora:
     """Puts a LoRA of a rank into a frozen U-Net: W x + up (down x). At first it changes nothing: `up` is zero.
 
-    Calls with the weights of a slow copy, or without any, go through `functional_call`: nothing is switched, so no flag
-    of a layer can be left as another call needs it.
+    Calls with the weights of a slow copy go through `functional_call`.
     """
 
     def __init__(self, unet: Any, rank: int, seed: int) -> None:
@@ -103,12 +102,14 @@ class Lora:
         if weights is None:
             said: Tensor = self.unet(*args, return_dict=False)[0]
             return said
-        return self._with({name.replace("/", "."): p for name, p in weights.named_parameters()}, args)
+        others: dict[str, Tensor] = {name.replace("/", "."): p for name, p in weights.named_parameters()}
+        with_others: Tensor = functional_call(self.unet, others, args, {"return_dict": False})[0]
+        return with_others
 
     def base(self, args: tuple[Tensor, ...]) -> Tensor:
-        """The output of the U-Net alone: `up` is zero."""
-        ups = {n.replace("/", "."): p for n, p in self.weights.named_parameters() if "/lora_B/" in n}
-        return self._with({name: p.new_zeros(()).expand_as(p) for name, p in ups.items()}, args)
+        """The output of the U-Net alone."""
+        with switched_off(self.unet):
+            return self.call(args)
 
     def save(self, folder: Path, parts: Parts, scheduler: Mapping[str, Any]) -> None:
         """The file that stock `load_lora_weights` and `ldm generate --lora` read, and the scheduler it is meant for."""
@@ -120,7 +121,3 @@ class Lora:
             write_weights(stage / FILE, tensors, metadata)
             text = json.dumps(dict(scheduler), indent=2, sort_keys=True) + "\n"
             (stage / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
-
-    def _with(self, weights: Mapping[str, Tensor], args: tuple[Tensor, ...]) -> Tensor:
-        said: Tensor = functional_call(self.unet, dict(weights), args, {"return_dict": False})[0]
-        return said

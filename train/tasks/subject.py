@@ -26,15 +26,14 @@ from pipelines.pipeline import zeroes_null
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions
-from train.tasks.denoising import Denoising, Rows, check_sizes, drawing, schedule_of, sizes_of
-from train.tasks.latents import latents_with_hole, moments
+from train.tasks.denoising import Denoising, answer, check_sizes, conditions, drawing, schedule_of
+from train.tasks.latents import moments, whole_hole
 from train.tasks.learned import Learned
 from train.tasks.lora import ATTENTION, RESIDUAL, Weights, config_of, inject, switched_off
 from train.tasks.lora import TEXT as TEXT_LAYERS
 from train.tasks.parts import refuse_told
 from train.tasks.sampling import Look, evaluating, examples, pictures, prompts, start_noise
 from train.tasks.settings import InversionSettings, LoraSettings
-from train.tasks.shapes import holes
 from train.tasks.subject_files import save_subject
 
 
@@ -125,7 +124,7 @@ class SubjectTask:
 
     def loss(self, turn: Turn, batch: Batch) -> tuple[Tensor, Figures]:
         rows = self.denoising.rows(turn.draws, batch)
-        output = self._output(rows)
+        output = answer(self.network, rows)
         each, figures = self.denoising.losses(output, rows)
         if self.settings.preserve:
             each = self._preserved(turn.draws, batch, output, each)
@@ -141,20 +140,15 @@ class SubjectTask:
             return each
         some = batch.chosen(others)
         with torch.no_grad(), switched_off(self.unet, self.captions.model):
-            said = self._output(self.denoising.rows(replace(draws, places=some.places), some)).float()
+            said = answer(self.network, self.denoising.rows(replace(draws, places=some.places), some)).float()
         ours = output.float().view(-1, len(batch), *output.shape[1:])[:, others]
         wrong = (ours - said.view_as(ours)).square().flatten(2).mean((0, 2))
         return each.index_put((torch.tensor(others, device=each.device),), wrong)
 
-    def _output(self, rows: Rows) -> Tensor:
-        told = self.network.arguments(rows.cond, torch.float32)
-        said: Tensor = self.unet(rows.inputs, rows.level.t, **told, return_dict=False)[0]
-        return said
-
     def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
         with evaluating(self.unet, self.captions.model):
             rows = self.denoising.rows(draws, batch, steady=True)
-            return self.denoising.judged(self._output(rows), rows)
+            return self.denoising.judged(answer(self.network, rows), rows)
 
     def preview(self, seed: int) -> dict[str, Tensor]:
         """Pictures of a few captions, as they are made with what is learned so far."""
@@ -167,11 +161,7 @@ class SubjectTask:
 
     def pictures(self, texts: Sequence[str], noise: Tensor, look: Look, channels: Tensor | None = None) -> Tensor:
         """[B,3,H,W] in [-1,1] of texts, from this noise."""
-        sizes = sizes_of(noise, self.vae.factor) if self.captions.xl else None
-        cond, null = (
-            replace(told, sizes=sizes, channels=channels)
-            for told in (self.captions.read(texts), self.captions.null(len(texts)))
-        )
+        cond, null = conditions(self.captions, texts, noise, self.vae.factor, channels)
         return pictures(self.network, self.vae, self.scheduler, noise, cond, null, look)
 
     def whole_hole(self, count: int) -> Tensor | None:
@@ -180,10 +170,7 @@ class SubjectTask:
             return None
         device = next(self.vae.model.parameters()).device
         batch = examples(self.setting, 1).to(device)
-        assert batch.image is not None
-        draws = Draws(0, torch.arange(1, device=device), 1, "preview")
-        whole = torch.ones_like(holes(draws, *batch.image.shape[-2:]))
-        return latents_with_hole(self.vae, draws, batch, whole)[1].repeat(count, 1, 1, 1)
+        return whole_hole(self.vae, batch, 0).repeat(count, 1, 1, 1)
 
     def cached_latents(self, image: Tensor) -> dict[str, Tensor]:
         """What a latent cache keeps of pictures [n,3,H,W]."""

@@ -22,6 +22,7 @@ from pipelines.request import Request
 from tests.train.tasks.making import WORDS, batch, descend, gradients, setting, turn
 from train.config import OptimSettings, RunSettings
 from train.draws import Draws
+from train.tasks.denoising import answer
 from train.tasks.lora import switched_off
 from train.tasks.settings import InversionSettings, LoraSettings
 from train.tasks.subject import SubjectTask
@@ -51,7 +52,7 @@ def inversion(model: Path, **changes: Any) -> SubjectTask:
 def said(task: SubjectTask, whole: Batch) -> Tensor:
     """What the network answers to a batch at fixed noise."""
     with torch.no_grad():
-        return task._output(task.denoising.rows(Draws(0, whole.places, len(whole)), whole))
+        return answer(task.network, task.denoising.rows(Draws(0, whole.places, len(whole)), whole))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_what_is_saved_draws_as_what_was_trained(kind: str, model: Path, tmp_pat
         again.captions.learned = None
         pipeline = Pipeline.load(model)
         pipeline.adapting.use(Request(prompt="a dog", loras=[{"path": file}]), [])
-        again.unet, again.captions.towers = pipeline.model.network.model, pipeline.model.text.towers
+        again.network, again.captions.towers = pipeline.model.network, pipeline.model.text.towers
         again.captions.model = torch.nn.ModuleList(tower.model for tower in again.captions.towers)
         again.captions._empty = None
         assert (said(again, whole) - wanted).abs().max() < CLOSE
@@ -207,10 +208,14 @@ def test_where_the_token_is_not_said_the_aim_is_what_the_model_says(kind: str, t
     descend(task, whole, steps=8, lr=1e-2)
     rows = task.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2])
     with torch.no_grad(), switched_off(task.unet, task.captions.model):
-        base = task._output(task.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2]))
+        base = answer(task.network, task.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2]))
     with torch.no_grad():
-        kept = (task._output(rows) - base).square().mean()
-        gone = (plain._output(plain.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2])) - base).square().mean()
+        kept = (answer(task.network, rows) - base).square().mean()
+        gone = (
+            (answer(plain.network, plain.denoising.rows(turn(2, whole.places[:2]).draws, whole[:2])) - base)
+            .square()
+            .mean()
+        )
     assert kept < 0.5 * gone
 
 
@@ -248,7 +253,7 @@ def test_a_mask_says_what_of_a_picture_counts(tiny_sd1: Path) -> None:
     masked = Batch(whole.places, whole.examples, whole.image, whole.text, None, {"mask": mask})
     with torch.no_grad():
         rows = task.denoising.rows(turn(4, whole.places).draws, masked)
-        wrong = (task._output(rows) - rows.noise).square()[..., :4].mean()  # its left half, of eps
+        wrong = (answer(task.network, rows) - rows.noise).square()[..., :4].mean()  # its left half, of eps
         assert float(task.loss(turn(4, whole.places), masked)[0]) == pytest.approx(float(wrong), rel=1e-5)
 
 
