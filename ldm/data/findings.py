@@ -11,7 +11,7 @@ from ldm.data.buckets import crop_loss
 from ldm.data.captions import TOKENS, leak, parts, repeated
 from ldm.data.facts import Facts
 from ldm.data.quarantine import LIMIT
-from ldm.data.survey import Case, Finding, Seen, Survey, many, percent
+from ldm.data.survey import Case, Finding, Seen, Survey, many, percent, short
 
 UNREADABLE = LIMIT  # above this share training stops
 # Edges wider than this at the training size look blurred; benchmarks/data_check.py measures it.
@@ -65,7 +65,7 @@ def duplicates(survey: Survey) -> Iterator[Finding]:
             Case(
                 tuple(s.place for s in g),
                 tuple(s.name for s in g),
-                " | ".join(dict.fromkeys(_short(c) for s in g for c in s.captions)),
+                " | ".join(dict.fromkeys(short(c) for s in g for c in s.captions)),
             )
             for g in differ
         ),
@@ -213,7 +213,7 @@ def words(survey: Survey) -> Iterator[Finding]:
         "warn",
         f"{many(len(long), 'caption')}: longer than {TOKENS} tokens",
         "put what matters first: what comes later is cut off, or weighs little",
-        tuple(Case((s.place,), (s.name,), f"at least {n} tokens: {_short(c)}") for s, c, n in long),
+        tuple(Case((s.place,), (s.name,), f"at least {n} tokens: {short(c)}") for s, c, n in long),
     )
     leaks = [(s, c, what) for s, c in told if (what := leak(c, s.name))]
     yield Finding(
@@ -221,7 +221,7 @@ def words(survey: Survey) -> Iterator[Finding]:
         "warn",
         f"{many(len(leaks), 'caption')}: no description of a picture",
         "write what is to be seen instead: the model learns such words, and tells them",
-        tuple(Case((s.place,), (s.name,), f"{what}: {_short(c)}") for s, c, what in leaks),
+        tuple(Case((s.place,), (s.name,), f"{what}: {short(c)}") for s, c, what in leaks),
     )
     yield _repeated(told)
 
@@ -238,7 +238,7 @@ def _repeated(told: Sequence[tuple[Seen, str]]) -> Finding:
         "note",
         f"{many(len(often), 'caption')}: the same for many different pictures",
         "fine for names of classes; else say what tells the pictures apart, or the words will not",
-        tuple(Case(tuple(s.place for s in first[text]), (f"{n} pictures",), _short(text)) for text, n in often),
+        tuple(Case(tuple(s.place for s in first[text]), (f"{n} pictures",), short(text)) for text, n in often),
     )
 
 
@@ -262,8 +262,3 @@ def masks(survey: Survey) -> Iterator[Finding]:
 
 
 LOOKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (unreadable, duplicates, looks, sizes, words, masks, storage)
-
-
-def _short(text: str, most: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 3] + "..."

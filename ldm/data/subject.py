@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ldm.data.survey import Case, Finding, Seen, Survey, many, percent
+from ldm.data.survey import Case, Finding, Seen, Survey, many, percent, short
+from ldm.models.prompt import says
 
 FEWEST, MOST = 4, 50  # pictures of one subject that are enough, and that are more than help
 SMALL = 0.12  # share of a picture that its subject fills
@@ -59,8 +60,8 @@ def _small(survey: Survey) -> Iterator[Finding]:
 def _captions(survey: Survey, token: str) -> Iterator[Finding]:
     told = [(s, c) for s, _ in survey.good for c in s.captions if c.strip()]
     if token:
-        lacking = [(s, c) for s, c in told if token.casefold() not in c.casefold()]
-        cases = tuple(Case((s.place,), (s.name,), _short(c)) for s, c in lacking)
+        lacking = [(s, c) for s, c in told if not says(c, token)]
+        cases = tuple(Case((s.place,), (s.name,), short(c)) for s, c in lacking)
         what = f"{many(len(cases), 'caption')}: the token {token!r} is not in it"
         yield Finding("token", "note", what, f"nothing: it is put in front of them ({token}, ...)", cases)
     yield _said_of_all(told, token)
@@ -130,8 +131,3 @@ def two_groups(features: Floats) -> tuple[list[int], list[int]] | None:
         return None
     first, second = (np.flatnonzero(group == k).tolist() for k in (0, 1))
     return (first, second) if first[0] < second[0] else (second, first)
-
-
-def _short(text: str, most: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 3] + "..."

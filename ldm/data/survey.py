@@ -103,3 +103,9 @@ def many(number: int, thing: str) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0 < share < 0.095 else f"{100 * share:.0f} %"
+
+
+def short(text: str, most: int = 60) -> str:
+    """The beginning of a text, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."

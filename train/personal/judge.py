@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ldm.metrics.features import colour_and_edges, extracted
+from ldm.metrics.features import clips, colour_and_edges, extracted
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model, ranker_of
 
@@ -23,17 +23,16 @@ class Judge:
         self.name = f"{found}, colours and edges" if found is not None else "colours and edges"
 
     @torch.no_grad()
-    def look(self, pictures: Tensor) -> Tensor:
-        """[n,3,H,W] in [0,1] to rows of length 1: both kinds of features count the same."""
+    def look(self, pictures: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[n,3,H,W] in [0,1] to rows of length 1: both kinds of features count the same. `seen`, where it is known."""
         plain = extracted(colour_and_edges, pictures)
-        seen = self.seen(pictures)
+        seen = self.seen(pictures) if seen is None else seen
         return plain if seen is None else normalize(torch.cat([plain, seen], 1), dim=1)
 
     @torch.no_grad()
     def seen(self, pictures: Tensor) -> Tensor | None:
         """What a CLIP sees, to be held against texts."""
-        clip = self.clip
-        return None if clip is None else extracted(lambda image: clip.encode_image(image * 2 - 1), pictures)
+        return None if self.clip is None else extracted(clips([self.clip]), pictures)
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor | None:

@@ -47,11 +47,11 @@ def class_pictures(
     done = 0
     with staged(folder) as stage:
         (stage / "masks" if masked else stage).mkdir(parents=True)
-        for place, text in enumerate(prompts):
+        for place, text in enumerate(prompts[:count]):
             share = len(range(place, count, len(prompts)))
-            fields = suited(model, text, {}) | {"prompt": text, "seed": seed + 1000 * place, "count": max(1, share)}
+            fields = suited(model, text, {}) | {"prompt": text, "seed": seed + 1000 * place, "count": share}
             request = Request(**{"width": size, "height": size, "batch": AT_ONCE, **fields})
-            for step in pipeline.run(request) if share else ():
+            for step in pipeline.run(request):
                 stop.check()
                 for result in step.done:
                     save_image(result.picture, stage / f"{done:04d}.png")

@@ -36,7 +36,7 @@ from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
 
 log = logging.getLogger("train.personal")
-LOOK = Look("auto", 20, 5.0)
+LOOK = Look()  # where the model says nothing
 GROUPS = ("subject", "kind", "unrelated")
 Tell = Callable[[dict[str, Any]], None]
 
@@ -119,9 +119,11 @@ class Watching:
             pictures = known[texts] if texts in known else self._pictures(trainer, texts, 0)
             known[texts] = pictures  # before training the subject is its kind
             self._keep(pictures, step, group)
-            features[group] = self.judge.look(pictures) if len(pictures) else self._nothing(features)
             if group == "subject":
                 seen = self.judge.seen(pictures)
+                features[group] = self.judge.look(pictures, seen)
+            else:
+                features[group] = self.judge.look(pictures) if len(pictures) else self._nothing(features)
         return Drawn(**features, seen=seen)
 
     def _nothing(self, features: dict[str, Tensor]) -> Tensor:
@@ -137,10 +139,11 @@ class Watching:
         noise = start_noise(self.plan.wish.seed + seed, (task.vae.channels, side, side), len(asked), device)
         made, size = [torch.zeros(0, 3, self.plan.size, self.plan.size)], max(1, 2 * self.plan.batch)
         with trainer.averaged(), torch.no_grad(), trainer.turns.autocast():
+            hole, look = task.whole_hole(len(asked)), self._look()
             for first in range(0, len(asked), size):
                 self._check(trainer)
                 some = slice(first, first + size)
-                shown = task.pictures(asked[some], noise[some], self._look(), task.whole_hole(len(asked[some])))
+                shown = task.pictures(asked[some], noise[some], look, None if hole is None else hole[some])
                 made.append((shown.float().cpu() + 1) / 2)
         return torch.cat(made).clamp(0, 1)
 
@@ -153,7 +156,7 @@ class Watching:
     def _look(self) -> Look:
         told = read_sampling(self.plan.base.path)
         steps = min(told.steps or LOOK.steps, LOOK.steps)
-        return Look(told.solver or "ddim", steps, LOOK.scale if told.guidance is None else told.guidance)
+        return Look(told.solver or LOOK.solver, steps, LOOK.scale if told.guidance is None else told.guidance)
 
     def _keep(self, pictures: Tensor, step: int, group: str) -> None:
         folder = self.folder / "samples" / str(step)

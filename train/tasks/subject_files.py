@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from ldm.models.adapters import Adapter, Dialect, convert, parse_adapter
+from ldm.models.adapters.convert import ARCHITECTURES
 from ldm.store.parts import Parts
 from ldm.store.write import staged, write_weights
 from ldm.version import __version__
@@ -22,7 +23,6 @@ from train.tasks.lora import ATTENTION, FILE, Weights, config_of, factors, told
 from train.tasks.settings import InversionSettings, LoraSettings
 
 KOHYA, PEFT, WORD = "kohya.safetensors", "peft", "learned_embeds.safetensors"
-ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-768-v", "xl": "stable-diffusion-xl-v1-base"}
 MOST_CAPTIONS = 10_000  # that are counted for the header
 
 
@@ -44,7 +44,7 @@ def save_subject(
         if learned is not None:
             embedding = learned.embedding(name, parts.family)
             own = {key: value for key, value in about.items() if not key.startswith("ss_network")}
-            own["modelspec.architecture"] = f"{ARCHITECTURES.get(parts.family, 'ldm')}/textual-inversion"
+            own["modelspec.architecture"] = f"{ARCHITECTURES.get(parts.family, ('ldm',))[0]}/textual-inversion"
             write_weights(stage / WORD, embedding.tensors(), own | {"ldm.token": learned.token})
 
 

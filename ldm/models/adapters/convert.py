@@ -19,7 +19,7 @@ from ldm.version import __version__
 Dialect = Literal["diffusers", "kohya", "kohya-xl", "peft"]
 DIALECTS: tuple[Dialect, ...] = ("diffusers", "kohya", "kohya-xl", "peft")
 
-_ARCHITECTURES = {  # family -> ModelSpec architecture, kohya's version, native resolution
+ARCHITECTURES = {  # family -> ModelSpec architecture, kohya's version, native resolution
     "sd1": ("stable-diffusion-v1", "sd_v1", "512x512"),
     "sd2": ("stable-diffusion-v2-768-v", "sd_v2", "768x768"),
     "xl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "1024x1024"),
@@ -175,8 +175,8 @@ def _metadata(
     for key, counted in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
         if counted:
             metadata.setdefault(key, f"{counted.most_common(1)[0][0]:g}")
-    if family in _ARCHITECTURES:
-        architecture, version, resolution = _ARCHITECTURES[family]
+    if family in ARCHITECTURES:
+        architecture, version, resolution = ARCHITECTURES[family]
         metadata.setdefault("ss_base_model_version", version)
         for key, value in {
             "sai_model_spec": "1.0.1",
