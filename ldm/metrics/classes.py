@@ -1,0 +1,47 @@
+"""What a classifier sees in samples: how sure it is and how varied they are (Inception score, Salimans 2016), which
+classes are there, and in which shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from ldm.metrics.interval import Estimate, bootstrap
+
+MISSING = 0.1  # of the share that a class has in the data: below it, the class counts as lost
+
+
+def inception_score(probabilities: Tensor, generator: Generator, rounds: int = 100) -> Estimate:
+    """exp(mean KL(p(y|x) || p(y))) of probabilities [n,classes]: from 1 to the number of classes. Of all samples at
+    once: split into ten, as is usual, it is smaller where they are few."""
+    return bootstrap(_score, probabilities.double(), generator, rounds)
+
+
+def _score(p: Tensor) -> float:
+    marginal = p.mean(0, keepdim=True)
+    return float((torch.xlogy(p, p) - torch.xlogy(p, marginal)).sum(1).mean().exp())
+
+
+@dataclass(frozen=True)
+class Balance:
+    """`shares` [classes] of the samples by their likeliest class; `distance`: half the sum of the differences to those
+    of the data (0: the same; 1: nothing in common); `lost`: classes with less than a tenth of their share."""
+
+    shares: tuple[float, ...]
+    distance: float
+    lost: tuple[int, ...]
+
+    @property
+    def covered(self) -> int:
+        return len(self.shares) - len(self.lost)
+
+
+def balance(probabilities: Tensor, real: Tensor) -> Balance:
+    """probabilities [n,classes] of the samples; real [classes]: the shares of the classes in the data."""
+    classes = probabilities.shape[1]
+    shares = torch.bincount(probabilities.argmax(1), minlength=classes).double() / len(probabilities)
+    want = real.double() / real.double().sum()
+    lost = ((shares < MISSING * want) & (want > 0)).nonzero().flatten().tolist()
+    return Balance(tuple(shares.tolist()), float((shares - want).abs().sum() / 2), tuple(lost))

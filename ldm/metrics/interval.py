@@ -1,0 +1,61 @@
+"""How far a figure may be from what more samples would tell: bootstrap (Efron 1979) and jackknife (Tukey 1958)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Generator, Tensor
+
+LEVEL = 0.95  # of every interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and the interval that it varies in from one set of samples to the next."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+def bootstrap(statistic: Callable[[Tensor], float], rows: Tensor, generator: Generator, rounds: int = 100) -> Estimate:
+    """value +- z * the deviation of the statistic over rows [n,...] that are drawn again with repetition.
+
+    Not the quantiles of what is drawn: a statistic with a bias in n, as the Fréchet distance, has it twice there.
+    """
+    n, value = len(rows), statistic(rows)
+    again = [statistic(rows[torch.randint(n, (n,), generator=generator)]) for _ in range(rounds)]
+    return around(value, torch.tensor(again, dtype=torch.float64).std().item())
+
+
+def jackknife(value: float, without: Tensor, *more: Tensor) -> Estimate:
+    """From the values [n] of the statistic without each of its rows in turn; variances of several samples add up:
+
+    s^2 = (n - 1) / n * sum_i (value_-i - mean)^2
+    """
+    variance = 0.0
+    for left in (without, *more):
+        n = len(left)
+        variance += (n - 1) / n * (left.double() - left.double().mean()).square().sum().item()
+    return around(value, math.sqrt(variance))
+
+
+def around(value: float, deviation: float) -> Estimate:
+    """The interval of a normal error."""
+    reach = NormalDist().inv_cdf(0.5 + LEVEL / 2) * deviation
+    return Estimate(value, value - reach, value + reach)
+
+
+def share(hits: int, n: int) -> Estimate:
+    """A share of n independent trials, with Wilson's interval (1927), which stays within 0..1."""
+    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    p, wide = hits / n, 1 + z * z / n
+    middle, reach = (p + z * z / (2 * n)) / wide, z / wide * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    return Estimate(p, max(0.0, middle - reach), min(1.0, middle + reach))
