@@ -63,7 +63,10 @@ def loader_of(file: RunFile, source: Source, processes: Processes, latents: Any 
 def setting_of(file: RunFile, loader: Loader) -> Setting:
     """What a task is told of the run besides its own section."""
     run, data = file.run, file.data
-    return Setting(run.seed, data.size, run.steps, loader.look, loader.captions, run.out.name, bucket_sizes(data))
+    classes = tuple(loader.source.labels)
+    return Setting(
+        run.seed, data.size, run.steps, loader.look, loader.captions, run.out.name, classes, bucket_sizes(data)
+    )
 
 
 def glance(loader: Loader, count: int) -> Batch:

@@ -98,4 +98,5 @@ class Setting:
     look: Callable[[int], Iterator[Batch]]  # batches of at most so many training examples in all: no flips, no dropout
     captions: Callable[[], Iterator[str]]  # every caption once, for vocabularies
     name: str = ""  # of the run, for metadata
+    classes: tuple[str, ...] = ()  # names of the labels, where the data set has some
     sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of every batch there may be; (): the square alone

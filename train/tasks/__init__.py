@@ -43,3 +43,7 @@ def build(settings: TaskSettings, setting: Setting) -> Task:
             from train.tasks.subject import SubjectTask
 
             return SubjectTask(settings, setting)
+        case "family":
+            from train.tasks.family import FamilyTask
+
+            return FamilyTask(settings, setting)

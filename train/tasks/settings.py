@@ -6,7 +6,7 @@ A path that is a folder means "these weights"; a `.json` file means "this archit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -227,6 +227,15 @@ class InversionSettings(SubjectSettings):
         return self
 
 
+class FamilySettings(Strict):
+    """A rival family of generative models, in pixels; `options` are the family's own."""
+
+    type: Literal["family"]
+    family: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    conditional: bool = True  # told the classes of the data set, where it has some
+
+
 TaskSettings = Annotated[
     AutoencoderSettings
     | ClassifierSettings
@@ -236,6 +245,7 @@ TaskSettings = Annotated[
     | DecoderSettings
     | DistillSettings
     | LoraSettings
-    | InversionSettings,
+    | InversionSettings
+    | FamilySettings,
     Field(discriminator="type"),
 ]

@@ -1,0 +1,1 @@
+"""Rival families of generative models: one file each, behind one interface (`family.Family`)."""

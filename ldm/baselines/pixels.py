@@ -1,0 +1,41 @@
+"""The network of the families that denoise pictures: a U-Net told of the level and, if there is one, of the class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from ldm.baselines.family import Form
+
+
+class PixelNet(nn.Module):
+    """[n,C,side,side] to [n,out,side,side]; attention where the picture has 8 places a side."""
+
+    def __init__(self, form: Form, width: int, out: int) -> None:
+        super().__init__()
+        self.form = form
+        widths = [width * w for w in (1, 2, 2)][: 3 if form.side >= 16 else 2]
+        attends = [form.side >> i == 8 for i in range(len(widths))]
+        made: Any = UNet2DModel(
+            sample_size=form.side,
+            in_channels=form.channels,
+            out_channels=out,
+            block_out_channels=widths,
+            layers_per_block=1,
+            attention_head_dim=32,
+            norm_num_groups=8,
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
+            num_class_embeds=form.classes + 1,
+        )
+        nn.init.zeros_(made.conv_out.weight)
+        nn.init.zeros_(made.conv_out.bias)
+        self.net = made
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        told = torch.zeros(len(x), dtype=torch.long, device=x.device) if label is None else label + 1
+        out: Tensor = self.net(x, t, class_labels=told, return_dict=False)[0]
+        return out

@@ -1,0 +1,214 @@
+"""What every family promises, and what each kind of them can prove: inverses, determinants, sums of probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.baselines import shades
+from ldm.baselines.bijections import Rotation
+from ldm.baselines.family import Family, Form, facts_of, families, make, settings_of
+from ldm.baselines.flows import FlowFamily
+from ldm.data.draws import Draws
+from ldm.errors import LdmError
+
+SMALL: dict[str, dict[str, object]] = {
+    "vae": {"latents": 8, "width": 8},
+    "dcgan": {"latents": 8, "width": 8},
+    "realnvp": {"width": 8, "blocks": 1, "scales": 2},
+    "glow": {"width": 8, "depth": 2, "scales": 2},
+    "pixelcnn": {"width": 8, "layers": 3, "side": 3, "mixture": 2},
+    "ddpm": {"width": 32, "steps": 3},
+}
+FLOWS = ("realnvp", "glow")
+
+
+def made(name: str, form: Form, seed: int = 0) -> Family:
+    return make(name, SMALL.get(name, {}), form, seed)
+
+
+def draws(count: int) -> Draws:
+    return Draws(0, torch.arange(count), count)
+
+
+def pictures(count: int, form: Form, seed: int = 1) -> Tensor:
+    """Smooth ones, of whole shades."""
+    coarse = torch.rand(count, form.channels, 2, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    fine = torch.nn.functional.interpolate(coarse, form.side, mode="bilinear") if form.side > 2 else coarse
+    return shades.picture(shades.shades(fine[..., : form.side, : form.side]))
+
+
+def stirred(model: Family) -> Family:
+    """Weights that begin at zero are moved, or a test of what they do would show nothing."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
+    return model
+
+
+@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_family_learns_and_draws_and_tells_its_likelihood(name: str, classes: int) -> None:
+    form = Form(8, classes)
+    model, x = made(name, form), pictures(6, form)
+    label = torch.arange(6) % classes if classes else None
+    model.begin(x, label)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for part in model.parts():
+        optimiser = torch.optim.Adam(part.params, 1e-3)
+        for _ in range(4):
+            loss, told = model.loss(part.name, x, label, draws(6))
+            assert loss.shape == (6,) and all(value.shape == (6,) for value in told.values())
+            optimiser.zero_grad()
+            loss.mean().backward()
+            optimiser.step()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert {key.split(".")[0] for key in moved} >= {
+        key.split(".")[0] for key, p in model.named_parameters() if p.requires_grad
+    }
+    generator = torch.Generator().manual_seed(3)
+    drawn = model.sample(4, label[:4] if label is not None else None, generator)
+    assert drawn.shape == (4, *form.shape) and drawn.isfinite().all() and drawn.abs().max() <= 1
+    again = model.sample(4, label[:4] if label is not None else None, torch.Generator().manual_seed(3))
+    assert torch.equal(drawn, again)
+    if model.facts.likelihood == "none":
+        with pytest.raises(LdmError, match="likelihood"):
+            model.bits_per_dim(x, label, draws(6))
+    else:
+        told = model.bits_per_dim(x, label, draws(6))
+        assert told.shape == (6,) and (told > 0).all() and (told < 100).all()
+
+
+@pytest.mark.parametrize("name", families())
+def test_the_same_seed_makes_the_same_model_and_leaves_chance_alone(name: str) -> None:
+    state = torch.random.get_rng_state()
+    one, two, other = made(name, Form(8)), made(name, Form(8)), made(name, Form(8), 1)
+    assert torch.equal(state, torch.random.get_rng_state())
+    pairs = list(zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_inverts_and_its_determinant_is_autograds(name: str) -> None:
+    form = Form(4, 2)
+    model = stirred(made(name, form)).double()
+    assert isinstance(model, FlowFamily)
+    y = torch.rand(3, *form.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
+    label = torch.tensor([0, 1, -1])
+    model.log_density(y, label)  # scales are taken from data
+    h = model.told(label, 3)
+    z, change = (each.detach() for each in model.layers(y, h))
+    assert (model.layers.inverse(z, h) - y).abs().max() <= 1e-6
+    for i in range(3):
+        one = h[i : i + 1].detach()
+        jacobian = torch.autograd.functional.jacobian(
+            lambda flat, one=one: model.layers(flat.view(1, *form.shape), one)[0].flatten(), y[i].flatten()
+        )
+        assert torch.linalg.slogdet(jacobian).logabsdet == pytest.approx(float(change[i]), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_of_small_pictures_comes_back_in_fp32(name: str) -> None:
+    form = Form(8)
+    model, x = stirred(made(name, form)), pictures(5, form)
+    model.begin(x, None)
+    back = model.decode(model.encode(x))
+    assert (back - x).abs().max() <= 1.01 * 2 / 255  # the middle of a shade comes back within it
+
+
+def test_a_rotation_has_the_determinant_that_it_tells() -> None:
+    layer = Rotation(6)
+    with torch.no_grad():
+        layer.log_diagonal.add_(torch.randn(6) * 0.3)
+        layer.lower.add_(torch.randn(6, 6) * 0.3)
+    told = float(layer.log_diagonal.sum().detach())
+    assert float(torch.linalg.slogdet(layer.weight.detach()).logabsdet) == pytest.approx(told, abs=1e-5)
+
+
+def test_no_output_of_pixelcnn_depends_on_a_later_place() -> None:
+    form = Form(6, 2)
+    model = stirred(made("pixelcnn", form))
+    x = pictures(1, form).requires_grad_()
+    out = model.told_by(x, torch.tensor([1]))
+    for place in (0, 5, 6, 20, 35):
+        (slope,) = torch.autograd.grad(out.flatten(2)[0, :, place].sum(), x, retain_graph=True)
+        seen = slope.abs().sum(1).flatten()
+        assert (seen[place:] == 0).all()
+        row, column = divmod(place, 6)
+        assert column == 0 or seen[place - 1] > 0  # and it looks at the one before,
+        assert row == 0 or seen[place - 6] > 0  # and at the one above
+
+
+def test_a_later_channel_depends_on_the_earlier_ones_and_no_other_way() -> None:
+    form = Form(4)
+    model = stirred(made("pixelcnn", form))
+    x = pictures(1, form)
+    other = x.clone()
+    other[:, 2, 3, 3] = 1.0  # the last channel of the last place: it changes its own probability alone
+    weights = [model.told_by(picture, None) for picture in (x, other)]
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_pixelcnns_probabilities_of_all_pictures_sum_to_one(channels: int) -> None:
+    """One place with one or two channels has 256 or 65,536 pictures."""
+    form = Form(1, 0, channels)
+    model = stirred(made("pixelcnn", form))
+    each = torch.arange(256)
+    grid = torch.cartesian_prod(*[each] * channels).view(-1, channels, 1, 1)
+    with torch.no_grad():
+        total = torch.cat([model.log_probability(shades.picture(part), None) for part in grid.split(8192)])
+    assert total.double().exp().sum() == pytest.approx(1, abs=2e-4)
+
+
+def test_pixelcnn_samples_what_it_says() -> None:
+    """One place, one channel: shares of many samples against the probabilities."""
+    form = Form(1, 0, 1)
+    model = stirred(made("pixelcnn", form))
+    drawn = shades.shades(model.sample(20_000, None, torch.Generator().manual_seed(0))).flatten()
+    with torch.no_grad():
+        told = model.log_probability(shades.picture(torch.arange(256)).view(-1, 1, 1, 1), None).exp()
+    shares = torch.bincount(drawn, minlength=256) / len(drawn)
+    assert (shares - told).abs().sum() < 0.15  # for the true distribution about 0.09
+
+
+def test_a_logistic_over_shades_sums_to_one_however_narrow() -> None:
+    x = shades.picture(torch.arange(256))
+    for mean, log_scale in ((0.0, -1.0), (0.3, -4.0), (-0.99, -6.5), (1.5, -3.0)):
+        mass = shades.discrete_logistic(x, torch.tensor(mean), torch.tensor(log_scale)).double().exp()
+        assert mass.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_shades_are_whole_numbers_and_come_back() -> None:
+    each = torch.arange(256)
+    assert torch.equal(shades.shades(shades.picture(each)), each)
+    y = shades.dequantised(shades.picture(each), torch.full((256,), 0.999))
+    assert y.max() < 1 and torch.equal(shades.shades(shades.requantised(y)), each)
+    assert float(shades.density_bits(torch.zeros(1), 10)) == 8  # a density of 1 everywhere: 256 equal shades
+
+
+def test_the_bound_of_noise_alone_is_that_of_all_shades() -> None:
+    """A network that says nothing of the noise still knows that a picture lies within [-1,1]; its bound is finite, and
+    the terms agree with a sum over all times."""
+    form = Form(4, 0, 1)
+    model = make("ddpm", {"width": 32}, form, 0)
+    x = pictures(64, form)
+    told = model.bits_per_dim(x, None, draws(64)).mean()
+    total, times = 0.0, [*range(20), *range(20, 1000, 10)]
+    with torch.no_grad():
+        for t in times:
+            term = model._term(x, torch.full((64,), t), None, draws(64), f"all {t}")
+            total += float(term.mean()) * (1 if t < 20 else 10)
+    assert float(told) == pytest.approx(total / math.log(2), rel=0.1)
+
+
+def test_what_is_unknown_is_said() -> None:
+    with pytest.raises(LdmError, match="no family 'glwo'"):
+        facts_of("glwo")
+    with pytest.raises(LdmError, match=r"task.options.depht of the family glow"):
+        settings_of("glow", {"depht": 3})
