@@ -74,6 +74,7 @@ class Family(nn.Module):
 
     facts: ClassVar[Facts]
     conditional: ClassVar[bool] = True  # whether it can be told a class
+    first: ClassVar[int] = 64  # pictures that `begin` is given
     exact: ClassVar[bool] = True  # whether n micro-batches give the gradients of one batch
     exception: ClassVar[str] = ""  # why not, in one sentence
 

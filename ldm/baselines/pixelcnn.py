@@ -9,7 +9,8 @@ from torch import Generator, Tensor, nn
 
 from ldm.baselines.blocks import Told
 from ldm.baselines.family import Facts, Family, Form, Losses
-from ldm.baselines.shades import bits, discrete_logistic, picture, shades
+from ldm.baselines.logistics import LogisticMixture
+from ldm.baselines.shades import bits, picture, shades
 from ldm.config import Strict
 from ldm.data.draws import Draws
 
@@ -70,7 +71,7 @@ class Model(Family):
 
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
-        self.form, self.mixture = form, settings.mixture
+        self.form, self.shades = form, LogisticMixture(form.channels, settings.mixture)
         self.told = Told(form.classes, settings.width)
         layers = [Layer(form.channels, settings.width, settings.width, settings.side, True)]
         layers += [
@@ -78,13 +79,11 @@ class Model(Family):
             for _ in range(settings.layers - 1)
         ]
         self.layers = nn.ModuleList(layers)
-        c = form.channels
-        self.numbers = settings.mixture * (1 + 2 * c + c * (c - 1) // 2)
         self.leave = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(settings.width, settings.width, 1),
             nn.ReLU(),
-            nn.Conv2d(settings.width, self.numbers, 1),
+            nn.Conv2d(settings.width, self.shades.numbers, 1),
         )
 
     def told_by(self, x: Tensor, label: Tensor | None) -> Tensor:
@@ -95,30 +94,9 @@ class Model(Family):
         out: Tensor = self.leave(y)
         return out
 
-    def _mixtures(self, told: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of [n,numbers,...]: log weights [n,K,...], means and log scales [n,K,C,...], slopes [n,K,C(C-1)/2,...]."""
-        k, c = self.mixture, self.form.channels
-        weights, means, scales, slopes = told.split([k, k * c, k * c, k * c * (c - 1) // 2], 1)
-        n, places = len(told), told.shape[2:]
-        return (
-            weights.log_softmax(1),
-            means.reshape(n, k, c, *places),
-            scales.reshape(n, k, c, *places) - 2,
-            torch.tanh(slopes.reshape(n, k, c * (c - 1) // 2, *places)),
-        )
-
     def log_probability(self, x: Tensor, label: Tensor | None) -> Tensor:
         """[n]: of whole shades x [n,C,H,W] in [-1,1]."""
-        weights, means, scales, slopes = self._mixtures(self.told_by(x, label).float())
-        moved, place = [], 0
-        for c in range(self.form.channels):
-            mean = means[:, :, c]
-            for before in range(c):
-                mean = mean + slopes[:, :, place] * x[:, None, before]
-                place += 1
-            moved.append(mean)
-        each = discrete_logistic(x[:, None], torch.stack(moved, 2), scales).sum(2)
-        return torch.logsumexp(weights + each, 1).flatten(1).sum(1)
+        return self.shades.log_probability(self.told_by(x, label), x)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         told = bits(-self.log_probability(picture(shades(x)), label), self.form.dims)
@@ -134,23 +112,6 @@ class Model(Family):
         x = torch.zeros(count, *self.form.shape, device=device)
         for row in range(self.form.side):
             for column in range(self.form.side):
-                told = self.told_by(x[:, :, : row + 1], label)[:, :, row, column].float()
-                x[:, :, row, column] = self._drawn(told, generator)
+                told = self.told_by(x[:, :, : row + 1], label)[:, :, row, column]
+                x[:, :, row, column] = self.shades.drawn(told, generator)
         return x
-
-    def _drawn(self, told: Tensor, generator: Generator) -> Tensor:
-        """[n,C] of shades, from what is said of one place [n,numbers]."""
-        weights, means, scales, slopes = self._mixtures(told)
-        device, rows = told.device, torch.arange(len(told), device=told.device)
-        gumbel = -torch.log(-torch.log(torch.rand(weights.shape, generator=generator).clamp(1e-7, 1 - 1e-7)))
-        one = (weights + gumbel.to(device)).argmax(1)
-        u = torch.rand(len(told), self.form.channels, generator=generator).clamp(1e-5, 1 - 1e-5).to(device)
-        spread = scales[rows, one].clamp(min=-7).exp() * torch.logit(u)
-        made, place = list[Tensor](), 0
-        for c in range(self.form.channels):
-            mean = means[rows, one, c]
-            for before in made:
-                mean = mean + slopes[rows, one, place] * before
-                place += 1
-            made.append(picture(shades((mean + spread[:, c]).clamp(-1, 1))))
-        return torch.stack(made, 1)

@@ -22,6 +22,22 @@ SMALL: dict[str, dict[str, object]] = {
     "glow": {"width": 8, "depth": 2, "scales": 2},
     "pixelcnn": {"width": 8, "layers": 3, "side": 3, "mixture": 2},
     "ddpm": {"width": 32, "steps": 3},
+    "ppca": {"components": 4},
+    "mixture": {"components": 3},
+    "autoencoder": {"latents": 4, "width": 8},
+    "ladder": {"width": 8, "latents": 2, "blocks": 1, "mixture": 2},
+    "vqvae": {"codes": 8, "numbers": 4, "width": 8, "halvings": 1, "layers": 2},
+    "transformer": {"codes": 8, "numbers": 4, "width": 8, "halvings": 1, "layers": 2, "heads": 2, "inner": 16},
+    "absorbing": {
+        "codes": 8,
+        "numbers": 4,
+        "width": 8,
+        "halvings": 1,
+        "layers": 1,
+        "heads": 2,
+        "inner": 16,
+        "steps": 4,
+    },
 }
 FLOWS = ("realnvp", "glow")
 
@@ -212,3 +228,99 @@ def test_what_is_unknown_is_said() -> None:
         facts_of("glwo")
     with pytest.raises(LdmError, match=r"task.options.depht of the family glow"):
         settings_of("glow", {"depht": 3})
+
+
+@pytest.mark.parametrize("name", ["ppca", "mixture"])
+def test_a_simple_density_is_that_of_torchs_distributions(name: str) -> None:
+    from torch import distributions as d
+
+    form = Form(2, 2)
+    model = stirred(make(name, {"components": 3}, form, 0)).double()
+    label, y = torch.tensor([0, 1, -1, 1]), torch.rand(4, form.dims, dtype=torch.float64)
+    if name == "ppca":
+        cov = model.weight @ model.weight.T + model.log_variance.exp() * torch.eye(form.dims)
+        want = torch.stack(
+            [d.MultivariateNormal(model.mean[k + 1], cov).log_prob(one) for k, one in zip(label, y, strict=True)]
+        )
+    else:
+        parts = d.Independent(d.Normal(model.mean, model.log_deviation.exp()), 1)
+        each = [d.MixtureSameFamily(d.Categorical(logits=model.weights[k + 1]), parts) for k in label]
+        want = torch.stack([mix.log_prob(one) for mix, one in zip(each, y, strict=True)])
+    assert torch.allclose(model.log_density(y, label), want, atol=1e-8)
+
+
+def test_ppca_begins_as_the_closed_solution() -> None:
+    """Data of its own model: weights that give the same covariance are found at once."""
+    form = Form(4, 0)
+    true = torch.randn(form.dims, 3, generator=torch.Generator().manual_seed(0)) * 0.04
+    noise = torch.Generator().manual_seed(1)
+    y = 0.5 + torch.randn(4000, 3, generator=noise) @ true.T + 0.02 * torch.randn(4000, form.dims, generator=noise)
+    model = make("ppca", {"components": 3}, form, 0)
+    model.begin(y.view(-1, *form.shape).clamp(0, 1) * 2 - 1, None)
+    cov = (model.weight @ model.weight.T).detach()
+    assert (cov - true @ true.T).norm() < 0.1 * (true @ true.T).norm()
+    assert float(model.log_variance.detach()) == pytest.approx(2 * math.log(0.02), abs=0.1)
+
+
+def test_a_mixture_finds_clusters() -> None:
+    form = Form(2, 0)
+    centres = torch.tensor([0.2, 0.5, 0.8])
+    y = centres.repeat(40)[:, None] + 0.02 * torch.randn(120, form.dims, generator=torch.Generator().manual_seed(0))
+    model = make("mixture", {"components": 3}, form, 0)
+    model.begin(y.view(-1, *form.shape) * 2 - 1, None)
+    assert torch.allclose(model.mean.mean(1).sort().values.detach(), centres, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["vqvae", "transformer"])
+def test_a_prior_over_codes_looks_back_only_and_sums_to_one(name: str) -> None:
+    form = Form(4, 2)
+    options = {**SMALL[name], "codes": 3}
+    model = stirred(make(name, options, form, 0))  # 2x2 codes of 3: 81 sequences
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)
+    for label in (None, torch.ones(81, dtype=torch.long)):
+        with torch.no_grad():
+            nats = model.prior_nats(every, label, draws(81))
+        assert (-nats).double().exp().sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_cached_code_is_that_of_the_whole_sequence() -> None:
+    """Drawn one position at a time with kept keys and values, or by the whole sequence again: the same logits."""
+    model = stirred(make("transformer", SMALL["transformer"], Form(8), 0))
+    index = torch.randint(8, (3, 16), generator=torch.Generator().manual_seed(0))
+    whole = model.prior(index, None)
+    cache, x = [], model.prior.first(None, 3)
+    for place in range(16):
+        assert torch.allclose(model.prior.step(x, cache), whole[:, place], atol=1e-5)
+        x = (model.prior.table(index[:, place]) + model.prior.places[place + 1])[:, None]
+
+
+def test_the_bound_of_absorbing_diffusion_holds_on_average() -> None:
+    """Its expectation is a mean over orders of exact log probabilities, each of which sums to one."""
+    model = stirred(make("absorbing", {**SMALL["absorbing"], "codes": 3, "halvings": 2}, Form(8), 0))
+    assert model.length == 4
+    index = torch.tensor([[[0, 2], [1, 1]]]).expand(20_000, -1, -1)
+    with torch.no_grad():
+        found = model.prior_nats(index, None, draws(20_000))
+        exact = _over_orders(model, index[0].flatten())
+    assert float(found.mean()) == pytest.approx(exact, abs=4 * float(found.std()) / 20_000**0.5)
+
+
+def _over_orders(model: Family, codes: Tensor) -> float:
+    from itertools import permutations
+
+    nats, orders = 0.0, list(permutations(range(4)))
+    for order in orders:
+        seen = torch.full((1, 4), model.prior.codes)
+        for place in order:
+            nats -= float(model.prior(seen, None).log_softmax(2)[0, place, codes[place]])
+            seen[0, place] = codes[place]
+    return nats / len(orders)
+
+
+def test_the_noise_of_a_ladder_without_a_picture_costs_nothing() -> None:
+    model = stirred(made("ladder", Form(8)))
+    noise = [torch.randn(2, *shape) for shape in model._shapes()]
+    _, divergence = model._down(model.told(None, 2), noise, None)
+    assert torch.equal(divergence, torch.zeros(2))
+    _, divergence = model._down(model.told(None, 2), noise, model._seen(pictures(2, Form(8)), model.told(None, 2)))
+    assert (divergence > 0).all()

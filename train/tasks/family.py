@@ -17,7 +17,6 @@ from train.tasks.latents import picture
 from train.tasks.sampling import evaluating, examples
 from train.tasks.settings import FamilySettings
 
-FIRST = 64  # pictures that scales and centres are taken from
 SHOWN = 16  # pictures of a preview
 
 
@@ -30,7 +29,7 @@ class FamilyTask:
         self.form = Form(setting.size, len(self.classes))
         self.model = make(settings.family, settings.options, self.form, setting.seed)
         self.exact, self.exception = self.model.exact, self.model.exception
-        first = examples(setting, FIRST)
+        first = examples(setting, self.model.first)
         self.model.begin(picture(first), self._label(first))
 
     def networks(self) -> dict[str, nn.Module]:

@@ -66,7 +66,7 @@ def test_what_is_saved_draws_the_same_pictures(name: str, tmp_path: Path) -> Non
 def test_a_family_learns_one_batch(name: str) -> None:
     task, x = made(name), batch(6, size=8)
     losses = descend(task, x, steps=60)
-    assert sum(losses[-5:]) / 5 < 0.95 * sum(losses[:3]) / 3
+    assert sum(losses[-5:]) / 5 < 0.96 * sum(losses[:3]) / 3
     told = task.validate(turn(6, x.places).draws, x)
     assert all(value.shape == (6,) for value in told.values())
 

@@ -1,0 +1,137 @@
+"""Pictures as codes (van den Oord 2017), and what all models of codes share: first the codes, then their prior."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from ldm.baselines.blocks import Residual, norm
+from ldm.baselines.family import Family, Form, Losses, Part
+from ldm.config import Strict
+from ldm.data.draws import Draws
+
+
+class CodeSettings(Strict):
+    """Of the codes; a family adds what its prior needs."""
+
+    codes: int = Field(256, gt=1)
+    numbers: int = Field(8, gt=0)  # of a code
+    width: int = Field(64, gt=0)
+    halvings: int = Field(2, gt=0)
+    commit: float = Field(0.25, ge=0)
+    codes_until: float = Field(0.4, gt=0, lt=1)  # share of the run in which codes are learned; the prior follows
+
+
+class Codebook(nn.Module):
+    """Each place becomes the nearest of the codes, all of length 1: so none is too far away to be used (Yu 2022)."""
+
+    def __init__(self, codes: int, numbers: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(codes, numbers))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of z [n,d,h,w]: the codes' vectors with z's gradient, their numbers [n,h,w], and |sg(z) - e|^2, |z - sg(e)|^2
+        as [n,2]."""
+        z = F.normalize(z, dim=1)
+        table = F.normalize(self.table, dim=1)
+        index = torch.einsum("ndhw,kd->nkhw", z, table).argmax(1)
+        code = table[index].permute(0, 3, 1, 2)
+        pulls = torch.stack(
+            [(z.detach() - code).square().flatten(1).mean(1), (z - code.detach()).square().flatten(1).mean(1)], 1
+        )
+        return z + (code - z).detach(), index, pulls
+
+    def vectors(self, index: Tensor) -> Tensor:
+        return F.normalize(self.table, dim=1)[index].permute(0, 3, 1, 2)
+
+
+class Coder(nn.Module):
+    """Pictures to codes and back."""
+
+    def __init__(self, settings: CodeSettings, form: Form) -> None:
+        super().__init__()
+        width, steps = settings.width, settings.halvings
+        self.enter, self.leave = (
+            nn.Conv2d(form.channels, width, 3, padding=1),
+            nn.Conv2d(width, form.channels, 3, padding=1),
+        )
+        self.down = nn.ModuleList(Residual(width, width) for _ in range(steps + 1))
+        self.up = nn.ModuleList(Residual(width, width) for _ in range(steps + 1))
+        self.towards, self.back = nn.Conv2d(width, settings.numbers, 1), nn.Conv2d(settings.numbers, width, 1)
+        self.book, self.norm = Codebook(settings.codes, settings.numbers), norm(width)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[n,numbers,h,w] before the nearest code is taken."""
+        y = self.enter(x)
+        for i, block in enumerate(self.down):
+            y = block(F.avg_pool2d(y, 2) if i else y)
+        out: Tensor = self.towards(y)
+        return out
+
+    def picture(self, code: Tensor) -> Tensor:
+        y = self.back(code)
+        for i, block in enumerate(self.up):
+            y = block(F.interpolate(y, scale_factor=2.0) if i else y)
+        out: Tensor = self.leave(F.silu(self.norm(y)))
+        return out
+
+
+class CodeFamily(Family):
+    """Part "codes": |x - D(e)|^2 + |sg(z) - e|^2 + commit |z - sg(e)|^2. Part "prior": -log p(codes), which subclasses
+    give. What is told as bits is of codes, not of pictures: no likelihood."""
+
+    first = 512
+
+    def __init__(self, settings: CodeSettings, form: Form) -> None:
+        super().__init__()
+        self.settings, self.form = settings, form
+        self.coder, self.side = Coder(settings, form), form.side >> settings.halvings
+
+    @torch.no_grad()
+    def begin(self, x: Tensor, label: Tensor | None) -> None:
+        """Codes begin as features of pictures."""
+        rows = F.normalize(self.coder.features(x), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        table = self.coder.book.table
+        spread = torch.linspace(0, len(rows) - 1, len(table)).long()
+        table.copy_(F.normalize(rows[spread] + 0.05 * F.normalize(table, dim=1), dim=1))
+
+    def parts(self) -> list[Part]:
+        own = list(self.coder.parameters())
+        others = [p for p in self.parameters() if not any(p is q for q in own)]
+        until = self.settings.codes_until
+        return [Part("codes", own, end=until), Part("prior", others, start=until)]
+
+    def codes(self, x: Tensor) -> Tensor:
+        """[n,h,w] of pictures."""
+        index: Tensor = self.coder.book(self.coder.features(x))[1]
+        return index
+
+    def decode(self, index: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.coder.picture(self.coder.book.vectors(index)).clamp(-1, 1)
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.codes(x)
+
+    def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
+        if part == "codes":
+            code, _, pulls = self.coder.book(self.coder.features(x))
+            error = (self.coder.picture(code) - x).square().flatten(1).mean(1)
+            return error + pulls[:, 0] + self.settings.commit * pulls[:, 1], {"error": error.detach()}
+        with torch.no_grad():
+            index = self.codes(x)
+        nats = self.prior_nats(index, label, draws) / index[0].numel()
+        return nats, {"nats a code": nats.detach()}
+
+    def prior_nats(self, index: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        """[n]: -log p of codes [n,h,w], or a bound of it."""
+        raise NotImplementedError
+
+    def draw_codes(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
+        """[count,h,w]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
+        return self.decode(self.draw_codes(count, label, generator))

@@ -1,0 +1,96 @@
+"""Probabilistic principal components (Tipping & Bishop 1999): one normal distribution, narrow in most directions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from ldm.baselines.family import Facts, Family, Form, Losses
+from ldm.baselines.shades import density_bits, dequantised, requantised
+from ldm.config import Strict
+from ldm.data.draws import Draws
+
+
+class Settings(Strict):
+    components: int = Field(128, gt=0)
+
+
+class Model(Family):
+    """y = W z + mu + sigma e with z, e standard normal, so y ~ N(mu, W W^T + sigma^2 I); a mean for each class.
+
+    It begins as the closed solution for some of the pictures; all of them then move it by its likelihood.
+    """
+
+    facts = Facts(
+        name="PPCA", paper="Tipping & Bishop 1999", group="simple", likelihood="exact", passes="1", free_form=False,
+        cannot="It is one normal distribution: what it draws are blends of everything.",
+    )  # fmt: skip
+    first = 2048
+
+    def __init__(self, settings: Settings, form: Form) -> None:
+        super().__init__()
+        self.form, self.k = form, min(settings.components, form.dims - 1)
+        self.weight = nn.Parameter(torch.randn(form.dims, self.k) * 0.01)
+        self.mean = nn.Parameter(torch.full((form.classes + 1, form.dims), 0.5))
+        self.log_variance = nn.Parameter(torch.tensor(-4.0))
+
+    @torch.no_grad()
+    def begin(self, x: Tensor, label: Tensor | None) -> None:
+        """W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; sigma^2 is the mean of the others (eq. 7 and 8)."""
+        y = dequantised(x, torch.full_like(x, 0.5)).flatten(1)
+        centre = y.mean(0)
+        _, singular, directions = torch.linalg.svd(y - centre, full_matrices=False)
+        values = singular**2 / max(1, len(y) - 1)
+        k = min(self.k, len(values) - 1)
+        rest = values[k:].sum() / (self.form.dims - k)
+        variance = rest.clamp(min=1e-6)
+        self.log_variance.copy_(variance.log())
+        self.mean.copy_(centre.expand_as(self.mean))
+        self.weight[:, :k] = directions[:k].T * (values[:k] - variance).clamp(min=1e-8).sqrt()
+
+    def _means(self, label: Tensor | None, count: int) -> Tensor:
+        return self.mean[torch.zeros(count, dtype=torch.long) if label is None else label + 1]
+
+    def log_density(self, y: Tensor, label: Tensor | None) -> Tensor:
+        """[n]: of y [n,D], by M = W^T W + sigma^2 I, which has only k rows (Woodbury 1950)."""
+        apart, variance = y - self._means(label, len(y)), self.log_variance.exp()
+        inner = self.weight.T @ self.weight + variance * torch.eye(self.k, device=y.device)
+        root = torch.linalg.cholesky(inner)
+        within = torch.linalg.solve_triangular(root, self.weight.T @ apart.T, upper=False)
+        distance = (apart.square().sum(1) - within.square().sum(0)) / variance
+        determinant = (self.form.dims - self.k) * self.log_variance + 2 * root.diagonal().log().sum()
+        return -0.5 * (self.form.dims * math.log(2 * math.pi) + determinant + distance)
+
+    def _bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        y = dequantised(x, draws.uniform("within a shade", self.form.shape)).flatten(1)
+        return density_bits(-self.log_density(y, label), self.form.dims)
+
+    def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
+        told = self._bits(x, label, draws)
+        return told, {"bits": told.detach()}
+
+    @torch.no_grad()
+    def bits_per_dim(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        return self._bits(x, label, draws)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """The mean of p(z|y) = M^-1 W^T (y - mu)."""
+        apart = dequantised(x, torch.full_like(x, 0.5)).flatten(1) - self._means(label, len(x))
+        inner = self.weight.T @ self.weight + self.log_variance.exp() * torch.eye(self.k, device=x.device)
+        return torch.linalg.solve(inner, self.weight.T @ apart.T).T
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        y = z @ self.weight.T + self._means(label, len(z))
+        return requantised(y.clamp(0, 1)).view(-1, *self.form.shape)
+
+    @torch.no_grad()
+    def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
+        z = torch.randn(count, self.k, generator=generator).to(self.weight.device)
+        noise = torch.randn(count, self.form.dims, generator=generator).to(self.weight.device)
+        y = z @ self.weight.T + self._means(label, count) + (0.5 * self.log_variance).exp() * noise
+        return requantised(y.clamp(0, 1)).view(-1, *self.form.shape)
