@@ -48,30 +48,28 @@ class Codebook(nn.Module):
 
 
 class Coder(nn.Module):
-    """Pictures to codes and back."""
+    """Pictures [n,C,H,W] to features [n,numbers,h,w], halved so many times, and back."""
 
-    def __init__(self, settings: CodeSettings, form: Form) -> None:
+    def __init__(self, form: Form, width: int, numbers: int, steps: int) -> None:
         super().__init__()
-        width, steps = settings.width, settings.halvings
         self.enter, self.leave = (
             nn.Conv2d(form.channels, width, 3, padding=1),
             nn.Conv2d(width, form.channels, 3, padding=1),
         )
         self.down = nn.ModuleList(Residual(width, width) for _ in range(steps + 1))
         self.up = nn.ModuleList(Residual(width, width) for _ in range(steps + 1))
-        self.towards, self.back = nn.Conv2d(width, settings.numbers, 1), nn.Conv2d(settings.numbers, width, 1)
-        self.book, self.norm = Codebook(settings.codes, settings.numbers), norm(width)
+        self.towards, self.back = nn.Conv2d(width, numbers, 1), nn.Conv2d(numbers, width, 1)
+        self.norm = norm(width)
 
     def features(self, x: Tensor) -> Tensor:
-        """[n,numbers,h,w] before the nearest code is taken."""
         y = self.enter(x)
         for i, block in enumerate(self.down):
             y = block(F.avg_pool2d(y, 2) if i else y)
         out: Tensor = self.towards(y)
         return out
 
-    def picture(self, code: Tensor) -> Tensor:
-        y = self.back(code)
+    def picture(self, features: Tensor) -> Tensor:
+        y = self.back(features)
         for i, block in enumerate(self.up):
             y = block(F.interpolate(y, scale_factor=2.0) if i else y)
         out: Tensor = self.leave(F.silu(self.norm(y)))
@@ -87,36 +85,37 @@ class CodeFamily(Family):
     def __init__(self, settings: CodeSettings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        self.coder, self.side = Coder(settings, form), form.side >> settings.halvings
+        self.coder = Coder(form, settings.width, settings.numbers, settings.halvings)
+        self.book, self.side = Codebook(settings.codes, settings.numbers), form.side >> settings.halvings
 
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
         """Codes begin as features of pictures."""
         rows = F.normalize(self.coder.features(x), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        table = self.coder.book.table
+        table = self.book.table
         spread = torch.linspace(0, len(rows) - 1, len(table)).long()
         table.copy_(F.normalize(rows[spread] + 0.05 * F.normalize(table, dim=1), dim=1))
 
     def parts(self) -> list[Part]:
-        own = list(self.coder.parameters())
+        own = [*self.coder.parameters(), *self.book.parameters()]
         others = [p for p in self.parameters() if not any(p is q for q in own)]
         until = self.settings.codes_until
         return [Part("codes", own, end=until), Part("prior", others, start=until)]
 
     def codes(self, x: Tensor) -> Tensor:
         """[n,h,w] of pictures."""
-        index: Tensor = self.coder.book(self.coder.features(x))[1]
+        index: Tensor = self.book(self.coder.features(x))[1]
         return index
 
     def decode(self, index: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.coder.picture(self.coder.book.vectors(index)).clamp(-1, 1)
+        return self.coder.picture(self.book.vectors(index)).clamp(-1, 1)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         return self.codes(x)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         if part == "codes":
-            code, _, pulls = self.coder.book(self.coder.features(x))
+            code, _, pulls = self.book(self.coder.features(x))
             error = (self.coder.picture(code) - x).square().flatten(1).mean(1)
             return error + pulls[:, 0] + self.settings.commit * pulls[:, 1], {"error": error.detach()}
         with torch.no_grad():

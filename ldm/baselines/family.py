@@ -116,9 +116,13 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"ldm.baselines.{name}")
 
 
+def model_of(name: str) -> type[Family]:
+    model: type[Family] = _module(name).Model
+    return model
+
+
 def facts_of(name: str) -> Facts:
-    facts: Facts = _module(name).Model.facts
-    return facts
+    return model_of(name).facts
 
 
 def settings_of(name: str, options: Mapping[str, Any]) -> Strict:

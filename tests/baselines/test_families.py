@@ -9,11 +9,26 @@ import torch
 from torch import Tensor
 
 from ldm.baselines import shades
-from ldm.baselines.bijections import Rotation
+from ldm.baselines.adversaries import LOSSES, gradient_norms
+from ldm.baselines.augment import augmented
+from ldm.baselines.bijections import (
+    ActNorm,
+    Bijection,
+    Chain,
+    Coupling,
+    Logit,
+    Rotation,
+    half_of_channels,
+    normal_log_density,
+)
+from ldm.baselines.blocks import Stack
 from ldm.baselines.family import Family, Form, facts_of, families, make, settings_of
+from ldm.baselines.flowpp import MixtureCoupling
 from ldm.baselines.flows import FlowFamily
+from ldm.baselines.odes import carried, carried_with_density
 from ldm.data.draws import Draws
 from ldm.errors import LdmError
+from tests.components import seeded
 
 SMALL: dict[str, dict[str, object]] = {
     "vae": {"latents": 8, "width": 8},
@@ -22,6 +37,14 @@ SMALL: dict[str, dict[str, object]] = {
     "glow": {"width": 8, "depth": 2, "scales": 2},
     "pixelcnn": {"width": 8, "layers": 3, "side": 3, "mixture": 2},
     "ddpm": {"width": 32, "steps": 3},
+    "flowpp": {"width": 8, "mixture": 2, "depth": 1, "scales": 2},
+    "ffjord": {"width": 8, "layers": 2, "steps": 2, "steps_after": 3},
+    "score": {"width": 32, "steps": 2},
+    "flow_matching": {"width": 32, "steps": 2},
+    "energy": {"width": 8, "steps": 3},
+    "r3gan": {"latents": 8, "width": 8},
+    "stylegan": {"latents": 8, "width": 8, "lazy": 2},
+    "latent": {"coder": 8, "width": 32, "steps": 3},
     "ppca": {"components": 4},
     "mixture": {"components": 3},
     "autoencoder": {"latents": 4, "width": 8},
@@ -39,7 +62,7 @@ SMALL: dict[str, dict[str, object]] = {
         "steps": 4,
     },
 }
-FLOWS = ("realnvp", "glow")
+FLOWS = ("realnvp", "glow", "flowpp")
 
 
 def made(name: str, form: Form, seed: int = 0) -> Family:
@@ -324,3 +347,139 @@ def test_the_noise_of_a_ladder_without_a_picture_costs_nothing() -> None:
     assert torch.equal(divergence, torch.zeros(2))
     _, divergence = model._down(model.told(None, 2), noise, model._seen(pictures(2, Form(8)), model.told(None, 2)))
     assert (divergence > 0).all()
+
+
+def test_flow_densities_of_two_numbers_integrate_to_one() -> None:
+    form = Form(1, 0, 2)
+    half = [half_of_channels(2, first) for first in (True, False)]
+    layers: list[Bijection] = [Logit()]
+    for keep in half:
+        layers += [ActNorm(2), Rotation(2), Coupling(keep, Stack(2, 8, 4, 1))]
+        layers += [ActNorm(2), MixtureCoupling(keep, Stack(2, 8, 2 * (2 + 3 * 3), 1), 3)]
+    chain = Chain(layers)
+    with torch.no_grad(), seeded(3):
+        for weight in chain.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.2)
+    chain.double()
+    side, edge = 600, 0.05 / 0.9  # some of the mass lies beyond the ends, from where the logit comes
+    axis = (torch.arange(side, dtype=torch.float64) + 0.5) / side * (1 + 2 * edge) - edge
+    grid = torch.cartesian_prod(axis, axis).view(-1, *form.shape)
+    with torch.no_grad():
+        chain(grid[::97])  # scales from data
+        z, change = chain(grid)
+    assert (normal_log_density(z) + change).exp().mean() * (1 + 2 * edge) ** 2 == pytest.approx(1, abs=5e-3)
+
+
+def test_a_coupling_is_that_of_zuko() -> None:
+    zuko = pytest.importorskip("zuko", reason="the extra dev is not installed")
+    layer = Coupling(half_of_channels(2, True), Stack(2, 8, 4, 1))
+    with torch.no_grad(), seeded(0):
+        for weight in layer.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.3)
+    x = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+
+    def told(kept: Tensor):  # type: ignore[no-untyped-def]
+        s, t = layer._told(torch.cat([kept, torch.zeros_like(kept)], 1)[:, :, None, None], None)
+        s, t = s[:, 1:, 0, 0], t[:, 1:, 0, 0]
+        move = torch.distributions.AffineTransform(t * s.exp(), s.exp())
+        return torch.distributions.IndependentTransform(move, 1)
+
+    theirs = zuko.transforms.CouplingTransform(told, torch.tensor([True, False]))
+    z, change = layer(x)
+    assert torch.allclose(z.flatten(1), theirs(x.flatten(1)), atol=1e-6)
+    assert torch.allclose(change, theirs.log_abs_det_jacobian(x.flatten(1), z.flatten(1)), atol=1e-6)
+
+
+def _moving(form: Form, far: float) -> tuple[Family, Tensor]:
+    """An FFJORD whose velocity is not small, and points on its line."""
+    model = make("ffjord", {**SMALL["ffjord"], "width": 8}, form, 0)
+    with torch.no_grad(), seeded(2):
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape) * far)
+    return model.double(), torch.randn(3, *form.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_divergence_of_a_free_flow_is_autograds_and_zukos() -> None:
+    """Averaged over all sixteen vectors of signs the estimate is the trace itself."""
+    zuko = pytest.importorskip("zuko", reason="the extra dev is not installed")
+    form = Form(2, 0, 1)
+    model, x = _moving(form, 0.2)
+    h = model.told(None, 1)
+
+    def velocity(at: Tensor, t: Tensor) -> Tensor:
+        return model.velocity(at, t, h.expand(len(at), -1))
+
+    every = (torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)).double().view(-1, *form.shape)
+    for one in x:
+        start = one.expand(16, *form.shape)
+        end, gained = carried_with_density(velocity, start, 0.0, 1.0, 40, every)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda flat: carried(velocity, flat.view(1, *form.shape), 0.0, 1.0, 40).flatten(), one.flatten()
+        )
+        assert float(torch.linalg.slogdet(jacobian).logabsdet) == pytest.approx(float(gained.mean()), abs=1e-4)
+
+        def field(t: Tensor, flat: Tensor) -> Tensor:
+            return velocity(flat.view(1, *form.shape), t.view(1)).flatten()
+
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        theirs = zuko.transforms.FreeFormJacobianTransform(field, *ends, phi=tuple(model.parameters()), exact=True)
+        z, change = theirs.call_and_ladj(one.flatten())
+        assert torch.allclose(z, end[0].flatten(), atol=1e-4)
+        assert float(change) == pytest.approx(float(gained.mean()), abs=1e-3)
+
+
+def test_a_free_flow_comes_back() -> None:
+    form = Form(4, 0)
+    model, x = _moving(form, 0.1)
+    h = model.told(None, 3)
+    there = carried(lambda at, t: model.velocity(at, t, h), x, 0.0, 1.0, 12)
+    back = carried(lambda at, t: model.velocity(at, t, h), there, 1.0, 0.0, 12)
+    assert (there - x).abs().max() > 0.05
+    assert (back - x).abs().max() <= 1e-3
+
+
+def test_a_style_scales_the_weights() -> None:
+    """Scaled inputs and outputs against a kernel of its own for each picture, as the paper writes it."""
+    from ldm.baselines.stylegan import Styled
+
+    with seeded(0):
+        layer, x, w = Styled(4, 6, 5), torch.randn(3, 4, 8, 8), torch.randn(3, 5)
+    s = layer.style(w)
+    for i in range(3):
+        kernel = layer.weight * layer.scale * s[i][None, :, None, None]
+        kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        want = torch.nn.functional.conv2d(x[i : i + 1], kernel, layer.bias, padding=1)
+        assert torch.allclose(layer(x, w)[i : i + 1], want, atol=1e-5)
+
+
+def test_augmentation_follows_how_sure_the_critic_is() -> None:
+    model = made("stylegan", Form(8))
+    model._adapt(torch.ones(8))
+    assert float(model.chance) == pytest.approx(2e-3)
+    model._adapt(-torch.ones(8))
+    model._adapt(-torch.ones(8))
+    assert float(model.chance) == 0
+    x = pictures(64, Form(8))
+    assert torch.equal(augmented(x, draws(64), "real", 0.0), x)
+    changed = (augmented(x, draws(64), "real", 0.5) != x).flatten(1).any(1).float().mean()
+    assert 0.9 < float(changed) <= 1  # eight of them, each with a half
+    few = (augmented(x, draws(64), "real", 0.02) != x).flatten(1).any(1).float().mean()
+    assert float(few) < 0.4
+
+
+@pytest.mark.parametrize("loss", ["original", "least_squares", "wasserstein", "hinge"])
+def test_an_adversarial_loss_pulls_scores_apart_and_pictures_along(loss: str) -> None:
+    cost = LOSSES[loss]
+    real, fake = torch.zeros(1, requires_grad=True), torch.full((1,), 0.5, requires_grad=True)
+    up, down = torch.autograd.grad(cost.critic(real, fake).sum(), (real, fake))
+    assert float(up) < 0 < float(down)
+    (pull,) = torch.autograd.grad(cost.maker(fake).sum(), fake)
+    assert float(pull) < 0
+
+
+def test_gradient_norms_have_a_way_back() -> None:
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    norms = gradient_norms(lambda y: y.flatten(1) @ weight, torch.zeros(2, 2, 1, 1))
+    assert torch.allclose(norms, torch.tensor([5.0, 5.0]))
+    (slope,) = torch.autograd.grad(norms.sum(), weight)
+    assert torch.allclose(slope, torch.tensor([1.2, 1.6]))

@@ -1,0 +1,50 @@
+"""Score matching through a stochastic equation (Song 2021): the variance-preserving one, in continuous time."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ldm.baselines.family import Facts, Form, Losses
+from ldm.baselines.paths import PathFamily
+from ldm.config import Strict
+from ldm.data.draws import Draws
+
+LEAST, MOST = 0.1, 20.0  # beta at t = 0 and t = 1, as in the paper
+
+
+class Settings(Strict):
+    width: int = Field(64, gt=0)
+    steps: int = Field(16, gt=0)  # of the integration: four passes each
+
+
+class Model(PathFamily):
+    """dx = -beta/2 x dt + sqrt(beta) dw. The network tells e of x_t = alpha x + sigma e, so score = -e / sigma, and
+
+    v = -beta/2 (x + score) carries samples as the noise would."""
+
+    facts = Facts(
+        name="Score SDE", paper="Song 2021", group="diffusion", likelihood="exact", passes="4 steps", free_form=True,
+        cannot="Its likelihood takes an integration with derivatives, and a picture many passes.",
+    )  # fmt: skip
+
+    def __init__(self, settings: Settings, form: Form) -> None:
+        super().__init__(form, settings.width, settings.steps)
+
+    def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
+        t = self.nearest + (1 - self.nearest) * draws.stratified("time")
+        alpha, sigma = levels(t)
+        e = draws.normal("noise", self.form.shape)
+        error = (self.said(alpha * x + sigma * e, t, label) - e).square().flatten(1).mean(1)
+        return error, {"error": error.detach()}
+
+    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        beta = (LEAST + t * (MOST - LEAST))[:, None, None, None]
+        return -0.5 * beta * (x - self.said(x, t, label) / levels(t)[1])
+
+
+def levels(t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = exp(-1/2 integral of beta), and sigma, [n,1,1,1]."""
+    log_alpha = -0.25 * t**2 * (MOST - LEAST) - 0.5 * t * LEAST
+    return log_alpha.exp()[:, None, None, None], (-torch.expm1(2 * log_alpha)).sqrt()[:, None, None, None]
