@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from app import commands, commands_adapter, commands_personal, errors
+from app import commands, commands_adapter, commands_compare, commands_personal, errors
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
@@ -33,6 +33,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("adapter", commands_adapter.adapter, "Inspect, convert, merge, extract and compare LoRAs."),
     Entry("train", commands.train, "Train what a run file says, and go on where it was left."),
     Entry("personalize", commands_personal.personalize, "Teach a model your own subject from a few photos."),
+    Entry("compare", commands_compare.compare, "Compare families of generative models on your pictures."),
     Entry("data", commands.data, "Look at a set of pictures before training on it."),
     Entry("doctor", commands.doctor, "Check this installation."),
     Entry("config", commands.config, "Check and show configuration files."),

@@ -32,7 +32,7 @@ class Settings(Strict):
 
 
 class Model(Family):
-    """Latents of length sqrt(C) at each place, so their variance is 1 without being measured; v-prediction among them."""
+    """Latents of length sqrt(C) at each place: their variance is 1 without being measured. Among them, v-prediction."""
 
     facts = Facts(
         name="Latent diffusion", paper="Rombach 2022", group="diffusion", likelihood="none", passes="steps",

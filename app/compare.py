@@ -1,0 +1,114 @@
+"""`ldm compare DATA`: what it will cost, each cell as it is done, and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from pydantic import ValidationError
+
+from app.errors import printable
+from app.progress import duration
+from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:
+    from train.compare.cells import Cell
+    from train.compare.wish import Wish
+
+
+def compare(data: str, overrides: Sequence[str], fields: Mapping[str, Any], *, dry_run: bool, as_json: bool) -> int:
+    """Runs what is left of a comparison; Ctrl-C leaves what is done."""
+    section = _data(data, overrides)
+    families = _families(fields["families"])
+    wish = _wish(data, section, families, fields)
+    from train.compare.lab import Progress, cost_of
+    from train.compare.lab import compare as run
+    from train.signals import Stop, Stopped, resume_command
+
+    def say(text: str) -> None:
+        if not as_json:
+            typer.echo(printable(text), err=True)
+
+    cost = cost_of(wish)
+    say(f"{len(wish.families)} families, {wish.seeds} seeds, into {wish.out}; {cost.cells} cells are left")
+    say(f"cost: {duration(cost.training)} of training, and at most {duration(cost.drawing)} of drawing")
+    if dry_run:
+        if as_json:
+            typer.echo(json.dumps({"out": str(wish.out), "cost": asdict(cost)}))
+        return 0
+
+    def done(cell: Cell, told: Mapping[str, Any]) -> None:
+        if as_json:
+            typer.echo(json.dumps({"cell": {key: value for key, value in told.items() if key != "loss"}}))
+        else:
+            say(f"  {cell.family}, seed {cell.seed}: {_in_short(told)}")
+
+    with Stop() as stop:
+        try:
+            page = run(wish, Progress(say, done), stop)
+        except Stopped as stopped:
+            say(f"stopped; cells that are done are kept. Go on with: {resume_command()}")
+            return int(stopped.code or 143)
+    typer.echo(json.dumps({"page": str(page)}) if as_json else printable(str(page)))
+    return 0
+
+
+def _in_short(told: Mapping[str, Any]) -> str:
+    if "failed" in told:
+        return str(told["failed"])
+    parts = [
+        f"{name} {told['figures'][name]['value']:.4g}" for name in ("fid", "kid") if name in told.get("figures", {})
+    ]
+    if bits := told.get("bits_per_dim"):
+        parts.append(f"{'<= ' if bits['kind'] == 'bound' else ''}{bits['value']:.3f} bits/dim")
+    return ", ".join([*parts, *told.get("notes", [])])
+
+
+def _data(data: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The data section: its path, and what `data.key=value` says besides."""
+    from ldm.config import loads
+    from ldm.data.settings import DataSettings
+
+    for word in overrides:
+        if not word.startswith("data.") or "=" not in word:
+            what, why = f"{word[:80]!r} is not understood.", "Only keys of the data section can be given here."
+            raise LdmError(Code.USAGE, what, why, "Write data.where={split: train}, for example.")
+    changes = [word.removeprefix("data.") for word in overrides]
+    if taken := [word for word in changes if word.split("=")[0] in ("size", "validation", "path")]:
+        key = taken[0].split("=")[0]
+        option = {"size": "--size", "validation": "--held-out", "path": "the argument DATA"}[key]
+        raise LdmError(
+            Code.USAGE, f"data.{key} is given by {option}.", "It is the same for all cells.", f"Use {option}."
+        )
+    told = loads(f"path: {json.dumps(data)}\nsize: 8\n", DataSettings, changes, name="data")
+    chosen = told.model_dump(exclude_defaults=True, mode="json")
+    return {key: value for key, value in chosen.items() if key != "size"}
+
+
+def _families(asked: str | None) -> tuple[str, ...]:
+    from train.compare.cells import base_file, shipped_families
+
+    if asked is None:
+        return tuple(shipped_families())
+    names = tuple(name.strip() for name in asked.split(",") if name.strip())
+    for name in names:
+        base_file(name)
+    return names
+
+
+def _wish(data: str, section: Mapping[str, Any], families: Sequence[str], fields: Mapping[str, Any]) -> Wish:
+    from train.compare.wish import Wish
+
+    out = fields["out"] or f"runs/compare/{Path(data).stem}"
+    given = {key: value for key, value in fields.items() if value is not None}
+    try:
+        return Wish(**{**given, "data": dict(section), "families": tuple(families), "out": Path(out).expanduser()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        why = f"{first['msg'].removeprefix('Value error, ')}."
+        raise LdmError(Code.USAGE, f"{option} is not understood.", why, "See ldm compare --help.") from error

@@ -1,0 +1,123 @@
+"""All statistics of a set of samples against a data set, each with its interval and its protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from ldm.errors import Code, LdmError
+from ldm.metrics.classes import Balance, balance, inception_score
+from ldm.metrics.extractors import Extractor
+from ldm.metrics.frechet import Moments, frechet_distance, frechet_infinity
+from ldm.metrics.interval import Estimate
+from ldm.metrics.kernel import kernel_distance
+from ldm.metrics.manifold import manifold
+from ldm.metrics.memorisation import Copies, copies
+from ldm.metrics.protocol import Figure, Protocol
+from ldm.metrics.spectrum import power, spectrum_distance
+
+FEWEST = 100  # pictures on either side of a statistic
+BETTER_LOW = frozenset({"fid", "fid_infinity", "kid", "spectrum_db", "copies", "class_distance", "bits_per_dim"})
+_ROWS = 5000  # of a kernel distance and of a manifold, which look at pairs
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The data set as an extractor sees it: `training` pictures that models learned from, `held_out` that none did.
+
+    `labels` [m] are the classes of the training pictures, where the data set has some."""
+
+    extractor: Extractor
+    training: Tensor  # features [m,d]
+    held_out: Tensor
+    power: Tensor  # [m,rings]
+    moments: Moments
+    digest: str
+    classes: Tensor | None = None  # shares [k]
+
+    @classmethod
+    def of(cls, extractor: Extractor, training: Tensor, held_out: Tensor, classes: Tensor | None = None) -> Reference:
+        """From pictures [n,3,H,W] in [0,1]."""
+        for what, some in (("training", training), ("held out", held_out)):
+            check_enough(len(some), what)
+        if float(training.std(0).max()) < 1e-3:
+            raise LdmError(
+                Code.USAGE,
+                "The pictures of the data set are all the same.",
+                "Nothing can be measured against one picture.",
+                "Give a data set whose pictures differ.",
+            )
+        seen = extractor.seen(training)
+        return cls(
+            extractor, seen, extractor.seen(held_out), power(training), Moments.of(seen), _digest(training), classes
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures by name, and what is more than a number."""
+
+    figures: dict[str, Figure]
+    copies: Copies
+    balance: Balance | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def measure(pictures: Tensor, reference: Reference, seed: int = 0) -> Measured:
+    """Of samples [n,3,H,W] in [0,1]."""
+    check_enough(len(pictures), "made")
+    generator = torch.Generator().manual_seed(seed)
+    seen = reference.extractor.seen(pictures)
+    protocol = Protocol(
+        reference.extractor.name, reference.extractor.resize, len(pictures), len(reference.training), reference.digest
+    )
+    fid = frechet_distance(seen, reference.moments, generator)
+    around = manifold(*(_some(x, generator) for x in (seen, reference.training)))
+    found = copies(seen, reference.training, reference.held_out)
+    estimates = {
+        "fid": fid,
+        "fid_infinity": frechet_infinity(seen, reference.moments, generator, fid),
+        "kid": kernel_distance(*(_some(x, generator) for x in (seen, reference.training))),
+        "precision": around.precision,
+        "recall": around.recall,
+        "density": around.density,
+        "coverage": around.coverage,
+        "spectrum_db": spectrum_distance(power(pictures), reference.power, generator),
+        "copies": found.rate,
+        "authentic": found.authentic,
+    }
+    classes, notes = None, list[str]()
+    if reference.classes is not None and (told := reference.extractor.classified(pictures)) is not None:
+        estimates["inception_score"] = inception_score(told, generator)
+        classes = balance(told, reference.classes)
+        estimates["class_distance"] = Estimate(classes.distance, classes.distance, classes.distance)
+        if classes.lost:
+            notes.append(f"{len(classes.lost)} of {len(classes.shares)} classes are all but missing")
+    if found.z < -3:
+        notes.append("samples lie nearer to the training pictures than held-out pictures do")
+    if float(pictures.std(0).mean()) < 0.1 * float(reference.training.std(0).mean()) and len(seen) > 1:
+        notes.append("samples hardly differ from each other")
+    figures = {name: Figure(name, estimate, protocol) for name, estimate in estimates.items()}
+    return Measured(figures, found, classes, tuple(notes))
+
+
+def check_enough(count: int, what: str) -> None:
+    if count < FEWEST:
+        raise LdmError(
+            Code.USAGE,
+            f"{count} pictures ({what}) are too few to be measured.",
+            f"Distances of distributions say nothing below {FEWEST}; from 2,000 on they begin to be steady.",
+            f"Give at least {FEWEST} pictures.",
+        )
+
+
+def _some(x: Tensor, generator: Generator) -> Tensor:
+    """At most so many rows, by chance."""
+    return x if len(x) <= _ROWS else x[torch.randperm(len(x), generator=generator)[:_ROWS]]
+
+
+def _digest(pictures: Tensor) -> str:
+    return hashlib.sha256((pictures * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:12]

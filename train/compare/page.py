@@ -1,0 +1,223 @@
+"""The page of a comparison: one file that needs nothing else, beside it the same as JSON and CSV."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ldm.metrics.interval import Estimate
+from ldm.store.weights import load_weights
+from train.compare.cells import SAMPLES, Cell, cells
+from train.compare.reference import PICTURES
+from train.compare.table import FIGURES, Row, as_csv, rows
+from train.compare.trilemma import marks, picture
+from train.compare.verdict import in_words
+from train.compare.wish import Wish
+from train.report import rewrite
+from train.report_curves import Series, plot
+from train.report_style import STYLE
+
+PAGE, DATA, TABLE = "compare.html", "compare.json", "compare.csv"
+SHEET, ACROSS = 32, 16
+WORDS = {
+    "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID &times; 1000", "inception_score": "IS",
+    "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
+    "spectrum_db": "spectrum, dB", "class_distance": "classes off by", "copies": "copies", "authentic": "authentic",
+}  # fmt: skip
+OWN = """
+main{max-width:1180px}table{border-collapse:collapse;font-size:.82rem;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto;margin:1rem 0}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
+td small{display:block;color:var(--soft);font-size:.72rem}td.best{font-weight:700}
+.trilemma svg{width:min(100%,34rem);height:auto}.frame{fill:none;stroke:var(--line)}
+text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;fill:var(--soft)}
+.sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.2rem}
+.sheets figure{margin:0}.sheets img{width:100%;image-rendering:pixelated;border-radius:6px}
+.sheets figcaption{font-size:.82rem;color:var(--soft)}
+"""
+_LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance", "copies", "bits"}
+
+
+def write_pages(wish: Wish) -> Path:
+    """All three files, in place of older ones; returns the page."""
+    table = rows(wish)
+    data = {"wish": json.loads(wish.model_dump_json()), "cells": [dict(told) for row in table for told in row.done]}
+    fix = "Free some space, or choose another --out."
+    rewrite(wish.out / DATA, json.dumps(data, indent=1) + "\n", fix)
+    rewrite(wish.out / TABLE, as_csv(table), fix)
+    return rewrite(wish.out / PAGE, page(wish, table), fix)
+
+
+def page(wish: Wish, table: Sequence[Row]) -> str:
+    done = sum(len(row.done) for row in table)
+    wanted = sum(row.wanted for row in table)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>Families compared</title><style>{STYLE}{OWN}</style><main>",
+        "<h1>Families of generative models, compared</h1>",
+        f"<p>{done} of {wanted} cells: {len(table)} families, {wish.seeds} seeds, {html.escape(str(wish.budget))} of "
+        f"training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
+        "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
+        "<h2>Figures</h2>", _figures(table),
+        "<h2>Cost, and what each family is</h2>", _costs(table),
+        f"<h2>The trilemma</h2><div class=trilemma>{picture(marks(table))}</div>",
+        "<p>A family lies towards the corners that it is good at, as compared here; a larger dot is better in all.</p>",
+        "<h2>Samples at the same seeds</h2>", _sheets(wish),
+        "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
+        "<h2>The nearest training pictures</h2>", _nearest(wish),
+        "<h2>Losses</h2>", _losses(table),
+        "<h2>Notes</h2>", _notes(table), "</main></html>",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _figures(table: Sequence[Row]) -> str:
+    names = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
+    head = "".join(f"<th>{WORDS[name]}</th>" for name in names)
+    best = {name: _best([row.figure(name) for row in table], name in _LOWER) for name in names}
+    best["bits"] = _best([row.bits for row in table], True)
+    lines = []
+    for row in table:
+        cellsof = [_cell(row.figure(name), best[name], 1000 if name == "kid" else 1) for name in names]
+        kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
+        cellsof.append(_cell(row.bits, best["bits"], 1, kind))
+        lines.append(f"<tr><td>{html.escape(row.name)}</td>{''.join(cellsof)}</tr>")
+    return f"<div class=wide><table><tr><th>family</th>{head}<th>bits/dim</th></tr>{''.join(lines)}</table></div>"
+
+
+def _best(found: Sequence[Estimate | None], lower: bool) -> float | None:
+    values = [one.value for one in found if one is not None]
+    return None if not values else min(values) if lower else max(values)
+
+
+def _cell(one: Estimate | None, best: float | None, times: float = 1, kind: str = "") -> str:
+    if one is None:
+        return "<td>&ndash;</td>"
+    marked = " class=best" if one.value == best else ""
+    low, high = _number(one.low * times), _number(one.high * times)
+    return f"<td{marked}>{kind}{_number(one.value * times)}<small>{low} &ndash; {high}</small></td>"
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    return (
+        f"{value:.0f}"
+        if size >= 100
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+        if size >= 0.1
+        else f"{value:.3f}"
+    )
+
+
+def _costs(table: Sequence[Row]) -> str:
+    head = (
+        "parameters", "s a step", "pictures seen", "memory", "drawn a second", "passes for one", "exact density",
+        "free Jacobian", "cannot",
+    )  # fmt: skip
+    lines = []
+    for row in table:
+        facts, memory = row.facts, row.mean("memory")
+        told = [
+            _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"), _count(row.mean("images")),
+            _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _or(row.per_second, "{:.3g}"),
+            html.escape(facts.passes), facts.likelihood, "yes" if facts.free_form else "no", html.escape(facts.cannot),
+        ]  # fmt: skip
+        lines.append(
+            f"<tr><td>{html.escape(row.name)}<small>{html.escape(facts.paper)}</small></td>"
+            + "".join(f"<td>{word}</td>" for word in told)
+            + "</tr>"
+        )
+    heads = "".join(f"<th>{word}</th>" for word in head)
+    return f"<div class=wide><table><tr><th>family</th>{heads}</tr>{''.join(lines)}</table></div>"
+
+
+def _or(value: float | None, form: str) -> str:
+    return "&ndash;" if value is None else form.format(value)
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "&ndash;"
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _first(wish: Wish) -> list[Cell]:
+    """The first seed's cell of each family that has drawn something."""
+    return [cell for cell in cells(wish) if cell.seed == 0 and (cell.folder / SAMPLES).is_file()]
+
+
+def _sheets(wish: Wish) -> str:
+    shown = [("the data itself, held out", load_weights(wish.out / PICTURES)["held_out"][:SHEET])]
+    shown += [(Path(cell.family).stem, load_weights(cell.folder / SAMPLES)["samples"][:SHEET]) for cell in _first(wish)]
+    return _gallery(shown)
+
+
+def _between(wish: Wish) -> str:
+    shown = []
+    for cell in _first(wish):
+        tensors = load_weights(cell.folder / SAMPLES)
+        if "between" in tensors:
+            shown.append((Path(cell.family).stem, tensors["between"]))
+    return _gallery(shown) if shown else "<p>None of these families has latents to walk along.</p>"
+
+
+def _nearest(wish: Wish) -> str:
+    """Above samples, below them the training picture that the judge finds nearest."""
+    training, shown = load_weights(wish.out / PICTURES)["training"], []
+    for cell in _first(wish):
+        told = cell.result or {}
+        if near := told.get("nearest"):
+            drawn = load_weights(cell.folder / SAMPLES)["samples"][:ACROSS]
+            both = [*drawn, *(training[place] for place in near[:ACROSS])]
+            shown.append((Path(cell.family).stem, both))
+    return _gallery(shown)
+
+
+def _gallery(shown: Sequence[tuple[str, Sequence[Tensor] | Tensor]]) -> str:
+    figures = [
+        f"<figure><img alt='{html.escape(name)}' src='data:image/png;base64,{_png(pictures)}'>"
+        f"<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, pictures in shown
+    ]
+    return f"<div class=sheets>{''.join(figures)}</div>"
+
+
+def _png(pictures: Sequence[Tensor] | Tensor) -> str:
+    tiles = [np.asarray(one.permute(1, 2, 0)) for one in pictures]
+    across = min(ACROSS, len(tiles))
+    lines = [np.concatenate(tiles[i : i + across], 1) for i in range(0, len(tiles) - across + 1, across)]
+    out = io.BytesIO()
+    Image.fromarray(np.concatenate(lines, 0)).save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def _losses(table: Sequence[Row]) -> str:
+    plots = []
+    for row in table:
+        if not row.good:
+            continue
+        first: Mapping[str, Any] = row.good[0]
+        series = [
+            Series(name.replace("/loss", ""), [(float(s), float(v)) for s, v in points], tone)
+            for (name, points), tone in zip(first["loss"].items(), "abc", strict=False)
+        ]
+        plots.append(plot(row.name, series))
+    return f"<div class=plots>{''.join(plots)}</div>"
+
+
+def _notes(table: Sequence[Row]) -> str:
+    lines = [
+        f"<li><b>{html.escape(row.name)}</b>: {html.escape('; '.join(row.notes))}</li>" for row in table if row.notes
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else "<p>Nothing went wrong.</p>"

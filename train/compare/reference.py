@@ -1,0 +1,157 @@
+"""What all cells are measured against: pictures of the data set, and who looks at them. Made once, then read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.data.batch import Batch
+from ldm.data.loader import Loader
+from ldm.data.settings import DataSettings
+from ldm.errors import Code, LdmError
+from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
+from ldm.metrics.inception import by_inception
+from ldm.metrics.measured import Reference, check_enough
+from ldm.store.clip import load_clip
+from ldm.store.find import find_model
+from ldm.store.weights import load_weights
+from ldm.store.write import staged, write_weights
+from train.compare.cells import data_section
+from train.compare.wish import Wish
+from train.config import RunFile
+from train.opening import data_of, processes_of
+from train.run import finished, opened
+from train.signals import Stop
+from train.tasks.perceptual import open_classifier
+
+log = logging.getLogger("train.compare")
+CLASSIFIER, PICTURES, FACTS = "classifier", "pictures.safetensors", "data.json"
+RESIZED = "centre crop, antialiased"  # how pictures of the data set come to the size of the comparison
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """[m,3,H,W] uint8 of the training and held-out pictures; labels [m] of the former, and the names of the classes."""
+
+    training: Tensor
+    held_out: Tensor
+    held_out_labels: Tensor | None
+    labels: Tensor | None
+    classes: tuple[str, ...]
+
+    @property
+    def shares(self) -> Tensor | None:
+        return None if self.labels is None else torch.bincount(self.labels, minlength=len(self.classes)).double()
+
+
+def pictures_of(wish: Wish) -> Pictures:
+    """From the folder of the comparison, or from the data set, and then kept there."""
+    path, facts = wish.out / PICTURES, wish.out / FACTS
+    if not path.is_file():
+        _keep(wish, path, facts)
+    tensors = {name: t.clone() for name, t in load_weights(path).items()}
+    told = json.loads(facts.read_text("utf-8"))
+    return Pictures(
+        tensors["training"], tensors["held_out"], tensors.get("held_out_labels"), tensors.get("labels"),
+        tuple(told["classes"]),
+    )  # fmt: skip
+
+
+def _keep(wish: Wish, path: Path, facts: Path) -> None:
+    loader = _loader(wish)
+    training, held = list(loader.look(wish.reference)), loader.validation(wish.held_out)
+    for what, some in (("training", training), ("held out", held)):
+        check_enough(sum(len(b) for b in some), what)
+    tensors = {"training": _bytes(training), "held_out": _bytes(held)}
+    classes: Sequence[str] = ()
+    if loader.source.labels and all(b.label is not None for b in [*training, *held]):
+        classes = _names(loader.source.labels, training)
+        tensors |= {"labels": _labels(training), "held_out_labels": _labels(held)}
+    told = {"classes": list(classes), "captions": any(any(b.text) for b in training), **loader.facts()}
+    if not facts.is_file():
+        with staged(facts) as stage:
+            stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    write_weights(path, tensors, {})
+
+
+def _loader(wish: Wish) -> Loader:
+    file = RunFile(
+        task={"type": "classifier"}, data=DataSettings(**data_section(wish)), run={"out": wish.out / "none", "steps": 1}
+    )  # type: ignore[arg-type]
+    return data_of(file, processes_of(file))[1]
+
+
+def _bytes(batches: Sequence[Batch]) -> Tensor:
+    return torch.cat([((b.image + 1) * 127.5).round().to(torch.uint8) for b in batches if b.image is not None])
+
+
+def _labels(batches: Sequence[Batch]) -> Tensor:
+    return torch.cat([b.label for b in batches if b.label is not None])
+
+
+def _names(labels: Sequence[str], batches: Sequence[Batch]) -> list[str]:
+    """A class is called by the word that its captions have and others have not; else as the data set calls it."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for batch in batches:
+        assert batch.label is not None
+        for text, label in zip(batch.text, batch.label.tolist(), strict=False):
+            counts[label].update(set(text.lower().split()))
+    names = []
+    for place, name in enumerate(labels):
+        own = counts[place]
+        telling = [w for w, n in own.items() if all(counts[other][w] < 0.1 * n for other in counts if other != place)]
+        names.append(max(telling, key=lambda w: own[w]) if telling and not str(name).isalpha() else str(name))
+    return names
+
+
+def extractor_of(wish: Wish, kept: Pictures, stop: Stop) -> Extractor:
+    """Inception or a CLIP where the wish names one; else the lab's own classifier of caption words; else raw pixels."""
+    if wish.inception is not None:
+        return by_inception(wish.inception)
+    if wish.clip is not None:
+        return by_clip(load_clip(find_model(wish.clip)).eval(), wish.clip)
+    captions = json.loads((wish.out / FACTS).read_text("utf-8"))["captions"]
+    if not captions or not wish.classifier_steps:
+        return pixels(wish.size)
+    try:
+        _train_classifier(wish, stop)
+    except LdmError as error:
+        if error.code != Code.USAGE:
+            raise
+        log.warning("raw pixels are the features: %s", error.what)
+        return pixels(wish.size)
+    folder = wish.out / CLASSIFIER / "model"
+    words = json.loads((folder / "config.json").read_text("utf-8"))["words"]
+    places = {word: i for i, word in enumerate(words)}
+    named = [places[name.lower()] for name in kept.classes if name.lower() in places]
+    return by_classifier(open_classifier(folder).eval(), named if len(named) == len(kept.classes) > 1 else None)
+
+
+def _train_classifier(wish: Wish, stop: Stop) -> None:
+    file = RunFile(
+        task={"type": "classifier", "widths": [32, 64, 128]},
+        data=DataSettings(**data_section(wish), uncaptioned="empty", flip=0.5),
+        optim={"lr": 2e-3, "warmup": 50, "ema": 0.99},
+        run={"out": wish.out / CLASSIFIER, "steps": wish.classifier_steps, "batch": 128, "preview": 0, "evaluate": 500,
+             "save": 500},
+    )  # type: ignore[arg-type]  # fmt: skip
+    if finished(file) is None:
+        log.info("training the classifier that looks at all samples: %s steps", f"{wish.classifier_steps:,}")
+        with opened(file, stop=stop) as run:
+            run.fit()
+
+
+def reference_of(kept: Pictures, extractor: Extractor) -> Reference:
+    return Reference.of(extractor, real(kept.training), real(kept.held_out), kept.shares)
+
+
+def real(pictures: Tensor) -> Tensor:
+    """uint8 to [0,1]."""
+    return pictures.float() / 255

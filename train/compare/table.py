@@ -1,0 +1,134 @@
+"""Rows of the comparison: the cells of a family put together over its seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ldm.baselines.family import Facts, facts_of
+from ldm.metrics.interval import Estimate
+from train.compare.cells import Cell, base_file, cells
+from train.compare.wish import Wish
+
+FIGURES = (
+    "fid", "fid_infinity", "kid", "inception_score", "precision", "recall", "density", "coverage", "spectrum_db",
+    "class_distance", "copies", "authentic",
+)  # fmt: skip
+# Student's t at 97.5 % by degrees of freedom: of few seeds a normal interval would be far too narrow.
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: what its family is, and the results of its cells."""
+
+    name: str
+    facts: Facts
+    done: tuple[Mapping[str, Any], ...]
+    wanted: int  # cells, done or not
+
+    @property
+    def good(self) -> list[Mapping[str, Any]]:
+        return [told for told in self.done if "failed" not in told]
+
+    def figure(self, name: str) -> Estimate | None:
+        """Over the seeds: the mean, and the wider of what samples and seeds leave open."""
+        found = [told["figures"][name] for told in self.good if name in told.get("figures", {})]
+        return over_seeds([Estimate(**one) for one in found])
+
+    @property
+    def bits(self) -> Estimate | None:
+        found = [told["bits_per_dim"] for told in self.good if "bits_per_dim" in told]
+        return over_seeds([Estimate(one["value"], one["low"], one["high"]) for one in found])
+
+    def mean(self, name: str) -> float | None:
+        found = [float(told[name]) for told in self.good if told.get(name) is not None]
+        return fmean(found) if found else None
+
+    @property
+    def per_second(self) -> float | None:
+        """Pictures drawn in a second."""
+        seconds = self.mean("draw_seconds")
+        return None if not seconds else 1 / seconds
+
+    @property
+    def notes(self) -> list[str]:
+        """What went wrong or is worth knowing, each once, with the seeds that it was so in."""
+        found: dict[str, list[int]] = {}
+        for told in self.done:
+            words = [*told.get("notes", [])]
+            words += [told[key] for key in ("failed", "capped") if key in told]
+            for word in words:
+                found.setdefault(word, []).append(told["seed"])
+        everywhere = len(self.done)
+        return [
+            word if len(seeds) == everywhere else f"{word} (seed {', '.join(map(str, seeds))})"
+            for word, seeds in found.items()
+        ]
+
+
+def over_seeds(found: Sequence[Estimate]) -> Estimate | None:
+    if not found:
+        return None
+    value = fmean(one.value for one in found)
+    within = fmean((one.high - one.low) / 2 for one in found) / math.sqrt(len(found))
+    if len(found) == 1:
+        return Estimate(value, value - within, value + within)
+    between = stdev([one.value for one in found]) / math.sqrt(len(found)) * _T.get(len(found) - 1, 2.0)
+    reach = max(within, between)
+    return Estimate(value, value - reach, value + reach)
+
+
+def rows(wish: Wish) -> list[Row]:
+    """In the order of the wish."""
+    by_name: dict[str, list[Cell]] = {}
+    for cell in cells(wish):
+        by_name.setdefault(cell.family, []).append(cell)
+    return [
+        Row(
+            Path(name).stem,
+            facts_of(base_file(name).task.family),  # type: ignore[union-attr]
+            tuple(told for cell in own if (told := cell.result) is not None),
+            len(own),
+        )
+        for name, own in by_name.items()
+    ]
+
+
+def as_csv(table: Iterable[Row]) -> str:
+    """A line a cell and figure: family, seed, figure, value, low, high, and the protocol."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["family", "seed", "figure", "value", "low", "high", "extractor", "made", "real", "reference"])
+    for row in table:
+        for told in row.done:
+            by = told.get("protocol", {})
+            protocol = [by.get(key, "") for key in ("extractor", "made", "real", "reference")]
+            for name, one in told.get("figures", {}).items():
+                writer.writerow([row.name, told["seed"], name, one["value"], one["low"], one["high"], *protocol])
+            if bits := told.get("bits_per_dim"):
+                name = f"bits_per_dim_{bits['kind']}"
+                writer.writerow(
+                    [
+                        row.name,
+                        told["seed"],
+                        name,
+                        bits["value"],
+                        bits["low"],
+                        bits["high"],
+                        "",
+                        "",
+                        bits["pictures"],
+                        "",
+                    ]
+                )
+            for name in ("train_seconds", "draw_seconds", "parameters", "memory", "images"):
+                if name in told:
+                    writer.writerow([row.name, told["seed"], name, told[name], "", "", "", "", "", ""])
+    return out.getvalue()

@@ -1,0 +1,68 @@
+"""What a comparison is to be: data, families, budget, seeds. Light: nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from ldm.config import Strict
+
+Positive = Annotated[int, Field(gt=0)]
+_BUDGET = re.compile(r"(?P<count>\d+(?:\.\d*)?(?:e\d+)?)\s*-?\s*(?P<unit>s|sec|min|h|steps?|images?)")
+_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class Budget(Strict):
+    """What each cell may spend on training: seconds by the clock, steps, or pictures."""
+
+    kind: Literal["seconds", "steps", "images"]
+    count: float
+
+    def __str__(self) -> str:
+        if self.kind == "seconds":
+            return f"{self.count / 60:g} minutes" if self.count >= 60 else f"{self.count:g} seconds"
+        return f"{self.count:,.0f} {self.kind}"
+
+
+def budget(text: str) -> Budget:
+    """10min, 90s, 2000-steps, 1e6-images."""
+    found = _BUDGET.fullmatch(text.strip().lower())
+    if found is None or float(found["count"]) <= 0:
+        raise ValueError(f"{text!r} is no budget: write 10min, 2000-steps or 1e6-images")
+    count, unit = float(found["count"]), found["unit"]
+    if unit in _SECONDS:
+        return Budget(kind="seconds", count=count * _SECONDS[unit])
+    return Budget(kind="steps" if unit.startswith("step") else "images", count=count)
+
+
+class Wish(Strict):
+    """Fixed when a comparison begins: another wish needs another folder. `threads` and `device` may change."""
+
+    data: dict[str, Any]  # the data section of a run file, without size and validation
+    families: tuple[str, ...]  # names of configs/family, or paths of run files
+    budget: Budget
+    out: Path
+    seeds: Positive = 3
+    size: Annotated[int, Field(ge=8, le=256)] = 32
+    samples: Annotated[int, Field(ge=100)] = 2000
+    cap: Positive = 300  # seconds that a cell may spend on drawing
+    held_out: Annotated[int, Field(ge=100)] = 1000  # pictures that nothing is trained on
+    reference: Annotated[int, Field(ge=100)] = 10_000  # training pictures that samples are measured against, at most
+    classifier_steps: Annotated[int, Field(ge=0)] = 1500  # of the lab's own classifier; 0: raw pixels are the features
+    clip: str | None = None  # a CLIP whose features take the place of the classifier's
+    inception: Path | None = None  # a file of Inception's weights, whose features do
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        return budget(value) if isinstance(value, str) else value
+
+    @field_validator("families")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("name at least one family, and each of them once")
+        return value
