@@ -34,17 +34,20 @@ WORDS = {
     "spectrum_db": "spectrum, dB", "class_distance": "classes off by", "copies": "copies", "authentic": "authentic",
 }  # fmt: skip
 OWN = """
-main{max-width:1180px}table{border-collapse:collapse;font-size:.82rem;font-variant-numeric:tabular-nums}
+main{max-width:1180px}.wide table{width:auto;border-collapse:collapse;font-size:.82rem;
+font-variant-numeric:tabular-nums}.wide th,.wide td{width:auto}
 .wide{overflow-x:auto;margin:1rem 0}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
-td small{display:block;color:var(--soft);font-size:.72rem}td.best{font-weight:700}
+td small{display:block;color:var(--soft);font-size:.72rem;font-weight:400;white-space:nowrap}td.best{font-weight:700}
+.wide td.words{text-align:left;min-width:20rem}
 .trilemma svg{width:min(100%,34rem);height:auto}.frame{fill:none;stroke:var(--line)}
 text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;fill:var(--soft)}
 .sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.2rem}
 .sheets figure{margin:0}.sheets img{width:100%;image-rendering:pixelated;border-radius:6px}
 .sheets figcaption{font-size:.82rem;color:var(--soft)}
 """
-_LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance", "copies", "bits"}
+_LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance"}
+_UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
 
 
 def write_pages(wish: Wish) -> Path:
@@ -83,11 +86,11 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
 def _figures(table: Sequence[Row]) -> str:
     names = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
     head = "".join(f"<th>{WORDS[name]}</th>" for name in names)
-    best = {name: _best([row.figure(name) for row in table], name in _LOWER) for name in names}
+    best = {name: _best([row.figure(name) for row in table], name in _LOWER) for name in names if name not in _UNRANKED}
     best["bits"] = _best([row.bits for row in table], True)
     lines = []
     for row in table:
-        cellsof = [_cell(row.figure(name), best[name], 1000 if name == "kid" else 1) for name in names]
+        cellsof = [_cell(row.figure(name), best.get(name), 1000 if name == "kid" else 1) for name in names]
         kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
         cellsof.append(_cell(row.bits, best["bits"], 1, kind))
         lines.append(f"<tr><td>{html.escape(row.name)}</td>{''.join(cellsof)}</tr>")
@@ -130,13 +133,13 @@ def _costs(table: Sequence[Row]) -> str:
         facts, memory = row.facts, row.mean("memory")
         told = [
             _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"), _count(row.mean("images")),
-            _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _or(row.per_second, "{:.3g}"),
-            html.escape(facts.passes), facts.likelihood, "yes" if facts.free_form else "no", html.escape(facts.cannot),
+            _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
+            html.escape(facts.passes), facts.likelihood, "yes" if facts.free_form else "no",
         ]  # fmt: skip
         lines.append(
             f"<tr><td>{html.escape(row.name)}<small>{html.escape(facts.paper)}</small></td>"
             + "".join(f"<td>{word}</td>" for word in told)
-            + "</tr>"
+            + f"<td class=words>{html.escape(facts.cannot)}</td></tr>"
         )
     heads = "".join(f"<th>{word}</th>" for word in head)
     return f"<div class=wide><table><tr><th>family</th>{heads}</tr>{''.join(lines)}</table></div>"
@@ -149,7 +152,9 @@ def _or(value: float | None, form: str) -> str:
 def _count(value: float | None) -> str:
     if value is None:
         return "&ndash;"
-    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+    if value >= 1e3:
+        return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.3g} k"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _first(wish: Wish) -> list[Cell]:

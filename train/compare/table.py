@@ -20,6 +20,7 @@ FIGURES = (
     "fid", "fid_infinity", "kid", "inception_score", "precision", "recall", "density", "coverage", "spectrum_db",
     "class_distance", "copies", "authentic",
 )  # fmt: skip
+SHARES = frozenset({"precision", "recall", "coverage", "copies", "authentic"})
 # Student's t at 97.5 % by degrees of freedom: of few seeds a normal interval would be far too narrow.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -40,7 +41,10 @@ class Row:
     def figure(self, name: str) -> Estimate | None:
         """Over the seeds: the mean, and the wider of what samples and seeds leave open."""
         found = [told["figures"][name] for told in self.good if name in told.get("figures", {})]
-        return over_seeds([Estimate(**one) for one in found])
+        told = over_seeds([Estimate(**one) for one in found])
+        if told is None or name not in SHARES:
+            return told
+        return Estimate(told.value, max(0.0, told.low), min(1.0, told.high))
 
     @property
     def bits(self) -> Estimate | None:

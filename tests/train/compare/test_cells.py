@@ -1,0 +1,179 @@
+"""Cells: trained, drawn from, measured; stopped, gone on with, failed; put together as a table and a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.errors import Code, LdmError
+from ldm.metrics.interval import Estimate
+from ldm.store.weights import load_weights
+from tests.train.compare.test_wish import wish
+from train.compare import cell as cell_module
+from train.compare.cell import run_cell
+from train.compare.cells import Cell, cells
+from train.compare.lab import Progress, compare, cost_of, prepare, remember
+from train.compare.page import write_pages
+from train.compare.table import over_seeds, rows
+from train.compare.trilemma import Mark, marks, picture
+from train.compare.wish import Wish
+from train.lock import Lock
+from train.signals import Stop
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Wish:
+    """PPCA with two seeds and a VAE with one, a few steps each."""
+    asked = wish(tmp_path_factory.mktemp("lab") / "out")
+    remember(asked)
+    stop = Stop()
+    prepare(asked, Progress(), stop)
+    for one in list(cells(asked))[:3]:
+        run_cell(asked, one, stop)
+    write_pages(asked)
+    return asked
+
+
+def first(asked: Wish) -> Cell:
+    return next(iter(cells(asked)))
+
+
+def test_a_cell_tells_figures_with_intervals_and_protocol(done: Wish) -> None:
+    told = first(done).result
+    assert told is not None
+    assert told["drawn"] == 100 and told["images"] == 3 * 128 and told["parameters"] > 1000
+    assert set(told["figures"]) >= {"fid", "fid_infinity", "kid", "precision", "recall", "coverage", "copies"}
+    for one in told["figures"].values():
+        assert one["low"] <= one["value"] <= one["high"]
+    assert told["bits_per_dim"]["kind"] == "exact" and 0 < told["bits_per_dim"]["value"] < 9
+    assert told["protocol"] | {"reference": ""} == {
+        "extractor": "pixels", "resize": "none", "made": 100, "real": 200, "reference": "",
+    }  # fmt: skip
+    tensors = load_weights(first(done).folder / "samples.safetensors")
+    assert tensors["samples"].shape == (100, 3, 8, 8) and tensors["samples"].dtype == torch.uint8
+    assert tensors["between"].shape == (8, 3, 8, 8)
+
+
+def test_a_done_cell_is_not_run_again_and_the_same_seed_measures_the_same(
+    done: Wish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = first(done).result
+    with monkeypatch.context() as patched:
+        patched.setattr(cell_module, "_trained", lambda *_: pytest.fail("trained again"))
+        assert run_cell(done, first(done), Stop()) == before
+    again = wish(tmp_path / "again")
+    remember(again)
+    prepare(again, Progress(), Stop())
+    told = run_cell(again, first(again), Stop())
+    assert (
+        before is not None and told["figures"] == before["figures"] and told["bits_per_dim"] == before["bits_per_dim"]
+    )
+
+
+def test_the_page_holds_every_part_and_reaches_for_nothing(done: Wish) -> None:
+    text = (done.out / "compare.html").read_text("utf-8")
+    for part in ("Figures", "trilemma", "Samples at the same seeds", "nearest training pictures", "Losses", "Notes"):
+        assert part in text
+    assert "3 of 4 cells" in text and "http" not in text.replace("http://www.w3.org", "")
+    assert text.count("data:image/png;base64,") >= 6
+    data = json.loads((done.out / "compare.json").read_text("utf-8"))
+    assert [c["family"] for c in data["cells"]] == ["ppca", "ppca", "vae"]
+    lines = list(csv.DictReader((done.out / "compare.csv").read_text("utf-8").splitlines()))
+    fids = [line for line in lines if line["figure"] == "fid"]
+    assert len(fids) == 3 and all(line["extractor"] == "pixels" and line["made"] == "100" for line in fids)
+
+
+def test_a_row_spans_what_its_seeds_leave_open(done: Wish) -> None:
+    ppca = rows(done)[0]
+    assert (ppca.name, len(ppca.done), ppca.wanted) == ("ppca", 2, 2)
+    fid = ppca.figure("fid")
+    each = [told["figures"]["fid"]["value"] for told in ppca.done]
+    assert fid is not None and fid.value == pytest.approx(sum(each) / 2) and fid.low < min(each)
+    precision = ppca.figure("precision")
+    assert precision is not None and precision.low >= 0 and precision.high <= 1
+
+
+def test_few_seeds_make_wide_intervals() -> None:
+    told = over_seeds([Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1)])
+    assert told is not None and told.value == 1.5
+    assert told.high - told.value == pytest.approx(12.706 * 0.5, rel=1e-3)  # Student's t with one degree of freedom
+    assert over_seeds([]) is None
+    assert over_seeds([Estimate(1.0, 0.5, 1.5)]) == Estimate(1.0, 0.5, 1.5)
+
+
+def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
+    done: Wish, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = wish(tmp_path / "out", seeds=1, families=("vae",))
+    remember(asked)
+    prepare(asked, Progress(), Stop())
+
+    def broken(*_: Any) -> dict[str, Any]:
+        raise LdmError(Code.NUMERIC, "The loss is not finite.", "It was so three times.", "Lower it.")
+
+    monkeypatch.setattr(cell_module, "_trained", broken)
+    told = run_cell(asked, first(asked), Stop())
+    assert told["failed"].startswith("The loss is not finite.")
+    assert "The loss is not finite." in write_pages(asked).read_text("utf-8")
+    assert rows(asked)[0].figure("fid") is None
+
+
+def test_other_errors_are_not_taken_for_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = wish(tmp_path / "out", seeds=1)
+    remember(asked)
+
+    def broken(*_: Any) -> dict[str, Any]:
+        raise LdmError(Code.FILE, "The table is gone.", "Somebody moved it.", "Put it back.")
+
+    monkeypatch.setattr(cell_module, "_trained", broken)
+    with pytest.raises(LdmError, match="table is gone"):
+        run_cell(asked, first(asked), Stop())
+    assert first(asked).result is None
+
+
+def test_a_slow_family_is_capped_and_says_so(done: Wish, tmp_path: Path) -> None:
+    from ldm.baselines.stored import load_family
+
+    model = load_family(first(done).folder / "run" / "model").model
+    asked = done.model_copy(update={"samples": 100_000_000, "cap": 1})
+    samples, seconds = cell_module.drawn(model, 0, asked, 0, Stop())
+    assert 50 <= len(samples) < 100_000_000 and 1 <= seconds < 20
+
+
+def test_two_processes_do_not_disturb_each_other(done: Wish, tmp_path: Path) -> None:
+    asked = wish(tmp_path / "out", seeds=1)
+    one = first(asked)
+    one.folder.mkdir(parents=True)
+    with Lock(one.folder), pytest.raises(LdmError) as caught:
+        run_cell(asked, one, Stop())
+    assert caught.value.code == Code.BUSY
+
+
+def test_a_whole_comparison_in_processes_of_its_own(tmp_path: Path) -> None:
+    """Two cells, one of which does not know its own family's options and so fails; the other is measured."""
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        "task: {type: family, family: vae, options: {latents: 0}}\ndata: {path: scenes, size: 16}\n"
+        "optim: {lr: 1.0e-3}\nrun: {out: runs/bad, steps: 3, batch: 8}\n"
+    )
+    asked = wish(tmp_path / "out", seeds=1, families=("ppca", str(bad)))
+    seen: list[tuple[str, bool]] = []
+    assert cost_of(wish(tmp_path / "out", seeds=1, families=("ppca",))).cells == 1
+    page = compare(asked, Progress(done=lambda c, told: seen.append((c.family, "failed" in told))), Stop())
+    assert seen == [("ppca", False), (str(bad), True)]
+    assert "latents" in page.read_text("utf-8")
+
+
+def test_the_trilemma_places_families_by_what_they_are_good_at(done: Wish) -> None:
+    assert len(marks(rows(done))) == 2
+    drawn = picture([Mark("sure", "gan", 1, 0, 0), Mark("wide", "vae", 0, 1, 0), Mark("fast", "flow", 0, 0, 1)])
+    assert drawn.count("<circle") == 3 and all(name in drawn for name in ("sure", "wide", "fast"))
+    at = {part.split("'")[1]: part for part in drawn.split("<circle cx=")[1:]}
+    xs = sorted(float(x) for x in at)
+    assert xs[0] < 150 < xs[1] < 300 < xs[2]  # coverage on the left, quality above the middle, speed on the right
+    assert picture([]) == ""

@@ -1,0 +1,74 @@
+"""What a comparison is asked for: budgets, families, and what must not change in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ldm.errors import LdmError
+from train.compare.cells import base_file, cells, file_of, shipped_families
+from train.compare.lab import check_same, read_wish, remember
+from train.compare.wish import Wish, budget
+
+
+def wish(out: Path, **changes: Any) -> Wish:
+    told = {"data": {"path": "scenes", "count": 400}, "families": ("ppca", "vae"), "budget": "3-steps", "out": out,
+            "seeds": 2, "size": 8, "samples": 100, "held_out": 100,
+            "reference": 200, "classifier_steps": 0}  # fmt: skip
+    return Wish(**{**told, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "count"),
+    [("10min", "seconds", 600), ("90s", "seconds", 90), ("1.5h", "seconds", 5400), ("2000-steps", "steps", 2000),
+     ("1e6-images", "images", 1e6), ("1 step", "steps", 1)],
+)  # fmt: skip
+def test_a_budget_is_time_steps_or_pictures(text: str, kind: str, count: float) -> None:
+    assert (budget(text).kind, budget(text).count) == (kind, count)
+
+
+@pytest.mark.parametrize("text", ["", "ten minutes", "-3min", "0-steps", "5 apples"])
+def test_what_is_no_budget_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="is no budget: write 10min"):
+        budget(text)
+
+
+def test_every_shipped_family_has_a_run_file_on_any_data(tmp_path: Path) -> None:
+    names = shipped_families()
+    assert len(names) >= 20 and {"ppca", "vae", "dcgan", "glow", "pixelcnn", "energy", "ddpm", "latent"} <= set(names)
+    assert names.index("ppca") < names.index("vae") < names.index("dcgan") < names.index("ddpm")
+    for name in names:
+        from ldm.baselines.family import settings_of
+
+        task = base_file(name).task
+        assert task.type == "family"
+        settings_of(task.family, task.options)
+    (first, *_) = cells(wish(tmp_path))
+    file = file_of(wish(tmp_path), first, 50)
+    assert (file.run.steps, file.run.seed, file.data.size, file.data.validation) == (50, 0, 8, 100)
+    assert file.run.out == tmp_path / "cells/ppca-0/run"
+
+
+def test_seeds_go_round_before_families(tmp_path: Path) -> None:
+    assert [(c.family, c.seed) for c in cells(wish(tmp_path))] == [("ppca", 0), ("vae", 0), ("ppca", 1), ("vae", 1)]
+
+
+def test_families_and_seeds_may_be_added_and_nothing_else_changed(tmp_path: Path) -> None:
+    remember(wish(tmp_path))
+    remember(wish(tmp_path, families=("ppca", "vae", "glow"), seeds=3))
+    with pytest.raises(LdmError, match="holds another comparison"):
+        remember(wish(tmp_path, size=16))
+    before = read_wish(tmp_path)
+    assert before.out == tmp_path and before.budget == budget("3-steps")
+    with pytest.raises(LdmError, match="Its budget is"):
+        check_same(wish(tmp_path, budget="4-steps"), before)
+
+
+def test_families_are_named_once_and_are_families(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="each of them once"):
+        wish(tmp_path, families=("vae", "vae"))
+    with pytest.raises(LdmError, match="run file of no family"):
+        base_file(str(Path("configs/autoencoder/scenes.yaml").resolve()))
