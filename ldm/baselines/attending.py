@@ -56,7 +56,8 @@ class Transformer(nn.Module):
     def first(self, label: Tensor | None, count: int) -> Tensor:
         """[n,1,width]: the class, which comes before all codes."""
         told = torch.zeros(count, dtype=torch.long, device=self.places.device) if label is None else label + 1
-        return self.classes(told)[:, None] + self.places[:1]
+        first: Tensor = self.classes(told)[:, None] + self.places[:1]
+        return first
 
     def forward(self, index: Tensor, label: Tensor | None) -> Tensor:
         """Causal: position i tells of code i, from the class and the codes before it. Else: of all places, from all."""

@@ -16,11 +16,11 @@ import torch
 from pydantic import ValidationError
 from torch import Generator, Tensor, nn
 
+from ldm import baselines
 from ldm.config import Strict
 from ldm.data.draws import Draws
 from ldm.errors import Code, LdmError
 
-_HERE = Path(__file__).parent
 Losses = tuple[Tensor, Mapping[str, Tensor]]
 
 
@@ -105,7 +105,8 @@ class Family(nn.Module):
 
 def families() -> list[str]:
     """Their names, which are those of the files that hold a `Settings` and a `Model`."""
-    return sorted(p.stem for p in _HERE.glob("*.py") if "\nclass Settings(" in p.read_text("utf-8"))
+    files = (p for folder in baselines.__path__ for p in Path(folder).glob("*.py"))
+    return sorted(p.stem for p in files if "\nclass Settings(" in p.read_text("utf-8"))
 
 
 def _module(name: str) -> Any:

@@ -27,7 +27,8 @@ class FlowFamily(Family):
     def log_density(self, y: Tensor, label: Tensor | None) -> Tensor:
         """[n]: of y in [0,1)."""
         z, change = self.layers(y, self.told(label, len(y)))
-        return normal_log_density(z) + change
+        told: Tensor = normal_log_density(z) + change
+        return told
 
     def _bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
         y = dequantised(x, draws.uniform("within a shade", self.form.shape))

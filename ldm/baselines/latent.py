@@ -92,4 +92,5 @@ class Model(Family):
 
 
 def _even(z: Tensor) -> Tensor:
-    return F.normalize(z, dim=1) * z.shape[1] ** 0.5
+    even: Tensor = F.normalize(z, dim=1) * z.shape[1] ** 0.5
+    return even

@@ -21,7 +21,7 @@ class LogisticMixture(nn.Module):
     def _parts(self, told: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights [n,K,...], means and log scales [n,K,C,...], slopes [n,K,C(C-1)/2,...]."""
         k, c = self.mixture, self.channels
-        weights, means, scales, slopes = told.float().split([k, k * c, k * c, k * self.pairs], 1)
+        weights, means, scales, slopes = torch.split(told.float(), [k, k * c, k * c, k * self.pairs], 1)
         n, places = len(told), told.shape[2:]
         return (
             weights.log_softmax(1),

@@ -47,7 +47,7 @@ class Model(Family):
         means = y[torch.tensor(chosen)].clone()
         for _ in range(10):
             near = torch.cdist(y, means).argmin(1)
-            for one in near.unique():
+            for one in torch.unique(near):
                 means[one] = y[near == one].mean(0)
         spread = y.std(0).clamp(min=0.02)
         self.log_deviation.copy_(spread.log().expand(k, -1))

@@ -62,7 +62,8 @@ class Model(Family):
         within = torch.linalg.solve_triangular(root, self.weight.T @ apart.T, upper=False)
         distance = (apart.square().sum(1) - within.square().sum(0)) / variance
         determinant = (self.form.dims - self.k) * self.log_variance + 2 * root.diagonal().log().sum()
-        return -0.5 * (self.form.dims * math.log(2 * math.pi) + determinant + distance)
+        told: Tensor = -0.5 * (self.form.dims * math.log(2 * math.pi) + determinant + distance)
+        return told
 
     def _bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
         y = dequantised(x, draws.uniform("within a shade", self.form.shape)).flatten(1)
@@ -81,7 +82,8 @@ class Model(Family):
         """The mean of p(z|y) = M^-1 W^T (y - mu)."""
         apart = dequantised(x, torch.full_like(x, 0.5)).flatten(1) - self._means(label, len(x))
         inner = self.weight.T @ self.weight + self.log_variance.exp() * torch.eye(self.k, device=x.device)
-        return torch.linalg.solve(inner, self.weight.T @ apart.T).T
+        z: Tensor = torch.linalg.solve(inner, self.weight.T @ apart.T).T
+        return z
 
     @torch.no_grad()
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:

@@ -83,7 +83,8 @@ class Model(Family):
         for i, (wide, block) in enumerate(zip(self.wide, self.down, strict=True)):
             y = block(wide(F.avg_pool2d(y, 2) if i else y))
         h = self.told_critic(label, len(x))
-        return (self.score(y.flatten(1)) * h).sum(1) / math.sqrt(h.shape[1])
+        score: Tensor = (self.score(y.flatten(1)) * h).sum(1) / math.sqrt(h.shape[1])
+        return score
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         z = draws.normal("latent", (self.settings.latents,))

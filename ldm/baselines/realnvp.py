@@ -50,6 +50,7 @@ class Scales(Bijection):
         return torch.cat([*left, x.flatten(1)], 1), total
 
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        x: Tensor
         channels, side, count = self.form.channels, self.form.side, len(self.steps)
         shapes = []
         for i in range(count):
@@ -57,7 +58,7 @@ class Scales(Bijection):
             last = i + 1 == count
             shapes.append((channels if last else channels // 2, side, side))
             channels = channels // 2
-        pieces = z.split([c * s * s for c, s, _ in shapes], 1)
+        pieces = torch.split(z, [c * s * s for c, s, _ in shapes], 1)
         x = pieces[-1].view(-1, *shapes[-1])
         for i in reversed(range(count)):
             if i + 1 < count:

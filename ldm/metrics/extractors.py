@@ -76,7 +76,7 @@ def digest(net: nn.Module) -> str:
 
 @torch.no_grad()
 def _in_parts(look: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    return torch.cat([look(part).float().cpu() for part in pictures.split(AT_ONCE)])
+    return torch.cat([look(part).float().cpu() for part in torch.split(pictures, AT_ONCE)])
 
 
 def _checked(features: Tensor, name: str) -> Tensor:

@@ -33,7 +33,8 @@ class Moments:
     def root(self) -> Tensor:
         """S^(1/2), symmetric."""
         values, vectors = torch.linalg.eigh(self.cov)
-        return vectors * values.clamp(min=0).sqrt() @ vectors.T
+        root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+        return root
 
 
 def frechet(a: Moments, b: Moments) -> float:

@@ -36,7 +36,7 @@ def kernel_distance(made: Tensor, real: Tensor) -> Estimate:
 
 
 def _row_sums(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cat([polynomial(part, y).sum(1) for part in x.split(1024)])
+    return torch.cat([polynomial(part, y).sum(1) for part in torch.split(x, 1024)])
 
 
 def _diagonal(x: Tensor) -> Tensor:

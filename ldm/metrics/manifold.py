@@ -54,4 +54,4 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 def reach(x: Tensor, k: int) -> Tensor:
     """[n]: how far the k-th nearest other row is."""
-    return torch.cat([distances(part, x).kthvalue(k + 1).values for part in x.split(ROWS)])
+    return torch.cat([distances(part, x).kthvalue(k + 1).values for part in torch.split(x, ROWS)])

@@ -75,12 +75,13 @@ def measure(pictures: Tensor, reference: Reference, seed: int = 0) -> Measured:
         reference.extractor.name, reference.extractor.resize, len(pictures), len(reference.training), reference.digest
     )
     fid = frechet_distance(seen, reference.moments, generator)
-    around = manifold(*(_some(x, generator) for x in (seen, reference.training)))
+    few, real = _some(seen, generator), _some(reference.training, generator)
+    around = manifold(few, real)
     found = copies(seen, reference.training, reference.held_out)
     estimates = {
         "fid": fid,
         "fid_infinity": frechet_infinity(seen, reference.moments, generator, fid),
-        "kid": kernel_distance(*(_some(x, generator) for x in (seen, reference.training))),
+        "kid": kernel_distance(few, real),
         "precision": around.precision,
         "recall": around.recall,
         "density": around.density,

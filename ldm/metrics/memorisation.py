@@ -41,9 +41,9 @@ def copies(made: Tensor, training: Tensor, held_out: Tensor) -> Copies:
     apart = nearest(held_out, training)[0]
     bound = float(apart.quantile(NEARER))
     own = torch.full((len(training),), math.nan, dtype=torch.float64)
-    asked = place.unique()
+    asked = torch.unique(place)
     own[asked] = torch.cat(
-        [distances(rows, training).kthvalue(2, dim=1).values for rows in training[asked].split(ROWS)]
+        [distances(rows, training).kthvalue(2, dim=1).values for rows in torch.split(training[asked], ROWS)]
     )
     n = len(made)
     return Copies(
@@ -56,7 +56,7 @@ def copies(made: Tensor, training: Tensor, held_out: Tensor) -> Copies:
 
 def nearest(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """For each row the distance to the nearest of the others, and its place."""
-    found = [distances(part, others).min(1) for part in x.split(ROWS)]
+    found = [distances(part, others).min(1) for part in torch.split(x, ROWS)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 

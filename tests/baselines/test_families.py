@@ -371,7 +371,8 @@ def test_flow_densities_of_two_numbers_integrate_to_one() -> None:
 
 
 def test_a_coupling_is_that_of_zuko() -> None:
-    zuko = pytest.importorskip("zuko", reason="the extra dev is not installed")
+    import zuko
+
     layer = Coupling(half_of_channels(2, True), Stack(2, 8, 4, 1))
     with torch.no_grad(), seeded(0):
         for weight in layer.parameters():
@@ -401,7 +402,8 @@ def _moving(form: Form, far: float) -> tuple[Family, Tensor]:
 
 def test_the_divergence_of_a_free_flow_is_autograds_and_zukos() -> None:
     """Averaged over all sixteen vectors of signs the estimate is the trace itself."""
-    zuko = pytest.importorskip("zuko", reason="the extra dev is not installed")
+    import zuko
+
     form = Form(2, 0, 1)
     model, x = _moving(form, 0.2)
     h = model.told(None, 1)

@@ -73,7 +73,8 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 def test_inception_takes_safetensors_alone_and_gives_features_and_classes(tmp_path: Path) -> None:
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="the extra eval is missing")
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(LdmError, match=r"no \.safetensors file"):
         by_inception(tmp_path / "weights.pth")

@@ -19,8 +19,6 @@ from ldm.metrics.memorisation import copies, rank_sum
 from ldm.metrics.protocol import Figure, Protocol
 from ldm.metrics.spectrum import power, spectrum_distance
 
-fidelity = pytest.importorskip("torch_fidelity", reason="the extra eval is not installed")
-
 
 def normal(n: int, d: int, seed: int = 0, mean: float = 0.0, scale: float = 1.0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale + mean
@@ -60,7 +58,8 @@ def test_frechet_and_kernel_distances_agree_with_torch_fidelity(n: int, d: int) 
 
 
 def test_frechet_and_kernel_distances_agree_with_torchmetrics() -> None:
-    image = pytest.importorskip("torchmetrics.image", reason="the extra eval is not installed")
+    from torchmetrics import image
+
     made, real = mixed(400, 24, 3), mixed(300, 24, 4)
 
     class Given(torch.nn.Module):

@@ -132,13 +132,14 @@ def bits(model: Family, kept: Pictures, stop: Stop) -> dict[str, Any]:
 @torch.no_grad()
 def interpolated(model: Family, ends: Tensor, classes: Sequence[str]) -> dict[str, Tensor]:
     """Pictures between two held-out ones, along a line of latents, where the family has such."""
-    if not hasattr(model, "encode") or not hasattr(model, "decode"):
+    encode, decode = getattr(model, "encode", None), getattr(model, "decode", None)
+    if encode is None or decode is None:
         return {}
-    z = model.encode(2 * ends - 1)
+    z: Tensor = encode(2 * ends - 1)
     if not z.is_floating_point():  # codes have nothing between them
         return {}
     shares = torch.linspace(0, 1, BETWEEN).view(-1, *[1] * (z.ndim - 1))
-    row = model.decode((1 - shares) * z[:1] + shares * z[1:2])
+    row = decode((1 - shares) * z[:1] + shares * z[1:2])
     return {"between": ((torch.nan_to_num(row).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)}
 
 

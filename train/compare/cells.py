@@ -49,8 +49,15 @@ def cell_of(wish: Wish, family: str, seed: int) -> Cell:
 def shipped_families() -> list[str]:
     """Names of the configurations that ship, group by group: simple ones first, diffusion last."""
     folder = config_path("family")
-    found = [(GROUPS.index(facts_of(base_file(p.stem).task.family).group), p.stem) for p in folder.glob("*.yaml")]
+    found = [(GROUPS.index(facts_of(module_of(p.stem)).group), p.stem) for p in folder.glob("*.yaml")]
     return [name for _, name in sorted(found)]
+
+
+def module_of(family: str) -> str:
+    """Which family the run file of a configuration is of."""
+    task = base_file(family).task
+    assert task.type == "family"
+    return task.family
 
 
 def base_file(family: str) -> RunFile:

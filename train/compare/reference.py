@@ -84,7 +84,7 @@ def _keep(wish: Wish, path: Path, facts: Path) -> None:
 def _loader(wish: Wish) -> Loader:
     file = RunFile(
         task={"type": "classifier"}, data=DataSettings(**data_section(wish)), run={"out": wish.out / "none", "steps": 1}
-    )  # type: ignore[arg-type]
+    )
     return data_of(file, processes_of(file))[1]
 
 
@@ -141,7 +141,7 @@ def _train_classifier(wish: Wish, stop: Stop) -> None:
         optim={"lr": 2e-3, "warmup": 50, "ema": 0.99},
         run={"out": wish.out / CLASSIFIER, "steps": wish.classifier_steps, "batch": 128, "preview": 0, "evaluate": 500,
              "save": 500},
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     if finished(file) is None:
         log.info("training the classifier that looks at all samples: %s steps", f"{wish.classifier_steps:,}")
         with opened(file, stop=stop) as run:

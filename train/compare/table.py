@@ -13,7 +13,7 @@ from typing import Any
 
 from ldm.baselines.family import Facts, facts_of
 from ldm.metrics.interval import Estimate
-from train.compare.cells import Cell, base_file, cells
+from train.compare.cells import Cell, cells, module_of
 from train.compare.wish import Wish
 
 FIGURES = (
@@ -97,7 +97,7 @@ def rows(wish: Wish) -> list[Row]:
     return [
         Row(
             Path(name).stem,
-            facts_of(base_file(name).task.family),  # type: ignore[union-attr]
+            facts_of(module_of(name)),
             tuple(told for cell in own if (told := cell.result) is not None),
             len(own),
         )

@@ -33,12 +33,12 @@ def marks(rows: Sequence[Row]) -> list[Mark]:
     for row in rows:
         kid, coverage, speed = row.figure("kid"), row.figure("coverage"), row.per_second
         if kid is not None and coverage is not None and speed:
-            found.append((row, -math.log(max(kid.value, 1e-6)), coverage.value, math.log(speed)))
+            found.append((row, (-math.log(max(kid.value, 1e-6)), coverage.value, math.log(speed))))
     if len(found) < 2:
         return []
-    scaled = [_scaled([one[i] for one in found]) for i in (1, 2, 3)]
+    scaled = [_scaled([told[i] for _, told in found]) for i in range(3)]
     return [
-        Mark(row.name, row.facts.group, *(column[place] for column in scaled)) for place, (row, *_) in enumerate(found)
+        Mark(row.name, row.facts.group, *(column[place] for column in scaled)) for place, (row, _) in enumerate(found)
     ]
 
 
