@@ -34,6 +34,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("train", commands.train, "Train what a run file says, and go on where it was left."),
     Entry("personalize", commands_personal.personalize, "Teach a model your own subject from a few photos."),
     Entry("compare", commands_compare.compare, "Compare families of generative models on your pictures."),
+    Entry("evaluate", commands_compare.evaluate, "Measure a model or a folder of pictures against a data set."),
     Entry("data", commands.data, "Look at a set of pictures before training on it."),
     Entry("doctor", commands.doctor, "Check this installation."),
     Entry("config", commands.config, "Check and show configuration files."),

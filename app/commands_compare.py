@@ -1,4 +1,4 @@
-"""`ldm compare` as typer sees it. Nothing heavy is imported before it runs."""
+"""`ldm compare` and `ldm evaluate` as typer sees them. Nothing heavy is imported before it runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,39 @@ import typer
 
 from app.commands import Json, single
 
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="A folder, a table, or scenes; as ldm train reads it.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[data.KEY=VALUE]...", help="More of the data section.", show_default=False),
+]
+Size = Annotated[int, typer.Option("--size", metavar="N", min=8, max=256, help="Side of the pictures.")]
+Samples = Annotated[int, typer.Option("--samples", metavar="N", min=100, help="Drawn by each model.")]
+Cap = Annotated[int, typer.Option("--cap", metavar="S", min=1, help="Seconds that it may draw for.")]
+HeldOut = Annotated[int, typer.Option("--held-out", metavar="N", min=100, help="Pictures that nothing is trained on.")]
+Clip = Annotated[
+    str | None, typer.Option("--clip", metavar="CLIP", help="Features of this CLIP; else of a classifier made here.")
+]
+Inception = Annotated[
+    str | None, typer.Option("--inception", metavar="FILE", help="Features of Inception, from your weights.")
+]
+ClassifierSteps = Annotated[
+    int, typer.Option("--classifier-steps", metavar="N", min=0, help="Of the classifier; 0: raw pixels instead.")
+]
+
 
 def compare() -> typer.Typer:
     return single(_compare)
 
 
+def evaluate() -> typer.Typer:
+    return single(_evaluate)
+
+
 def _compare(
-    data: Annotated[
-        str,
-        typer.Argument(metavar="DATA", help="A folder, a table, or scenes; as ldm train reads it.", show_default=False),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[data.KEY=VALUE]...", help="More of the data section.", show_default=False),
-    ] = None,
+    data: Data,
+    overrides: Overrides = None,
     families: Annotated[
         str | None, typer.Option("--families", metavar="A,B", help="Names of configs/family, or run files; else all.")
     ] = None,
@@ -29,22 +48,13 @@ def _compare(
         str, typer.Option("--budget", metavar="B", help="Of training, for each cell: 10min, 2000-steps, 1e6-images.")
     ] = "10min",
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, max=100, help="Cells of each family.")] = 3,
-    size: Annotated[int, typer.Option("--size", metavar="N", min=8, max=256, help="Side of the pictures.")] = 32,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=100, help="Drawn by each cell.")] = 2000,
-    cap: Annotated[int, typer.Option("--cap", metavar="S", min=1, help="Seconds that a cell may draw for.")] = 300,
-    held_out: Annotated[
-        int, typer.Option("--held-out", metavar="N", min=100, help="Pictures that nothing is trained on.")
-    ] = 1000,
-    clip: Annotated[
-        str | None,
-        typer.Option("--clip", metavar="CLIP", help="Features of this CLIP; else of a classifier made here."),
-    ] = None,
-    inception: Annotated[
-        str | None, typer.Option("--inception", metavar="FILE", help="Features of Inception, from your weights.")
-    ] = None,
-    classifier_steps: Annotated[
-        int, typer.Option("--classifier-steps", metavar="N", min=0, help="Of the classifier; 0: raw pixels instead.")
-    ] = 1500,
+    size: Size = 32,
+    samples: Samples = 2000,
+    cap: Cap = 300,
+    held_out: HeldOut = 1000,
+    clip: Clip = None,
+    inception: Inception = None,
+    classifier_steps: ClassifierSteps = 1500,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Else runs/compare/DATA.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What it will cost; nothing is trained.")] = False,
     as_json: Json = False,
@@ -57,3 +67,28 @@ def _compare(
         "held_out": held_out, "clip": clip, "inception": inception, "classifier_steps": classifier_steps, "out": out,
     }  # fmt: skip
     return run(data, overrides or [], fields, dry_run=dry_run, as_json=as_json)
+
+
+def _evaluate(
+    made: Annotated[str, typer.Argument(metavar="MADE", help="A model, or a folder of pictures.", show_default=False)],
+    data: Annotated[str, typer.Option("--against", metavar="DATA", help="The pictures that it is measured against.")],
+    overrides: Overrides = None,
+    size: Size = 32,
+    samples: Samples = 2000,
+    cap: Cap = 300,
+    held_out: HeldOut = 1000,
+    clip: Clip = None,
+    inception: Inception = None,
+    classifier_steps: ClassifierSteps = 1500,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of what is drawn.")] = 0,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Else runs/evaluate/DATA.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure a model, or a folder of pictures, against a data set: ldm evaluate made/ --against photos"""
+    from app.evaluate import evaluate as run
+
+    fields = {
+        "size": size, "held_out": held_out, "clip": clip, "inception": inception, "classifier_steps": classifier_steps,
+        "out": out,
+    }  # fmt: skip
+    return run(made, data, overrides or [], fields, samples=samples, cap=cap, seed=seed, as_json=as_json)

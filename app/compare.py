@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def compare(data: str, overrides: Sequence[str], fields: Mapping[str, Any], *, dry_run: bool, as_json: bool) -> int:
     """Runs what is left of a comparison; Ctrl-C leaves what is done."""
-    section = _data(data, overrides)
+    section = data_section(data, overrides)
     families = _families(fields["families"])
     wish = _wish(data, section, families, fields)
     from train.compare.lab import Progress, cost_of
@@ -68,7 +68,7 @@ def _in_short(told: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *told.get("notes", [])])
 
 
-def _data(data: str, overrides: Sequence[str]) -> dict[str, Any]:
+def data_section(data: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The data section: its path, and what `data.key=value` says besides."""
     from ldm.config import loads
     from ldm.data.settings import DataSettings
@@ -108,7 +108,12 @@ def _wish(data: str, section: Mapping[str, Any], families: Sequence[str], fields
     try:
         return Wish(**{**given, "data": dict(section), "families": tuple(families), "out": Path(out).expanduser()})
     except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        why = f"{first['msg'].removeprefix('Value error, ')}."
-        raise LdmError(Code.USAGE, f"{option} is not understood.", why, "See ldm compare --help.") from error
+        raise not_understood(error) from error
+
+
+def not_understood(error: ValidationError) -> LdmError:
+    """The first of its errors, by the name of the option."""
+    first = error.errors()[0]
+    option = "--" + str(first["loc"][0]).replace("_", "-")
+    why = f"{first['msg'].removeprefix('Value error, ')}."
+    return LdmError(Code.USAGE, f"{option} is not understood.", why, "See the command's --help.")

@@ -26,6 +26,7 @@ from ldm.errors import Code, LdmError
 from ldm.metrics.interval import around
 from ldm.metrics.measured import FEWEST, Measured, measure
 from ldm.store.write import staged, write_weights
+from train.compare.accuracy import accuracy_score
 from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_of, file_of
 from train.compare.counting import planned
 from train.compare.reference import Pictures, extractor_of, pictures_of, real, reference_of
@@ -84,7 +85,7 @@ def _middle(values: Sequence[float]) -> float:
 
 def _judged(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
     stored, kept = load_family(cell.folder / RUN / "model"), pictures_of(wish)
-    samples, seconds = drawn(stored.model, len(stored.classes), wish, cell.seed, stop)
+    samples, seconds = drawn(stored.model, len(stored.classes), wish.samples, wish.cap, cell.seed, stop)
     if not (cell.folder / SAMPLES).is_file():
         extra = interpolated(stored.model, real(kept.held_out[:2]), stored.classes)
         write_weights(cell.folder / SAMPLES, {"samples": samples, **extra}, {})
@@ -94,20 +95,31 @@ def _judged(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
     told |= bits(stored.model, kept, stop)
     if len(samples) < FEWEST:
         return told | {"notes": [f"{len(samples)} samples are too few for a statistic, which needs {FEWEST}"]}
-    return told | as_json(measure(real(samples), reference_of(kept, extractor_of(wish, kept, stop)), cell.seed))
+    measured = as_json(measure(real(samples), reference_of(kept, extractor_of(wish, kept, stop)), cell.seed))
+    measured["figures"] |= _named(samples, stored.classes, stored.model.conditional, kept, cell.seed)
+    return told | measured
 
 
-def drawn(model: Family, classes: int, wish: Wish, seed: int, stop: Stop) -> tuple[Tensor, float]:
+def _named(samples: Tensor, classes: Sequence[str], told: bool, kept: Pictures, seed: int) -> dict[str, Any]:
+    """What a classifier that has seen these samples alone knows of real pictures, where both have classes."""
+    if not classes or not told or kept.held_out_labels is None or len(samples) < 10 * len(classes):
+        return {}
+    labels = torch.arange(len(samples)) % len(classes)
+    score = accuracy_score(real(samples), labels, real(kept.held_out), kept.held_out_labels, len(classes), seed)
+    return {"accuracy_score": asdict(score)}
+
+
+def drawn(model: Family, classes: int, samples: int, cap: int, seed: int, stop: Stop) -> tuple[Tensor, float]:
     """[n,3,H,W] uint8, classes in turn, and the seconds it took; as many as the cap allows, and one lot at least."""
     made, began = list[Tensor](), time.monotonic()
-    while sum(map(len, made)) < wish.samples:
+    while sum(map(len, made)) < samples:
         first = sum(map(len, made))
-        count = min(AT_ONCE, wish.samples - first)
+        count = min(AT_ONCE, samples - first)
         label = torch.arange(first, first + count) % classes if classes and model.conditional else None
         lot = model.sample(count, label, torch.Generator().manual_seed(seed * 1_000_003 + first))
         made.append(((torch.nan_to_num(lot).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
         stop.check()
-        if time.monotonic() - began > wish.cap:
+        if time.monotonic() - began > cap:
             break
     return torch.cat(made), time.monotonic() - began
 

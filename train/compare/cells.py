@@ -70,10 +70,6 @@ def base_file(family: str) -> RunFile:
     return file
 
 
-def data_section(wish: Wish) -> dict[str, Any]:
-    return {**wish.data, "size": wish.size, "validation": float(wish.held_out)}
-
-
 def file_of(wish: Wish, cell: Cell, steps: int) -> RunFile:
     """The family's own run file, on the wish's data and for so many steps. Nothing but training takes time in it."""
     told = base_file(cell.family).model_dump()
@@ -86,4 +82,4 @@ def file_of(wish: Wish, cell: Cell, steps: int) -> RunFile:
         "evaluate": 0,
         "log": max(1, steps // 200),
     }
-    return RunFile(**{**told, "data": data_section(wish), "run": run})
+    return RunFile(**{**told, "data": wish.section, "run": run})

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from ldm.store.write import staged
 from train.compare.cells import Cell, cells
 from train.compare.counting import measured
 from train.compare.reference import extractor_of, pictures_of
-from train.compare.wish import Wish
+from train.compare.wish import Wish, Yardsticks
 from train.lock import Lock
 from train.signals import Stop, Stopped
 
@@ -61,11 +62,22 @@ def remember(wish: Wish) -> None:
         stage.write_text(wish.model_dump_json(indent=2) + "\n", "utf-8")
 
 
+def remember_yardsticks(yard: Yardsticks) -> None:
+    """Writes them into their folder; others there are an error."""
+    path = yard.out / "yardsticks.json"
+    yard.out.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        with staged(path) as stage:
+            stage.write_text(yard.model_dump_json(indent=2) + "\n", "utf-8")
+        return
+    check_same(yard, Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out}))
+
+
 def read_wish(folder: Path) -> Wish:
     return Wish(**{**json.loads((folder / WISH).read_text("utf-8")), "out": folder})
 
 
-def check_same(wish: Wish, before: Wish) -> None:
+def check_same(wish: Yardsticks, before: Yardsticks) -> None:
     """Families and seeds may be added to; whatever else changes a figure may not."""
     free = {"out", "families", "seeds"}
     now, then = wish.model_dump(exclude=free), before.model_dump(exclude=free)
@@ -79,7 +91,7 @@ def check_same(wish: Wish, before: Wish) -> None:
         )
 
 
-def prepare(wish: Wish, progress: Progress, stop: Stop) -> None:
+def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
     """Pictures and judge, which all cells share; whoever comes second waits for the first."""
     with Lock(wish.out):
         progress.tell("reading the data set")
@@ -97,12 +109,10 @@ def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
     progress.tell(f"{cell.family}, seed {cell.seed}")
     command = [sys.executable, "-m", "train.compare.cell", str(wish.out), cell.family, str(cell.seed)]
     alone = {key: value for key, value in os.environ.items() if key not in _LAUNCHED}
-    child = subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None
-    said = list[str]()
-    for line in child.stderr:
-        said.append(line)
-    status = child.wait()
+    with tempfile.TemporaryFile("w+", errors="replace") as said_to:
+        status = _waited(subprocess.Popen(command, env=alone, stderr=said_to), stop)
+        said_to.seek(0)
+        said = said_to.readlines()
     stop.check()
     if status in (130, 143):
         raise Stopped(status)
@@ -111,6 +121,18 @@ def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
         return
     if status:
         _give_up(cell, "".join(said[-12:]), status)
+
+
+def _waited(child: subprocess.Popen[bytes], stop: Stop) -> int:
+    """Its exit status. Whoever stops us means the cell: it is asked to save, and waited for."""
+    asked = False
+    while True:
+        try:
+            return child.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if stop.wanted and not asked:
+                asked = True
+                child.terminate()
 
 
 def _give_up(cell: Cell, said: str, status: int) -> None:

@@ -31,7 +31,8 @@ SHEET, ACROSS = 32, 16
 WORDS = {
     "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID &times; 1000", "inception_score": "IS",
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
-    "spectrum_db": "spectrum, dB", "class_distance": "classes off by", "copies": "copies", "authentic": "authentic",
+    "spectrum_db": "spectrum, dB", "class_distance": "classes off by",
+    "accuracy_score": "accuracy", "copies": "copies", "authentic": "authentic",
 }  # fmt: skip
 OWN = """
 main{max-width:1180px}.wide table{width:auto;border-collapse:collapse;font-size:.82rem;

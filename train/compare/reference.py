@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from ldm.data.batch import Batch
+from ldm.data.examples import open_source
 from ldm.data.loader import Loader
 from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
 from ldm.metrics.inception import by_inception
-from ldm.metrics.measured import Reference, check_enough
+from ldm.metrics.measured import FEWEST, Reference, check_enough
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model
 from ldm.store.weights import load_weights
 from ldm.store.write import staged, write_weights
-from train.compare.cells import data_section
-from train.compare.wish import Wish
+from train.compare.wish import Yardsticks
 from train.config import RunFile
-from train.opening import data_of, processes_of
+from train.opening import loader_of, processes_of
 from train.run import finished, opened
 from train.signals import Stop
 from train.tasks.perceptual import open_classifier
@@ -51,7 +51,7 @@ class Pictures:
         return None if self.labels is None else torch.bincount(self.labels, minlength=len(self.classes)).double()
 
 
-def pictures_of(wish: Wish) -> Pictures:
+def pictures_of(wish: Yardsticks) -> Pictures:
     """From the folder of the comparison, or from the data set, and then kept there."""
     path, facts = wish.out / PICTURES, wish.out / FACTS
     if not path.is_file():
@@ -64,7 +64,7 @@ def pictures_of(wish: Wish) -> Pictures:
     )  # fmt: skip
 
 
-def _keep(wish: Wish, path: Path, facts: Path) -> None:
+def _keep(wish: Yardsticks, path: Path, facts: Path) -> None:
     loader = _loader(wish)
     training, held = list(loader.look(wish.reference)), loader.validation(wish.held_out)
     for what, some in (("training", training), ("held out", held)):
@@ -81,11 +81,26 @@ def _keep(wish: Wish, path: Path, facts: Path) -> None:
     write_weights(path, tensors, {})
 
 
-def _loader(wish: Wish) -> Loader:
+def captions_of(wish: Yardsticks, most: int = 10_000) -> list[str]:
+    """Captions of training pictures, one each, in the order of the reference."""
+    return [text for batch in _loader(wish).look(min(most, wish.reference)) for text in batch.text if text]
+
+
+def _loader(wish: Yardsticks) -> Loader:
     file = RunFile(
-        task={"type": "classifier"}, data=DataSettings(**data_section(wish)), run={"out": wish.out / "none", "steps": 1}
+        task={"type": "classifier"},
+        data=DataSettings(**{"uncaptioned": "empty", **wish.section}),
+        run={"out": wish.out / "none", "steps": 1, "batch": 1},
     )
-    return data_of(file, processes_of(file))[1]
+    source = open_source(file.data)
+    if len(source) < (needed := wish.held_out + FEWEST):
+        raise LdmError(
+            Code.USAGE,
+            f"{source.title} has {len(source)} pictures, which are too few.",
+            f"{needed} are needed: {wish.held_out} that nothing is trained on, and {FEWEST} to train on at the least.",
+            "Give more pictures, or keep fewer from training with --held-out (100 at the least).",
+        )
+    return loader_of(file, source, processes_of(file))
 
 
 def _bytes(batches: Sequence[Batch]) -> Tensor:
@@ -111,7 +126,7 @@ def _names(labels: Sequence[str], batches: Sequence[Batch]) -> list[str]:
     return names
 
 
-def extractor_of(wish: Wish, kept: Pictures, stop: Stop) -> Extractor:
+def extractor_of(wish: Yardsticks, kept: Pictures, stop: Stop) -> Extractor:
     """Inception or a CLIP where the wish names one; else the lab's own classifier of caption words; else raw pixels."""
     if wish.inception is not None:
         return by_inception(wish.inception)
@@ -134,10 +149,10 @@ def extractor_of(wish: Wish, kept: Pictures, stop: Stop) -> Extractor:
     return by_classifier(open_classifier(folder).eval(), named if len(named) == len(kept.classes) > 1 else None)
 
 
-def _train_classifier(wish: Wish, stop: Stop) -> None:
+def _train_classifier(wish: Yardsticks, stop: Stop) -> None:
     file = RunFile(
         task={"type": "classifier", "widths": [32, 64, 128]},
-        data=DataSettings(**data_section(wish), uncaptioned="empty", flip=0.5),
+        data=DataSettings(**wish.section, uncaptioned="empty", flip=0.5),
         optim={"lr": 2e-3, "warmup": 50, "ema": 0.99},
         run={"out": wish.out / CLASSIFIER, "steps": wish.classifier_steps, "batch": 128, "preview": 0, "evaluate": 500,
              "save": 500},

@@ -18,9 +18,9 @@ from train.compare.wish import Wish
 
 FIGURES = (
     "fid", "fid_infinity", "kid", "inception_score", "precision", "recall", "density", "coverage", "spectrum_db",
-    "class_distance", "copies", "authentic",
+    "class_distance", "accuracy_score", "copies", "authentic",
 )  # fmt: skip
-SHARES = frozenset({"precision", "recall", "coverage", "copies", "authentic"})
+SHARES = frozenset({"precision", "recall", "coverage", "accuracy_score", "copies", "authentic"})
 # Student's t at 97.5 % by degrees of freedom: of few seeds a normal interval would be far too narrow.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 

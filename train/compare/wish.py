@@ -38,22 +38,32 @@ def budget(text: str) -> Budget:
     return Budget(kind="steps" if unit.startswith("step") else "images", count=count)
 
 
-class Wish(Strict):
-    """Fixed when a comparison begins: another wish needs another folder. `threads` and `device` may change."""
+class Yardsticks(Strict):
+    """What is measured against, and who looks: fixed for everything in one folder."""
 
     data: dict[str, Any]  # the data section of a run file, without size and validation
-    families: tuple[str, ...]  # names of configs/family, or paths of run files
-    budget: Budget
     out: Path
-    seeds: Positive = 3
     size: Annotated[int, Field(ge=8, le=256)] = 32
-    samples: Annotated[int, Field(ge=100)] = 2000
-    cap: Positive = 300  # seconds that a cell may spend on drawing
     held_out: Annotated[int, Field(ge=100)] = 1000  # pictures that nothing is trained on
     reference: Annotated[int, Field(ge=100)] = 10_000  # training pictures that samples are measured against, at most
     classifier_steps: Annotated[int, Field(ge=0)] = 1500  # of the lab's own classifier; 0: raw pixels are the features
     clip: str | None = None  # a CLIP whose features take the place of the classifier's
     inception: Path | None = None  # a file of Inception's weights, whose features do
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The data section of a run file."""
+        return {**self.data, "size": self.size, "validation": float(self.held_out)}
+
+
+class Wish(Yardsticks):
+    """Fixed when a comparison begins, but for families and seeds, to which may be added."""
+
+    families: tuple[str, ...]  # names of configs/family, or paths of run files
+    budget: Budget
+    seeds: Positive = 3
+    samples: Annotated[int, Field(ge=100)] = 2000
+    cap: Positive = 300  # seconds that a cell may spend on drawing
 
     @field_validator("budget", mode="before")
     @classmethod

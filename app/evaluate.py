@@ -1,0 +1,74 @@
+"""`ldm evaluate MADE --against DATA`: figures with intervals, and the protocol that they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from app.compare import data_section, not_understood
+from app.errors import printable
+
+
+def evaluate(
+    made: str,
+    data: str,
+    overrides: Sequence[str],
+    fields: Mapping[str, Any],
+    *,
+    samples: int,
+    cap: int,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Prints the figures, or the file that holds them as JSON."""
+    from ldm.store.find import find_model
+    from train.compare.wish import Yardsticks
+
+    if not Path(made).exists():
+        find_model(made)  # whose error lists what there is
+    out = fields["out"] or f"runs/evaluate/{Path(data).stem}"
+    given = {key: value for key, value in fields.items() if value is not None}
+    section = data_section(data, overrides)
+    try:
+        yard = Yardsticks(**{**given, "data": section, "out": Path(out).expanduser()})
+    except ValidationError as error:
+        raise not_understood(error) from error
+    from train.compare.evaluate import evaluate as run
+    from train.signals import Stop, Stopped
+
+    def say(text: str) -> None:
+        if not as_json:
+            typer.echo(printable(text), err=True)
+
+    with Stop() as stop:
+        try:
+            path = run(made, yard, samples, cap, seed, say, stop)
+        except Stopped as stopped:
+            return int(stopped.code or 143)
+    told = json.loads(path.read_text("utf-8"))
+    if as_json:
+        typer.echo(json.dumps(told))
+        return 0
+    for line in _lines(told):
+        typer.echo(printable(line))
+    typer.echo(printable(str(path)))
+    return 0
+
+
+def _lines(told: Mapping[str, Any]) -> list[str]:
+    figures = dict(told["figures"])
+    figures |= {key: told[key] for key in ("bits_per_dim", "clip_score") if key in told}
+    wide = max(map(len, figures))
+    lines = [
+        f"{name:<{wide}}  {one['value']:<10.4g} {one['low']:.4g} to {one['high']:.4g}" for name, one in figures.items()
+    ]
+    by = told["protocol"]
+    lines.append(
+        f"{by['made']:,} pictures against {by['real']:,}, as {by['extractor']} sees them (resize: {by['resize']})"
+    )
+    return lines + [f"note: {note}" for note in told["notes"]]

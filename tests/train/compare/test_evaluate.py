@@ -1,0 +1,75 @@
+"""Models and folders measured against a data set, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.errors import Code
+from ldm.metrics.interval import Estimate
+from tests.app.conftest import Ldm, ldm  # noqa: F401
+from tests.train.tasks.test_family import made
+from train.compare.accuracy import accuracy_score
+
+FEW = ("--size", 8, "--held-out", 100, "--classifier-steps", 0, "data.count=300")
+
+
+def test_a_folder_and_a_family_are_measured_alike(ldm: Ldm, tmp_path: Path) -> None:  # noqa: F811
+    ldm("data", "draw", "drawn", "--count", 120, "--size", 16)
+    shown = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100)
+    assert shown.status == 0, shown.err
+    assert "fid" in shown.out and "100 pictures against 200" in shown.out and "as pixels sees them" in shown.out
+    made("ppca").save(tmp_path / "mine/model")
+    told = ldm("evaluate", "mine/model", "--against", "scenes", *FEW, "--samples", 100, "--json").json
+    assert told["bits_per_dim"]["kind"] == "exact" and told["drawn"] == 100
+    kept = json.loads(Path("runs/evaluate/scenes/drawn.json").read_text("utf-8"))
+    assert kept["protocol"] == told["protocol"]
+    assert kept["figures"]["kid"]["value"] < told["figures"]["kid"]["value"]  # real scenes are nearer than noise
+    again = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100)
+    assert again.status == Code.FILE and "exists already" in again.err
+
+
+def test_a_text_to_image_model_draws_for_captions(ldm: Ldm, tiny_sd1: Path) -> None:  # noqa: F811
+    (Path(tiny_sd1) / "sampling.json").write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
+    try:
+        told = ldm("evaluate", tiny_sd1, "--against", "scenes", *FEW, "--samples", 100, "--json")
+    finally:
+        (Path(tiny_sd1) / "sampling.json").unlink()
+    assert told.status == 0, told.err
+    assert told.json["drawn"] == 100 and told.json["figures"]["fid"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (("nowhere", "--against", "scenes"), Code.FILE, "nowhere"),
+        (("few", "--against", "scenes", *FEW), Code.USAGE, "too few"),
+        (("few", "--against", "few", "--size", 8, "--held-out", 100), Code.USAGE, "too few"),
+        (("few", "--against", "scenes", "data.size=4"), Code.USAGE, "--size"),
+        (("few", "--against", "scenes", "size=4"), Code.USAGE, "Only keys of the data section"),
+        (("few", "--against", "scenes", *FEW, "--inception", "few/0.png"), Code.MODEL, "safetensors"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(ldm: Ldm, argv: tuple[object, ...], status: int, said: str) -> None:  # noqa: F811
+    Path("few").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (i * 80, 0, 0)).save(f"few/{i}.png")
+    done = ldm("evaluate", *argv)
+    assert done.status == status, done.err
+    assert said in done.err and "Traceback" not in done.err
+
+
+def test_samples_that_show_their_classes_teach_a_classifier() -> None:
+    """Bright against dark: from samples that show it everything is known, from samples that mix it up nothing."""
+    draws = torch.Generator().manual_seed(0)
+    truth = torch.arange(200) % 2
+    real = (0.2 + 0.5 * truth.float())[:, None, None, None] + 0.1 * torch.rand(200, 3, 8, 8, generator=draws)
+    right = accuracy_score(real.clone(), truth, real, truth, 2, 0, 80)
+    assert right.value > 0.95
+    mixed = truth[torch.randperm(200, generator=draws)]
+    assert accuracy_score(real.clone(), mixed, real, truth, 2, 0, 80).value < 0.8
+    assert isinstance(right, Estimate)

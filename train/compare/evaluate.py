@@ -1,0 +1,109 @@
+"""Any model or folder of pictures, measured against a data set by the yardsticks of a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.baselines.stored import CONFIG, load_family
+from ldm.data.settings import DataSettings
+from ldm.errors import Code, LdmError
+from ldm.metrics.interval import around
+from ldm.metrics.measured import measure
+from ldm.store.clip import load_clip
+from ldm.store.find import find_model
+from ldm.store.shards import read_json
+from ldm.store.write import staged
+from pipelines.pipeline import Pipeline
+from train.compare.cell import as_json, bits, drawn
+from train.compare.lab import Progress, prepare, remember_yardsticks
+from train.compare.reference import captions_of, extractor_of, pictures_of, real, reference_of
+from train.compare.wish import Yardsticks
+from train.config import RunFile
+from train.opening import data_of, processes_of
+from train.signals import Stop
+
+Tell = Callable[[str], None]
+
+
+def evaluate(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> Path:
+    """Writes NAME.json into the folder of the yardsticks, which later measures share; returns its path."""
+    remember_yardsticks(yard)
+    prepare(yard, Progress(tell), stop)
+    name = _name(made)
+    path = yard.out / f"{name}.json"
+    if path.exists():
+        why = "Nothing is overwritten."
+        raise LdmError(Code.FILE, f"{path} exists already.", why, "Move it away, or choose another --out.")
+    told = _measured(made, yard, samples, cap, seed, tell, stop)
+    with staged(path) as stage:
+        stage.write_text(json.dumps({"made": made, **told}, indent=2) + "\n", "utf-8")
+    return path
+
+
+def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> dict[str, Any]:
+    kept = pictures_of(yard)
+    if _is_family(Path(made)):
+        stored = load_family(Path(made))
+        tell(f"drawing {samples:,} pictures by {stored.family}")
+        pictures, seconds = drawn(stored.model, len(stored.classes), samples, cap, seed, stop)
+        told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures), **bits(stored.model, kept, stop)}
+    elif Path(made).is_dir() and not (Path(made) / "model_index.json").is_file():
+        tell(f"reading the pictures of {made}")
+        pictures, told = _folder(Path(made), yard.size, samples), {}
+    else:
+        texts = captions_of(yard)
+        if not texts:
+            why = "A text-to-image model draws for the captions of the data set, and this one has none."
+            raise LdmError(Code.USAGE, f"{made} cannot be asked for anything.", why, "Give a data set with captions.")
+        tell(f"drawing {samples:,} pictures by {made}, for captions of the data set")
+        pictures, told = _drawn_for(made, yard, texts, samples, seed, stop)
+    reference = reference_of(kept, extractor_of(yard, kept, stop))
+    return told | as_json(measure(real(pictures), reference, seed))
+
+
+def _is_family(path: Path) -> bool:
+    return (path / CONFIG).is_file() and "family" in read_json(path / CONFIG, 1_000_000)
+
+
+def _name(made: str) -> str:
+    path = Path(made)
+    return path.parent.name if path.name == "model" and path.parent.name else path.stem or "measured"
+
+
+def _folder(path: Path, size: int, most: int) -> Tensor:
+    """uint8 [n,3,size,size], as a data set would be shown."""
+    data = DataSettings(path=str(path), size=size, uncaptioned="empty", least_side=1)
+    file = RunFile(task={"type": "classifier"}, data=data, run={"out": path / "none", "steps": 1, "batch": 1})
+    loader = data_of(file, processes_of(file))[1]
+    found = [((b.image + 1) * 127.5).round().to(torch.uint8) for b in loader.look(most) if b.image is not None]
+    return torch.cat(found)
+
+
+def _drawn_for(
+    made: str, yard: Yardsticks, texts: Sequence[str], samples: int, seed: int, stop: Stop
+) -> tuple[Tensor, dict[str, Any]]:
+    """One picture a caption, in their order and round again; with a CLIP also how well each fits its words."""
+    pipeline = Pipeline.load(made)
+    clip = None if yard.clip is None else load_clip(find_model(yard.clip)).eval()
+    found, fits = list[Tensor](), list[float]()
+    for place in range(samples):
+        text = texts[place % len(texts)]
+        (picture,) = pipeline(text, seed=seed * 1_000_003 + place)
+        square = picture.convert("RGB").resize((yard.size, yard.size))
+        tensor = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+        found.append(tensor.view(yard.size, yard.size, 3).permute(2, 0, 1))
+        if clip is not None:
+            fits.append(float(clip.similarity(2 * real(found[-1][None]) - 1, [text])))
+        stop.check()
+    told: dict[str, Any] = {"drawn": samples}
+    if fits:
+        each = torch.tensor(fits, dtype=torch.float64)
+        told["clip_score"] = asdict(around(float(each.mean()), float(each.std()) / len(each) ** 0.5))
+    return torch.stack(found), told
