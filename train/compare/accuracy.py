@@ -30,7 +30,7 @@ def accuracy_score(
         x = 2 * samples[rows] - 1
         x = torch.where((draws.uniform("flip") < 0.5)[:, None, None, None], x.flip(3), x)
         optimiser.zero_grad()
-        F.cross_entropy(net.logits(x), labels[rows]).backward()
+        F.cross_entropy(net.logits(x), labels[rows]).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     with torch.no_grad():
         said = torch.cat([net.logits(2 * part - 1).argmax(1) for part in torch.split(real, 250)])

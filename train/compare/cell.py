@@ -27,7 +27,7 @@ from ldm.metrics.interval import around
 from ldm.metrics.measured import FEWEST, Measured, measure
 from ldm.store.write import staged, write_weights
 from train.compare.accuracy import accuracy_score
-from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_of, file_of
+from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of
 from train.compare.counting import planned
 from train.compare.reference import Pictures, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Wish
@@ -177,7 +177,7 @@ def main() -> None:
     wish = read_wish(Path(folder))
     try:
         with Stop() as stop:
-            run_cell(wish, cell_of(wish, family, int(seed)), stop)
+            run_cell(wish, cell_in(wish.out, family, int(seed)), stop)
     except Stopped as stopped:
         raise SystemExit(stopped.code) from None
     except LdmError as error:

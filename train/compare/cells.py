@@ -38,12 +38,12 @@ def cells(wish: Wish) -> Iterator[Cell]:
     """Seed by seed, so that a comparison that is stopped has every family as often."""
     for seed in range(wish.seeds):
         for family in wish.families:
-            name = Path(family).stem
-            yield Cell(family, seed, wish.out / "cells" / f"{name}-{seed}")
+            yield cell_in(wish.out, family, seed)
 
 
-def cell_of(wish: Wish, family: str, seed: int) -> Cell:
-    return next(cell for cell in cells(wish) if (cell.family, cell.seed) == (family, seed))
+def cell_in(out: Path, family: str, seed: int) -> Cell:
+    """Its folder is called by the configuration and the seed."""
+    return Cell(family, seed, out / "cells" / f"{Path(family).stem}-{seed}")
 
 
 def shipped_families() -> list[str]:

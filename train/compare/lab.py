@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from train.signals import Stop, Stopped
 log = logging.getLogger("train.compare")
 WISH = "wish.json"
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+PATIENCE = 1.0  # seconds between two tries for a lock
 Tell = Callable[[str], None]
 
 
@@ -55,21 +58,27 @@ def remember(wish: Wish) -> None:
     """Writes the wish into its folder; another one there is an error."""
     path = wish.out / WISH
     wish.out.mkdir(parents=True, exist_ok=True)
+    _write_once(path, wish)
+    check_same(wish, read_wish(wish.out))
+
+
+def _write_once(path: Path, record: Yardsticks) -> None:
+    """If nobody else has, who may do so at this moment."""
     if path.is_file():
-        check_same(wish, read_wish(wish.out))
         return
-    with staged(path) as stage:
-        stage.write_text(wish.model_dump_json(indent=2) + "\n", "utf-8")
+    try:
+        with staged(path) as stage:
+            stage.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+    except LdmError:
+        if not path.is_file():
+            raise
 
 
 def remember_yardsticks(yard: Yardsticks) -> None:
     """Writes them into their folder; others there are an error."""
     path = yard.out / "yardsticks.json"
     yard.out.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        with staged(path) as stage:
-            stage.write_text(yard.model_dump_json(indent=2) + "\n", "utf-8")
-        return
+    _write_once(path, yard)
     check_same(yard, Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out}))
 
 
@@ -93,7 +102,7 @@ def check_same(wish: Yardsticks, before: Yardsticks) -> None:
 
 def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
     """Pictures and judge, which all cells share; whoever comes second waits for the first."""
-    with Lock(wish.out):
+    with _turn(wish.out, stop):
         progress.tell("reading the data set")
         kept = pictures_of(wish)
         extractor = extractor_of(wish, kept, stop)
@@ -102,6 +111,24 @@ def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
             f"{len(kept.training):,} training and {len(kept.held_out):,} held-out pictures{named}; "
             f"features by {extractor.name}"
         )
+
+
+@contextmanager
+def _turn(folder: Path, stop: Stop) -> Iterator[None]:
+    """The lock of a folder, waited for."""
+    while True:
+        try:
+            lock = Lock(folder).__enter__()
+            break
+        except LdmError as error:
+            if error.code != Code.BUSY:
+                raise
+        stop.check()
+        time.sleep(PATIENCE)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:

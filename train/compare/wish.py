@@ -73,6 +73,6 @@ class Wish(Yardsticks):
     @field_validator("families")
     @classmethod
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) < len(value):
+        if not value or len({Path(name).stem for name in value}) < len(value):
             raise ValueError("name at least one family, and each of them once")
         return value
