@@ -56,6 +56,10 @@ def _compare(
     inception: Inception = None,
     classifier_steps: ClassifierSteps = 1500,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Else runs/compare/DATA.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Cells on a Ray cluster: auto, local, or an address.")
+    ] = None,
+    ray_cpus: Annotated[int, typer.Option("--ray-cpus", metavar="N", min=1, help="Of a cell there.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What it will cost; nothing is trained.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -66,7 +70,7 @@ def _compare(
         "families": families, "budget": budget, "seeds": seeds, "size": size, "samples": samples, "cap": cap,
         "held_out": held_out, "clip": clip, "inception": inception, "classifier_steps": classifier_steps, "out": out,
     }  # fmt: skip
-    return run(data, overrides or [], fields, dry_run=dry_run, as_json=as_json)
+    return run(data, overrides or [], fields, ray=ray, ray_cpus=ray_cpus, dry_run=dry_run, as_json=as_json)
 
 
 def _evaluate(

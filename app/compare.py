@@ -17,16 +17,26 @@ from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
     from train.compare.cells import Cell
+    from train.compare.lab import Progress
     from train.compare.wish import Wish
+    from train.signals import Stop
 
 
-def compare(data: str, overrides: Sequence[str], fields: Mapping[str, Any], *, dry_run: bool, as_json: bool) -> int:
+def compare(
+    data: str,
+    overrides: Sequence[str],
+    fields: Mapping[str, Any],
+    *,
+    ray: str | None,
+    ray_cpus: int,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
     """Runs what is left of a comparison; Ctrl-C leaves what is done."""
     section = data_section(data, overrides)
     families = _families(fields["families"])
     wish = _wish(data, section, families, fields)
     from train.compare.lab import Progress, cost_of
-    from train.compare.lab import compare as run
     from train.signals import Stop, Stopped, resume_command
 
     def say(text: str) -> None:
@@ -49,12 +59,19 @@ def compare(data: str, overrides: Sequence[str], fields: Mapping[str, Any], *, d
 
     with Stop() as stop:
         try:
-            page = run(wish, Progress(say, done), stop)
+            page = _run(wish, Progress(say, done), stop, ray, ray_cpus)
         except Stopped as stopped:
             say(f"stopped; cells that are done are kept. Go on with: {resume_command()}")
             return int(stopped.code or 143)
     typer.echo(json.dumps({"page": str(page)}) if as_json else printable(str(page)))
     return 0
+
+
+def _run(wish: Wish, progress: Progress, stop: Stop, ray: str | None, cpus: int) -> Path:
+    from train.compare.cluster import compare_on
+    from train.compare.lab import compare as run
+
+    return run(wish, progress, stop) if ray is None else compare_on(ray, cpus, wish, progress, stop)
 
 
 def _in_short(told: Mapping[str, Any]) -> str:

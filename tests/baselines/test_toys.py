@@ -1,6 +1,6 @@
 """Known toy results: eight clusters in a ring, found by a GAN, a VAE, a flow, diffusion and others.
 
-A point (x, y) is a picture of 4x4 places, all of one colour: red tells x, green y. What is judged is the mean colour, so
+A point (x, y) is a picture of 4x4 places, all of one colour: red tells x, green y. What is judged is the mean colour:
 the same code that draws pictures is shown to place its mass where data is.
 """
 

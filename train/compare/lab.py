@@ -134,10 +134,8 @@ def _turn(folder: Path, stop: Stop) -> Iterator[None]:
 def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
     """In a process of its own. One that somebody else runs is left to them."""
     progress.tell(f"{cell.family}, seed {cell.seed}")
-    command = [sys.executable, "-m", "train.compare.cell", str(wish.out), cell.family, str(cell.seed)]
-    alone = {key: value for key, value in os.environ.items() if key not in _LAUNCHED}
     with tempfile.TemporaryFile("w+", errors="replace") as said_to:
-        status = _waited(subprocess.Popen(command, env=alone, stderr=said_to), stop)
+        status = _waited(subprocess.Popen(command(wish.out, cell), env=environment(), stderr=said_to), stop)
         said_to.seek(0)
         said = said_to.readlines()
     stop.check()
@@ -147,7 +145,17 @@ def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
         progress.tell(f"{cell.family}, seed {cell.seed}: another process is at it")
         return
     if status:
-        _give_up(cell, "".join(said[-12:]), status)
+        give_up(cell, "".join(said[-12:]), status)
+
+
+def command(out: Path, cell: Cell) -> list[str]:
+    """What runs a cell."""
+    return [sys.executable, "-m", "train.compare.cell", str(out), cell.family, str(cell.seed)]
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what a launcher says of its processes: a cell is not one of them."""
+    return {key: value for key, value in os.environ.items() if key not in _LAUNCHED}
 
 
 def _waited(child: subprocess.Popen[bytes], stop: Stop) -> int:
@@ -162,7 +170,7 @@ def _waited(child: subprocess.Popen[bytes], stop: Stop) -> int:
                 child.terminate()
 
 
-def _give_up(cell: Cell, said: str, status: int) -> None:
+def give_up(cell: Cell, said: str, status: int) -> None:
     """A cell that ended otherwise than by its own word says so, and the others go on."""
     last = said.strip().splitlines()[-1] if said.strip() else f"its process ended with {status}"
     told = {"family": cell.family, "seed": cell.seed, "failed": last}
