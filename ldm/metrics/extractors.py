@@ -17,7 +17,7 @@ from ldm.models.clip import Clip
 from ldm.models.perceptual import SmallClassifier
 
 AT_ONCE = 250
-LARGEST = 64  # a side of raw pixels: beyond it their covariance has more numbers than pictures can tell
+LARGEST = 16  # a side of raw pixels: beyond it their covariance takes minutes, and more pictures than there are
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Extractor:
 
 
 def pixels(side: int) -> Extractor:
-    """Every number of the picture; larger ones shrunk to 64 a side."""
+    """Every number of the picture; larger ones shrunk to 16 a side."""
     size = min(side, LARGEST)
 
     def features(x: Tensor) -> Tensor:

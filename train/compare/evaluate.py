@@ -14,20 +14,25 @@ from torch import Tensor
 from ldm.baselines.stored import CONFIG, load_family
 from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
+from ldm.metrics.extractors import Extractor
 from ldm.metrics.interval import around
-from ldm.metrics.measured import measure
+from ldm.metrics.measured import Reference, measure
+from ldm.metrics.reconstruction import feature_distance, psnr, ssim
+from ldm.models.autoencoder import Autoencoder
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model
+from ldm.store.folder import load_component
 from ldm.store.shards import read_json
 from ldm.store.write import staged
 from pipelines.pipeline import Pipeline
 from train.compare.cell import as_json, bits, drawn
 from train.compare.lab import Progress, prepare, remember_yardsticks
-from train.compare.reference import captions_of, extractor_of, pictures_of, real, reference_of
+from train.compare.reference import Pictures, captions_of, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Yardsticks
 from train.config import RunFile
 from train.opening import data_of, processes_of
 from train.signals import Stop
+from train.tasks.latents import moments
 
 Tell = Callable[[str], None]
 
@@ -54,6 +59,9 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
         tell(f"drawing {samples:,} pictures by {stored.family}")
         pictures, seconds = drawn(stored.model, len(stored.classes), samples, cap, seed, stop)
         told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures), **bits(stored.model, kept, stop)}
+    elif _is_autoencoder(Path(made)):
+        tell(f"encoding and decoding the held-out pictures by {made}")
+        return _reconstructed(made, kept, extractor_of(yard, kept, stop), seed, stop)
     elif Path(made).is_dir() and not (Path(made) / "model_index.json").is_file():
         tell(f"reading the pictures of {made}")
         pictures, told = _folder(Path(made), yard.size, samples), {}
@@ -70,6 +78,32 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
 
 def _is_family(path: Path) -> bool:
     return (path / CONFIG).is_file() and "family" in read_json(path / CONFIG, 1_000_000)
+
+
+def _is_autoencoder(path: Path) -> bool:
+    name = read_json(path / CONFIG, 1_000_000).get("_class_name") if (path / CONFIG).is_file() else None
+    return name in ("AutoencoderKL", "VQModel")
+
+
+@torch.no_grad()
+def _reconstructed(made: str, kept: Pictures, extractor: Extractor, seed: int, stop: Stop) -> dict[str, Any]:
+    """What an autoencoder makes of the held-out pictures, against these themselves: the distance of the features of all
+    of them (rFID), and of each one what came back."""
+    vae = Autoencoder(load_component(Path(made), "vae", torch.float32)[0])
+    shown, found = real(kept.held_out), list[Tensor]()
+    for some in torch.split(shown, 50):
+        latents = (moments(vae, 2 * some - 1)[0] - vae.shift) * vae.scale
+        found.append(((vae.decode(latents).clamp(-1, 1) + 1) / 2).float())
+        stop.check()
+    back = torch.cat(found)
+    reference = Reference.of(extractor, shown, shown)
+    each = {"psnr_db": psnr(back, shown), "ssim": ssim(back, shown)}
+    each["feature_distance"] = feature_distance(extractor.seen(back), reference.training)
+    told = as_json(measure(back, reference, seed))
+    figures = {name: told["figures"][old] for old, name in (("fid", "rfid"), ("spectrum_db", "spectrum_db"))}
+    for name, values in each.items():
+        figures[name] = asdict(around(float(values.mean()), float(values.std()) / len(values) ** 0.5))
+    return {"figures": figures, "protocol": told["protocol"], "notes": []}
 
 
 def _name(made: str) -> str:

@@ -73,3 +73,14 @@ def test_samples_that_show_their_classes_teach_a_classifier() -> None:
     mixed = truth[torch.randperm(200, generator=draws)]
     assert accuracy_score(real.clone(), mixed, real, truth, 2, 0, 80).value < 0.8
     assert isinstance(right, Estimate)
+
+
+def test_an_autoencoder_is_judged_by_what_comes_back(ldm: Ldm) -> None:  # noqa: F811
+    from ldm.store.find import find_model
+
+    vae = find_model("scenes") / "vae"
+    few = ("--size", 32, "--held-out", 100, "--classifier-steps", 0, "data.count=300")
+    told = ldm("evaluate", vae, "--against", "scenes", *few, "--json").json
+    assert set(told["figures"]) == {"rfid", "spectrum_db", "psnr_db", "ssim", "feature_distance"}
+    assert told["figures"]["psnr_db"]["value"] > 25 and 0.8 < told["figures"]["ssim"]["value"] <= 1
+    assert told["figures"]["feature_distance"]["value"] < 0.3
