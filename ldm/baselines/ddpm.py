@@ -29,6 +29,7 @@ class Settings(Strict):
     schedule: Literal["linear", "cosine"] = "linear"
     learned_variance: bool = False
     width: int = Field(64, gt=0)
+    layers: int = Field(1, gt=0)  # residual blocks on each size
     solver: str = "ddim"
     steps: int = Field(50, gt=0)  # of sampling
 
@@ -46,7 +47,9 @@ class Model(Family):
         self.settings, self.form = settings, form
         self.scheduler = scheduler_config(settings.kind, settings.schedule)
         self.schedule = Schedule.of(self.scheduler)
-        self.net = PixelNet(form, settings.width, form.channels * (2 if settings.learned_variance else 1))
+        self.net = PixelNet(
+            form, settings.width, form.channels * (2 if settings.learned_variance else 1), settings.layers
+        )
 
     def predict(self, x: Tensor, level: Level, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The network's output, and what it says of the variance, in [-1,1] or so."""

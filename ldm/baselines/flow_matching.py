@@ -13,6 +13,7 @@ from ldm.data.draws import Draws
 
 class Settings(Strict):
     width: int = Field(64, gt=0)
+    layers: int = Field(1, gt=0)  # residual blocks on each size
     steps: int = Field(12, gt=0)  # of the integration: four passes each
 
 
@@ -25,7 +26,7 @@ class Model(PathFamily):
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:
-        super().__init__(form, settings.width, settings.steps)
+        super().__init__(form, settings.width, settings.layers, settings.steps)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         t = draws.stratified("time")

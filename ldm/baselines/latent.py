@@ -25,6 +25,7 @@ class Settings(Strict):
     halvings: int = Field(1, gt=0)  # of the side, by the autoencoder
     coder: int = Field(64, gt=0)  # its width
     width: int = Field(64, gt=0)  # of the network that denoises
+    layers: int = Field(1, gt=0)  # its residual blocks on each size
     shake: float = Field(0.1, ge=0)  # noise on latents while the autoencoder learns: neighbours then look alike
     coder_until: float = Field(0.3, gt=0, lt=1)  # share of the run
     solver: str = "ddim"
@@ -44,7 +45,7 @@ class Model(Family):
         self.settings, self.form = settings, form
         self.coder = Coder(form, settings.coder, settings.numbers, settings.halvings)
         self.inner = Form(form.side >> settings.halvings, form.classes, settings.numbers)
-        self.net = PixelNet(self.inner, settings.width, settings.numbers)
+        self.net = PixelNet(self.inner, settings.width, settings.numbers, settings.layers)
         self.scheduler = scheduler_config("v_prediction", "scaled_linear")
         self.schedule = Schedule.of(self.scheduler)
 

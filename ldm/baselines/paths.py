@@ -21,10 +21,10 @@ class PathFamily(Family):
 
     nearest: ClassVar[float] = 1e-3
 
-    def __init__(self, form: Form, width: int, steps: int) -> None:
+    def __init__(self, form: Form, width: int, layers: int, steps: int) -> None:
         super().__init__()
         self.form, self.steps = form, steps
-        self.net = PixelNet(form, width, form.channels)
+        self.net = PixelNet(form, width, form.channels, layers)
 
     def said(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         """The network's output at times t [n] in [0,1]."""

@@ -14,7 +14,7 @@ from ldm.baselines.family import Form
 class PixelNet(nn.Module):
     """[n,C,side,side] to [n,out,side,side]; attention where the picture has 8 places a side."""
 
-    def __init__(self, form: Form, width: int, out: int) -> None:
+    def __init__(self, form: Form, width: int, out: int, layers: int = 1) -> None:
         super().__init__()
         self.form = form
         widths = [width * w for w in (1, 2, 2)][: 3 if form.side >= 16 else 2]
@@ -24,7 +24,7 @@ class PixelNet(nn.Module):
             in_channels=form.channels,
             out_channels=out,
             block_out_channels=widths,
-            layers_per_block=1,
+            layers_per_block=layers,
             attention_head_dim=32,
             norm_num_groups=8,
             down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],

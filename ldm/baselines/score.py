@@ -16,6 +16,7 @@ LEAST, MOST = 0.1, 20.0  # beta at t = 0 and t = 1, as in the paper
 
 class Settings(Strict):
     width: int = Field(64, gt=0)
+    layers: int = Field(1, gt=0)  # residual blocks on each size
     steps: int = Field(16, gt=0)  # of the integration: four passes each
 
 
@@ -30,7 +31,7 @@ class Model(PathFamily):
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:
-        super().__init__(form, settings.width, settings.steps)
+        super().__init__(form, settings.width, settings.layers, settings.steps)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         t = self.nearest + (1 - self.nearest) * draws.stratified("time")

@@ -62,7 +62,7 @@ def module_of(family: str) -> str:
 
 def base_file(family: str) -> RunFile:
     """The run file of a family: a name of configs/family, or a path."""
-    path = family if Path(family).suffix in (".yaml", ".yml") else f"family/{family}"
+    path = family if "/" in family or Path(family).suffix in (".yaml", ".yml") else f"family/{family}"
     file = load(find(path), RunFile, [])
     if file.task.type != "family":
         why = f"Its task is {file.task.type}; only the task family can be compared."

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ldm.baselines.family import settings_of
 from ldm.errors import LdmError
+from ldm.store.configs import config_path
 from train.compare.cells import base_file, cells, file_of, shipped_families
 from train.compare.lab import check_same, read_wish, remember
 from train.compare.wish import Wish, budget
@@ -40,9 +42,9 @@ def test_every_shipped_family_has_a_run_file_on_any_data(tmp_path: Path) -> None
     names = shipped_families()
     assert len(names) >= 20 and {"ppca", "vae", "dcgan", "glow", "pixelcnn", "energy", "ddpm", "latent"} <= set(names)
     assert names.index("ppca") < names.index("vae") < names.index("dcgan") < names.index("ddpm")
-    for name in names:
-        from ldm.baselines.family import settings_of
-
+    large = sorted(f"family-gpu/{p.stem}" for p in config_path("family-gpu").glob("*.yaml"))
+    assert len(large) == 6
+    for name in [*names, *large]:
         task = base_file(name).task
         assert task.type == "family"
         settings_of(task.family, task.options)
