@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,9 +44,15 @@ def compare(
         if not as_json:
             typer.echo(printable(text), err=True)
 
-    cost = cost_of(wish)
+    alone()
+    with Stop() as stop:
+        try:
+            cost = cost_of(wish, stop)
+        except Stopped as stopped:
+            return int(stopped.code or 143)
     say(f"{len(wish.families)} families, {wish.seeds} seeds, into {wish.out}; {cost.cells} cells are left")
-    say(f"cost: {duration(cost.training)} of training, and at most {duration(cost.drawing)} of drawing")
+    training = "training that could not be timed" if cost.training is None else f"{duration(cost.training)} of training"
+    say(f"cost: {training}, and at most {duration(cost.drawing)} of drawing")
     if dry_run:
         if as_json:
             typer.echo(json.dumps({"out": str(wish.out), "cost": asdict(cost)}))
@@ -74,6 +81,12 @@ def _run(wish: Wish, progress: Progress, stop: Stop, ray: str | None, cpus: int)
     return run(wish, progress, stop) if ray is None else compare_on(ray, cpus, wish, progress, stop)
 
 
+def alone() -> None:
+    """Processes of a launcher share the cells; they are not one training, and do not wait for each other as such."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
 def _in_short(told: Mapping[str, Any]) -> str:
     if "failed" in told:
         return str(told["failed"])
@@ -95,6 +108,9 @@ def data_section(data: str, overrides: Sequence[str]) -> dict[str, Any]:
             what, why = f"{word[:80]!r} is not understood.", "Only keys of the data section can be given here."
             raise LdmError(Code.USAGE, what, why, "Write data.where={split: train}, for example.")
     changes = [word.removeprefix("data.") for word in overrides]
+    if any(word.startswith(("buckets", "mix")) for word in changes):
+        what, why = "data.buckets and data.mix cannot be compared on.", "All pictures are squares of one set."
+        raise LdmError(Code.USAGE, what, why, "Leave them out; give one folder or table.")
     if taken := [word for word in changes if word.split("=")[0] in ("size", "validation", "path")]:
         key = taken[0].split("=")[0]
         option = {"size": "--size", "validation": "--held-out", "path": "the argument DATA"}[key]

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from app.compare import data_section, not_understood
+from app.compare import alone, data_section, not_understood
 from app.errors import printable
 
 
@@ -40,6 +40,8 @@ def evaluate(
         raise not_understood(error) from error
     from train.compare.evaluate import evaluate as run
     from train.signals import Stop, Stopped
+
+    alone()
 
     def say(text: str) -> None:
         if not as_json:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,6 +30,7 @@ from train.trainer import Trainer
 
 CHEAP = 2.0  # a step up to so many seconds is measured as it is: several of them, with the loader
 REPEATS = 3
+LOADER = "loader"  # what is waited for before the turns of a step
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Forecast:
     disk: int  # bytes that the run folder grows to
     disk_free: int
     step_seconds: float | None  # of a step late in the run, when every phase takes part
+    turns: Mapping[str, float]  # seconds of one turn of each phase, and of the loader for a step
     total_seconds: float | None  # of the steps that are left; a cache is filled before them
     cache: Filling | None  # None: the run keeps none
     how: str  # how time and memory were found
@@ -97,7 +100,7 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
         meter = Meter(trainer, batch)
         late = meter.late()
         early = meter.early(late)
-        step, how = _pace(meter, feed, late)
+        step, turns, how = _pace(meter, feed, late)
     finally:
         getattr(feed, "close", lambda: None)()
     memory = _memory(trainer, meter, late, facts)
@@ -128,6 +131,7 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
         disk=disk,
         disk_free=shutil.disk_usage(_there(run.out)).free,
         step_seconds=step,
+        turns=turns,
         total_seconds=total,
         cache=filling,
         how=how,
@@ -137,27 +141,35 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
     )
 
 
-def _pace(meter: Meter, feed: Iterator[Batch], late: Late) -> tuple[float | None, str]:
-    """Seconds of a step, with what the loader adds, and in words how they were found."""
+def _pace(meter: Meter, feed: Iterator[Batch], late: Late) -> tuple[float | None, Mapping[str, float], str]:
+    """Seconds of a step, with what the loader adds; of the turn of each phase; and in words how they were found."""
     trainer = meter.trainer
     if late.seconds is None:
-        return None, "nothing was run: the memory that is free is not enough for one example"
+        return None, {}, "nothing was run: the memory that is free is not enough for one example"
     whole = late.measured >= min(len(meter.batch), 2 * meter.micro)
     if late.seconds > CHEAP or not whole:
         some = "1 example" if late.measured == 1 else f"up to {late.measured} examples"
         how = "real turns" if whole else f"turns of {some}, led on to {len(meter.batch)}"
-        return late.seconds, f"{how}; without the loader, previews and checkpoints"
-    step, taken = max(1, trainer.run.steps - 1), []
+        return late.seconds, late.turns, f"{how}; without the loader, previews and checkpoints"
+    step, taken = max(1, trainer.run.steps - 1), defaultdict[str, list[float]](list)
     meter.let_in()
+
+    def passed(since: float) -> float:
+        wait(trainer.processes.device)
+        return time.perf_counter() - since
+
     before = time.perf_counter()
     for batch in islice(feed, REPEATS):
         batch = batch.to(trainer.processes.device)
+        taken[LOADER].append(passed(before))
         for learner in trainer.learners:
+            before = time.perf_counter()
             meter.turn(learner, batch, step)
-        wait(trainer.processes.device)
-        taken.append(time.perf_counter() - before)
+            taken[learner.phase.name].append(passed(before))
         before = time.perf_counter()
-    return sorted(taken)[len(taken) // 2], f"the median of {len(taken)} real steps; without previews and checkpoints"
+    turns = {name: sorted(each)[len(each) // 2] for name, each in taken.items()}
+    each = turns[LOADER] + sum(turns[learner.phase.name] / learner.phase.every for learner in trainer.learners)
+    return each, turns, f"the medians of the turns of {REPEATS} real steps; without previews and checkpoints"
 
 
 def _memory(trainer: Trainer, meter: Meter, late: Late, facts: Mapping[str, Any]) -> Memory:

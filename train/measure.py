@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ class Late:
     seconds: float | None
     measured: int
     slack: float = SLACK
+    turns: Mapping[str, float] = field(default_factory=dict)  # seconds of one turn of each phase
 
 
 class Meter:
@@ -100,10 +101,11 @@ class Meter:
         if not all(found for _, found in each):
             return Late(None, None, 0)
         peaks = [line([(m.examples, m.peak) for m in found], self._held(found)) for _, found in each]
-        seconds = sum(self._whole(found) / learner.phase.every for learner, found in each)
+        turns = {learner.phase.name: self._whole(found) for learner, found in each}
+        seconds = sum(turns[learner.phase.name] / learner.phase.every for learner, _ in each)
         states = sum(in_bytes(learner.optimiser.tensors().values()) for learner in learners)
         used = max(found[-1].peak for _, found in each) + states
-        return Late(max(peaks), seconds, min(found[-1].examples for _, found in each), self.held.slack(used))
+        return Late(max(peaks), seconds, min(found[-1].examples for _, found in each), self.held.slack(used), turns)
 
     def _held(self, found: Sequence[Measured]) -> int:
         """Examples whose memory counts: those of one micro-batch, or of two where gradients wait for the second."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Losses:
+class Costs:
     """`critic(real, made)` and `maker(made)`, of scores [n] each."""
 
     critic: Callable[[Tensor, Tensor], Tensor]
@@ -20,13 +20,13 @@ class Losses:
 
 LOSSES = {
     # Goodfellow 2014, the maker's in the form that does not saturate: -log D(real) - log(1 - D(made)); -log D(made).
-    "original": Losses(lambda real, made: F.softplus(-real) + F.softplus(made), lambda made: F.softplus(-made)),
+    "original": Costs(lambda real, made: F.softplus(-real) + F.softplus(made), lambda made: F.softplus(-made)),
     # Mao 2017: real to 1, made to 0; the maker's to 1.
-    "least_squares": Losses(lambda real, made: (real - 1) ** 2 + made**2, lambda made: (made - 1) ** 2),
+    "least_squares": Costs(lambda real, made: (real - 1) ** 2 + made**2, lambda made: (made - 1) ** 2),
     # Arjovsky 2017: the difference of the means, for critics whose slope is bounded.
-    "wasserstein": Losses(lambda real, made: made - real, lambda made: -made),
+    "wasserstein": Costs(lambda real, made: made - real, lambda made: -made),
     # Lim & Ye 2017: nothing is gained beyond a margin of 1.
-    "hinge": Losses(lambda real, made: F.relu(1 - real) + F.relu(1 + made), lambda made: -made),
+    "hinge": Costs(lambda real, made: F.relu(1 - real) + F.relu(1 + made), lambda made: -made),
 }
 
 

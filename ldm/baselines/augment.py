@@ -27,7 +27,8 @@ def augmented(x: Tensor, draws: Draws, name: str, chance: float) -> Tensor:
     def within(what: str, low: float, high: float) -> Tensor:
         return low + (high - low) * draws.uniform(f"{name} {what}")
 
-    x = torch.where(happens("flip")[:, None, None, None], x.flip(3), x)
+    flipped = happens("flip") & (draws.uniform(f"{name} flip") < 0.5)  # never oftener than not
+    x = torch.where(flipped[:, None, None, None], x.flip(3), x)
     x = _placed(x, happens, within)
     return _coloured(x, happens, within)
 

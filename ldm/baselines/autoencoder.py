@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
@@ -43,11 +44,11 @@ class Model(Family):
     def parts(self) -> list[Part]:
         latent = [self.mean, self.root, self.log_diagonal]
         own = [p for p in self.parameters() if not any(p is q for q in latent)]
-        return [Part("pictures", own), Part("latents", latent)]
+        return [Part("pictures", own), Part("latents", latent, rate=5.0)]
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         z: Tensor = self.towards(self.encoder(x).flatten(1))
-        return z
+        return F.layer_norm(z, z.shape[1:])  # of a known scale, which the normal distribution need not run after
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         picture: Tensor = self.decoder(self.back(z).view(-1, *self.corner))

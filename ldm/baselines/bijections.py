@@ -95,7 +95,7 @@ class ActNorm(Bijection):
     def _set(self, x: Tensor) -> None:
         over = [d for d in range(x.ndim) if d != 1]
         self.shift.copy_(-x.mean(over))
-        self.log_scale.copy_(-x.std(over).clamp(min=1e-6).log())
+        self.log_scale.copy_(-x.std(over).clamp(min=1e-3).log())
         self.ready.fill_(1)
 
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:

@@ -76,6 +76,12 @@ class Coder(nn.Module):
         return out
 
 
+def _used(index: Tensor) -> Tensor:
+    """[n]: how many different codes each picture has."""
+    flat = index.flatten(1).sort(1).values
+    return (flat.diff(dim=1) != 0).sum(1).float() + 1
+
+
 class CodeFamily(Family):
     """Part "codes": |x - D(e)|^2 + |sg(z) - e|^2 + commit |z - sg(e)|^2. Part "prior": -log p(codes), which subclasses
     give. What is told as bits is of codes, not of pictures: no likelihood."""
@@ -100,7 +106,8 @@ class CodeFamily(Family):
         own = [*self.coder.parameters(), *self.book.parameters()]
         others = [p for p in self.parameters() if not any(p is q for q in own)]
         until = self.settings.codes_until
-        return [Part("codes", own, end=until), Part("prior", others, start=until)]
+        # The prior learns from the coder as it is, so no average of it may take its place.
+        return [Part("codes", own, end=until, average=False), Part("prior", others, start=until)]
 
     def codes(self, x: Tensor) -> Tensor:
         """[n,h,w] of pictures."""
@@ -115,9 +122,10 @@ class CodeFamily(Family):
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         if part == "codes":
-            code, _, pulls = self.book(self.coder.features(x))
+            code, index, pulls = self.book(self.coder.features(x))
             error = (self.coder.picture(code) - x).square().flatten(1).mean(1)
-            return error + pulls[:, 0] + self.settings.commit * pulls[:, 1], {"error": error.detach()}
+            told = {"error": error.detach(), "codes used": _used(index)}
+            return error + pulls[:, 0] + self.settings.commit * pulls[:, 1], told
         with torch.no_grad():
             index = self.codes(x)
         nats = self.prior_nats(index, label, draws) / index[0].numel()

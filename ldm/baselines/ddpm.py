@@ -123,12 +123,17 @@ class Model(Family):
 
 
 def normal_mass(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log P of a shade x in [-1,1] under a normal distribution: its mass within half a shade, beyond at both ends."""
-    deviation, half = torch.exp(0.5 * log_variance.double()), 1 / (SHADES - 1)
+    """log P of a shade x in [-1,1] under a normal distribution: its mass within half a shade, beyond at both ends.
 
-    def upto(edge: Tensor) -> Tensor:
-        return 0.5 * torch.erfc(-(edge - mean.double()) / (deviation * math.sqrt(2)))
-
-    above = torch.where(x > 1 - half, torch.ones_like(deviation), upto(x.double() + half))
-    below = torch.where(x < -1 + half, torch.zeros_like(deviation), upto(x.double() - half))
-    return (above - below).clamp(min=1e-12).log().float()
+    Taken in the tail where both bounds are small, so that a shade far from the mean has its own small chance too.
+    """
+    narrow, half = torch.exp(-0.5 * log_variance.double()), 1 / (SHADES - 1)
+    apart = (x.double() - mean.double()) * narrow
+    far = torch.full_like(apart, math.inf)
+    above = torch.where(x > 1 - half, far, apart + half * narrow)
+    below = torch.where(x < -1 + half, -far, apart - half * narrow)
+    right = above + below > 0
+    upper, lower = torch.where(right, -below, above), torch.where(right, -above, below)
+    most, least = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    log: Tensor = most + torch.log(-torch.expm1((least - most).clamp(max=-1e-15)))
+    return log.float()

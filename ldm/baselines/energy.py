@@ -44,7 +44,7 @@ class Model(Family):
         self.leave = nn.Linear(widths[-1], form.classes + 1)
 
     def energy(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """[n]; of all classes it is -logsumexp of theirs."""
+        """[n]: that of the class, or where nobody says which, of pictures as such."""
         y = F.silu(self.enter(x))
         for i, layer in enumerate(self.layers):
             y = F.silu(layer(y))

@@ -30,7 +30,7 @@ class Model(PathFamily):
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         t = draws.stratified("time")
-        e, wide = draws.normal("noise", self.form.shape), t[:, None, None, None]
+        e, wide, x = draws.normal("noise", self.form.shape), t[:, None, None, None], self.shaken(x, draws)
         error = (self.said((1 - wide) * x + wide * e, t, label) - (e - x)).square().flatten(1).mean(1)
         return error, {"error": error.detach()}
 

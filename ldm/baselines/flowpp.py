@@ -28,7 +28,7 @@ from ldm.baselines.shades import SHADES, density_bits, shades
 from ldm.config import Strict
 from ldm.data.draws import Draws
 
-_HALVINGS = 60  # of an interval, in which an inverse is looked for: beyond the digits of fp32
+_HALVINGS = 40  # of an interval of a few hundred, in which an inverse is looked for: beyond the digits of fp32
 
 
 class Settings(Strict):
@@ -79,17 +79,22 @@ class MixtureCoupling(Bijection):
         low, high = means.amin(1) - reach, means.amax(1) + reach
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            upto, beyond, _ = _mixture(middle, weights, means, scales)
+            upto, beyond = _upto(middle, weights, means, scales)
             under = upto - beyond < want
             low, high = torch.where(under, middle, low), torch.where(under, high, middle)
         return z * self.keep + (low + high) / 2 * (1 - self.keep)
 
 
+def _upto(x: Tensor, weights: Tensor, means: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """log F(x) and log(1 - F(x))."""
+    apart = (x[:, None] - means) * (-scales).exp()
+    return torch.logsumexp(weights + F.logsigmoid(apart), 1), torch.logsumexp(weights + F.logsigmoid(-apart), 1)
+
+
 def _mixture(x: Tensor, weights: Tensor, means: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log F(x), log(1 - F(x)) and log f(x) of a mixture of logistic distributions."""
     apart = (x[:, None] - means) * (-scales).exp()
-    upto = torch.logsumexp(weights + F.logsigmoid(apart), 1)
-    beyond = torch.logsumexp(weights + F.logsigmoid(-apart), 1)
+    upto, beyond = _upto(x, weights, means, scales)
     density = torch.logsumexp(weights + F.logsigmoid(apart) + F.logsigmoid(-apart) - scales, 1)
     return upto, beyond, density
 

@@ -37,7 +37,8 @@ class FlowFamily(Family):
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
         """A first pass sets the scales that are taken from data."""
-        self.log_density(dequantised(x, torch.full_like(x, 0.5)), label)
+        noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+        self.log_density(dequantised(x, noise), label)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         told = self._bits(x, label, draws)

@@ -41,11 +41,13 @@ class Rung(nn.Module):
     def forward(self, h: Tensor, told: Tensor, noise: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """h after this rung, and KL(q || p) [n] in nats; without `seen` z comes from p, and the divergence is 0."""
         said = self.says_prior(self.prior(h, told))
-        mean_p, log_p, more = said.split([self.latents, self.latents, self.width], 1)
+        mean_p, log_p, more = torch.split(said, [self.latents, self.latents, self.width], 1)
+        log_p = log_p.clamp(-6, 4)
         if seen is None:
             z, divergence = mean_p + log_p.exp() * noise, h.new_zeros(len(h))
         else:
             mean_q, log_q = self.says_posterior(self.posterior(torch.cat([h, seen], 1), told)).chunk(2, 1)
+            log_q = log_q.clamp(-6, 4)
             z = mean_q + log_q.exp() * noise
             each = log_p - log_q - 0.5 + 0.5 * ((2 * log_q).exp() + (mean_q - mean_p) ** 2) * (-2 * log_p).exp()
             divergence = each.flatten(1).sum(1)

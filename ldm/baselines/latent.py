@@ -51,8 +51,8 @@ class Model(Family):
 
     def parts(self) -> list[Part]:
         until = self.settings.coder_until
-        return [
-            Part("autoencoder", list(self.coder.parameters()), end=until),
+        return [  # diffusion learns from the autoencoder as it is, so no average may take its place
+            Part("autoencoder", list(self.coder.parameters()), end=until, average=False),
             Part("diffusion", list(self.net.parameters()), start=until),
         ]
 

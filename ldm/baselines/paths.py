@@ -10,16 +10,18 @@ from torch import Generator, Tensor
 
 from ldm.baselines.bijections import normal_log_density
 from ldm.baselines.family import Family, Form
-from ldm.baselines.odes import carried, carried_with_density, signs
+from ldm.baselines.odes import Velocity, carried, carried_with_density, signs
 from ldm.baselines.pixels import PixelNet
 from ldm.baselines.shades import density_bits, dequantised
 from ldm.data.draws import Draws
+
+BEND = 4
 
 
 class PathFamily(Family):
     """x at `nearest` is all but data in [-1,1], at 1 standard normal; subclasses tell the velocity between."""
 
-    nearest: ClassVar[float] = 1e-3
+    nearest: ClassVar[float] = 1e-4  # the time at which data begins
 
     def __init__(self, form: Form, width: int, layers: int, steps: int) -> None:
         super().__init__()
@@ -37,20 +39,33 @@ class PathFamily(Family):
     def bits_per_dim(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
         """Exact but for the steps of the integration and a divergence that is right on average. In [-1,1] a density is
         half of that in [0,1]: one bit a number."""
-        start = 2 * dequantised(x, draws.uniform("within a shade", self.form.shape)) - 1
+        start = self.shaken(x, draws)
         e = signs(draws, self.form.shape)
-        end, gained = carried_with_density(
-            lambda at, t: self.velocity(at, t, label), start, self.nearest, 1.0, self.steps, e
-        )
+        begin = self.nearest ** (1 / BEND)
+        end, gained = carried_with_density(self._bent(label), start, begin, 1.0, self.steps, e)
         return density_bits(-(normal_log_density(end) + gained), self.form.dims) - 1
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        return carried(lambda at, t: self.velocity(at, t, label), x, self.nearest, 1.0, self.steps)
+        return carried(self._bent(label), x, self.nearest ** (1 / BEND), 1.0, self.steps)
 
     @torch.no_grad()
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return carried(lambda at, t: self.velocity(at, t, label), z, 1.0, self.nearest, self.steps).clamp(-1, 1)
+        x = carried(self._bent(label), z, 1.0, self.nearest ** (1 / BEND), self.steps)
+        return x.clamp(-1, 1)
+
+    def _bent(self, label: Tensor | None) -> Velocity:
+        """dx/du with t = u^4: steps are short near data, where the velocity turns fastest. Twelve of them are within
+        0.02 bits a number for pixels of any spread; twelve equal steps of t are whole bits off for smooth pictures."""
+
+        def velocity(x: Tensor, u: Tensor) -> Tensor:
+            return self.velocity(x, u**BEND, label) * (BEND * u ** (BEND - 1))[:, None, None, None]
+
+        return velocity
+
+    def shaken(self, x: Tensor, draws: Draws) -> Tensor:
+        """Pictures as numbers between the shades, which is where the likelihood is taken."""
+        return 2 * dequantised(x, draws.uniform("within a shade", self.form.shape)) - 1
 
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:

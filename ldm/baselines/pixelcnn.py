@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -18,7 +21,7 @@ from ldm.data.draws import Draws
 class Settings(Strict):
     width: int = Field(64, gt=0)
     layers: int = Field(8, gt=0)
-    side: int = Field(5, gt=1)  # of the convolutions
+    kernel: int = Field(5, gt=1)  # side of the convolutions
     mixture: int = Field(5, gt=0)
 
 
@@ -58,6 +61,37 @@ class Layer(nn.Module):
         return self.gate_v(seen, h), told if self.first else y + told
 
 
+def read_on(layers: Sequence[Layer], x: Tensor, h: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
+    """Fills x [n,C,side,side] in, place by place: draw(told [n,width,1,1]) gives what lies there, [n,C].
+
+    Of the vertical stack only the newest row is computed, of the horizontal one only the newest place; what came before
+    is kept. It is the same as the whole stacks anew at each place, to rounding.
+    """
+    n, _, side, _ = x.shape
+    reach, width = layers[0].reach, layers[0].out.in_channels
+    rows = [x, *(x.new_zeros(n, width, side, side) for _ in layers[1:])]  # what each vertical convolution sees
+    above = [layer.down(x.new_zeros(n, 2 * width, 1, side)) for layer in layers]
+    for row in range(side):
+        line = [x[:, :, row : row + 1], *(x.new_zeros(n, width, 1, side) for _ in layers[1:])]
+        for column in range(side):
+            y = x.new_zeros(())
+            for i, layer in enumerate(layers):
+                end = column if layer.first else column + 1
+                seen = line[i][..., max(0, end - reach - 1) : end]
+                seen = F.pad(seen, (reach + 1 - seen.shape[-1], 0))
+                told = layer.out(layer.gate_h(layer.horizontal(seen) + above[i][..., column : column + 1], h))
+                y = told if layer.first else y + told
+                if i + 1 < len(layers):
+                    line[i + 1][..., column] = y[..., 0]
+            x[:, :, row, column] = draw(y)
+        for i, layer in enumerate(layers):
+            seen = rows[i][:, :, max(0, row - reach) : row + 1]
+            seen = layer.vertical(F.pad(seen, (reach, reach, reach + 1 - seen.shape[2], 0)))
+            above[i] = layer.down(seen)
+            if i + 1 < len(layers):
+                rows[i + 1][:, :, row] = layer.gate_v(seen, h)[:, :, 0]
+
+
 class Model(Family):
     """p(x) = prod_i p(x_i | x_1 .. x_i-1) over places in the order of reading, and in a place over its channels:
 
@@ -66,16 +100,16 @@ class Model(Family):
 
     facts = Facts(
         name="PixelCNN", paper="van den Oord 2016", group="autoregressive", likelihood="exact", passes="H W",
-        free_form=True, cannot="It has no latent, and draws one place after another: a pass of the network for each.",
+        free_form=True, cannot="It has no latent, and draws one place after another: a small pass for each.",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.form, self.shades = form, LogisticMixture(form.channels, settings.mixture)
         self.told = Told(form.classes, settings.width)
-        layers = [Layer(form.channels, settings.width, settings.width, settings.side, True)]
+        layers = [Layer(form.channels, settings.width, settings.width, settings.kernel, True)]
         layers += [
-            Layer(settings.width, settings.width, settings.width, settings.side, False)
+            Layer(settings.width, settings.width, settings.width, settings.kernel, False)
             for _ in range(settings.layers - 1)
         ]
         self.layers = nn.ModuleList(layers)
@@ -110,8 +144,6 @@ class Model(Family):
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
         device = self.told.table.weight.device
         x = torch.zeros(count, *self.form.shape, device=device)
-        for row in range(self.form.side):
-            for column in range(self.form.side):
-                told = self.told_by(x[:, :, : row + 1], label)[:, :, row, column]
-                x[:, :, row, column] = self.shades.drawn(told, generator)
+        layers = cast("Sequence[Layer]", self.layers)
+        read_on(layers, x, self.told(label, count), lambda y: self.shades.drawn(self.leave(y)[..., 0, 0], generator))
         return x

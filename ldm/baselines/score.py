@@ -30,13 +30,15 @@ class Model(PathFamily):
         cannot="Its likelihood takes an integration with derivatives, and a picture many passes.",
     )  # fmt: skip
 
+    nearest = 1e-5  # where sigma is an eighth of a shade; a wider one would be a blur, and cost bits
+
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__(form, settings.width, settings.layers, settings.steps)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         t = self.nearest + (1 - self.nearest) * draws.stratified("time")
         alpha, sigma = levels(t)
-        e = draws.normal("noise", self.form.shape)
+        e, x = draws.normal("noise", self.form.shape), self.shaken(x, draws)
         error = (self.said(alpha * x + sigma * e, t, label) - e).square().flatten(1).mean(1)
         return error, {"error": error.detach()}
 

@@ -59,4 +59,4 @@ def _log_difference(above: Tensor, below: Tensor) -> Tensor:
 
     = logsigmoid(above) + logsigmoid(-below) + log(1 - exp(below - above))
     """
-    return F.logsigmoid(above) + F.logsigmoid(-below) + torch.log1p(-torch.exp(below - above))
+    return F.logsigmoid(above) + F.logsigmoid(-below) + torch.log(-torch.expm1(below - above))

@@ -131,7 +131,7 @@ class Critic(nn.Module):
 
 
 class Model(Family):
-    """Parts: critic, maker, and now and then the slope of the critic at real pictures."""
+    """Two parts in turn; to the critic's loss comes now and then its slope at real pictures."""
 
     facts = Facts(
         name="StyleGAN2-ADA", paper="Karras 2020", group="gan", likelihood="none", passes="1", free_form=True,
@@ -153,12 +153,7 @@ class Model(Family):
     def parts(self) -> list[Part]:
         critic = [*self.critic.parameters(), *self.told_critic.parameters()]
         maker = [*self.maker.parameters(), *self.told_maker.parameters()]
-        lazy = self.settings.lazy
-        return [
-            Part("critic", critic, average=False),
-            Part("maker", maker),
-            Part("slope", critic, every=lazy, average=False),
-        ]
+        return [Part("critic", critic, average=False), Part("maker", maker)]
 
     def _noise_shapes(self) -> list[tuple[int, int, int]]:
         return [(1, 4 << i, 4 << i) for i in range(len(self.maker.first)) for _ in range(2)]
@@ -173,9 +168,6 @@ class Model(Family):
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         chance = float(self.chance)
-        if part == "slope":
-            norms = gradient_norms(lambda y: self.judge(y, label), augmented(x, draws, "real", chance))
-            return 0.5 * self.settings.gamma * self.settings.lazy * norms**2, {"slope": norms.detach()}
         z = draws.normal("latent", (self.settings.latents,))
         noise = [draws.normal(f"noise {i}", shape) for i, shape in enumerate(self._noise_shapes())]
         if part == "maker":
@@ -183,11 +175,16 @@ class Model(Family):
             return F.softplus(-self.judge(made, label)), {}
         with torch.no_grad():
             made = self.make(z, label, noise)
-        real = self.judge(augmented(x, draws, "real", chance), label)
-        fake = self.judge(augmented(made, draws, "made", chance), label)
-        self._adapt(real.detach())
+        shown = augmented(x, draws, "real", chance)
+        real, fake = self.judge(shown, label), self.judge(augmented(made, draws, "made", chance), label)
+        loss = F.softplus(-real) + F.softplus(fake)
+        if int(draws.places[0]) // draws.total % self.settings.lazy == 0:  # a place is step * total + row
+            norms = gradient_norms(lambda y: self.judge(y, label), shown)
+            loss = loss + 0.5 * self.settings.gamma * self.settings.lazy * norms**2
+        if self.training:
+            self._adapt(real.detach())
         told = {"real": real.detach(), "made": fake.detach(), "augmented": torch.full_like(real, chance).detach()}
-        return F.softplus(-real) + F.softplus(fake), told
+        return loss, told
 
     @torch.no_grad()
     def _adapt(self, real: Tensor) -> None:

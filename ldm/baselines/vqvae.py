@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -11,7 +14,7 @@ from ldm.baselines.blocks import Told
 from ldm.baselines.codes import CodeFamily, CodeSettings
 from ldm.baselines.family import Facts, Form
 from ldm.baselines.logistics import gumbel
-from ldm.baselines.pixelcnn import Layer
+from ldm.baselines.pixelcnn import Layer, read_on
 from ldm.data.draws import Draws
 
 
@@ -47,9 +50,14 @@ class Model(CodeFamily):
         return F.cross_entropy(self.logits(index, label), index, reduction="none").flatten(1).sum(1)
 
     def draw_codes(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
-        index = torch.zeros(count, self.side, self.side, dtype=torch.long, device=self.embed.weight.device)
-        for row in range(self.side):
-            for column in range(self.side):
-                logits = self.logits(index[:, : row + 1], label)[:, :, row, column]
-                index[:, row, column] = (logits + gumbel(logits.shape, generator).to(logits.device)).argmax(1)
-        return index
+        drawn, weight = list[Tensor](), self.embed.weight
+
+        def draw(y: Tensor) -> Tensor:
+            logits = self.leave(y)[..., 0, 0]
+            drawn.append((logits + gumbel(logits.shape, generator).to(logits.device)).argmax(1))
+            vector: Tensor = self.embed(drawn[-1])
+            return vector
+
+        x = torch.zeros(count, weight.shape[1], self.side, self.side, device=weight.device)
+        read_on(cast("Sequence[Layer]", self.layers), x, self.told(label, count), draw)
+        return torch.stack(drawn, 1).view(count, self.side, self.side)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -20,8 +21,8 @@ from ldm.metrics.protocol import Figure, Protocol
 from ldm.metrics.spectrum import power, spectrum_distance
 
 FEWEST = 100  # pictures on either side of a statistic
-BETTER_LOW = frozenset({"fid", "fid_infinity", "kid", "spectrum_db", "copies", "class_distance", "bits_per_dim"})
-_ROWS = 5000  # of a kernel distance and of a manifold, which look at pairs
+PAIRS = frozenset({"kid", "precision", "recall", "density", "coverage"})
+_ROWS = 5000  # of those, which look at pairs
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,20 @@ class Reference:
             )
         seen = extractor.seen(training)
         return cls(
-            extractor, seen, extractor.seen(held_out), power(training), Moments.of(seen), _digest(training), classes
+            extractor, seen, extractor.seen(held_out), power(training), Moments.of(seen), digest(training), classes
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that an extractor was needed for, to be kept."""
+        told = {"training": self.training, "held_out": self.held_out, "power": self.power}
+        return told if self.classes is None else told | {"classes": self.classes}
+
+    @classmethod
+    def kept(cls, extractor: Extractor, tensors: Mapping[str, Tensor], digest: str) -> Reference:
+        """From what was kept."""
+        t = tensors
+        return cls(
+            extractor, t["training"], t["held_out"], t["power"], Moments.of(t["training"]), digest, t.get("classes")
         )
 
 
@@ -99,9 +113,12 @@ def measure(pictures: Tensor, reference: Reference, seed: int = 0) -> Measured:
             notes.append(f"{len(classes.lost)} of {len(classes.shares)} classes are all but missing")
     if found.z < -3:
         notes.append("samples lie nearer to the training pictures than held-out pictures do")
-    if float(pictures.std(0).mean()) < 0.1 * float(reference.training.std(0).mean()) and len(seen) > 1:
+    if float(seen.std(0).mean()) < 0.1 * float(reference.training.std(0).mean()):
         notes.append("samples hardly differ from each other")
-    figures = {name: Figure(name, estimate, protocol) for name, estimate in estimates.items()}
+    of_pairs = replace(protocol, made=len(few), real=len(real))
+    figures = {
+        name: Figure(name, estimate, of_pairs if name in PAIRS else protocol) for name, estimate in estimates.items()
+    }
     return Measured(figures, found, classes, tuple(notes))
 
 
@@ -120,5 +137,6 @@ def _some(x: Tensor, generator: Generator) -> Tensor:
     return x if len(x) <= _ROWS else x[torch.randperm(len(x), generator=generator)[:_ROWS]]
 
 
-def _digest(pictures: Tensor) -> str:
+def digest(pictures: Tensor) -> str:
+    """Twelve digits of the hash of pictures in [0,1]."""
     return hashlib.sha256((pictures * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:12]

@@ -43,4 +43,5 @@ def feature_distance(made: Tensor, real: Tensor) -> Tensor:
     """Of features [n,d]: |a - b| beside the mean distance between different real pictures: 1 is a stranger's."""
     strangers = torch.cdist(real.double(), real.double())
     typical = strangers.sum() / (len(real) * (len(real) - 1))
-    return (made.double() - real.double()).norm(dim=1) / typical
+    apart: Tensor = (made.double() - real.double()).norm(dim=1) / typical
+    return apart

@@ -7,9 +7,15 @@ from torch import Tensor
 
 from ldm.metrics.interval import Estimate, bootstrap
 
+AT_ONCE = 500
+
 
 def power(image: Tensor) -> Tensor:
     """[n,size//2]: the mean power of each picture [n,3,size,size] on rings of equal frequency, without its mean."""
+    return torch.cat([_power(part) for part in torch.split(image, AT_ONCE)])
+
+
+def _power(image: Tensor) -> Tensor:
     size = image.shape[-1]
     grey = image.double().mean(1)
     window = torch.hann_window(size, periodic=False, dtype=torch.float64)

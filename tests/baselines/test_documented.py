@@ -33,7 +33,7 @@ def test_a_family_is_one_file_and_one_configuration(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path / "code")])
     assert "meanest" in families()
     asked = wish(tmp_path / "out", families=(str(tmp_path / "meanest.yaml"),), seeds=1, budget="40-steps")
-    remember(asked)
+    remember(asked, Stop())
     prepare(asked, Progress(), Stop())
     told = run_cell(asked, next(iter(cells(asked))), Stop())
     assert told["bits_per_dim"]["value"] < 9 and told["figures"]["fid"]["value"] > 0

@@ -22,10 +22,13 @@ from ldm.baselines.bijections import (
     normal_log_density,
 )
 from ldm.baselines.blocks import Stack
+from ldm.baselines.ddpm import normal_mass
 from ldm.baselines.family import Family, Form, facts_of, families, make, settings_of
 from ldm.baselines.flowpp import MixtureCoupling
 from ldm.baselines.flows import FlowFamily
 from ldm.baselines.odes import carried, carried_with_density
+from ldm.baselines.pixelcnn import read_on
+from ldm.baselines.score import levels
 from ldm.data.draws import Draws
 from ldm.errors import LdmError
 from tests.components import seeded
@@ -35,7 +38,7 @@ SMALL: dict[str, dict[str, object]] = {
     "dcgan": {"latents": 8, "width": 8},
     "realnvp": {"width": 8, "blocks": 1, "scales": 2},
     "glow": {"width": 8, "depth": 2, "scales": 2},
-    "pixelcnn": {"width": 8, "layers": 3, "side": 3, "mixture": 2},
+    "pixelcnn": {"width": 8, "layers": 3, "kernel": 3, "mixture": 2},
     "ddpm": {"width": 32, "steps": 3},
     "flowpp": {"width": 8, "mixture": 2, "depth": 1, "scales": 2},
     "ffjord": {"width": 8, "layers": 2, "steps": 2, "steps_after": 3},
@@ -351,15 +354,15 @@ def test_the_noise_of_a_ladder_without_a_picture_costs_nothing() -> None:
 
 def test_flow_densities_of_two_numbers_integrate_to_one() -> None:
     form = Form(1, 0, 2)
-    half = [half_of_channels(2, first) for first in (True, False)]
     layers: list[Bijection] = [Logit()]
-    for keep in half:
-        layers += [ActNorm(2), Rotation(2), Coupling(keep, Stack(2, 8, 4, 1))]
-        layers += [ActNorm(2), MixtureCoupling(keep, Stack(2, 8, 2 * (2 + 3 * 3), 1), 3)]
-    chain = Chain(layers)
     with torch.no_grad(), seeded(3):
+        for first in (True, False):
+            keep = half_of_channels(2, first)
+            layers += [ActNorm(2), Rotation(2), Coupling(keep, Stack(2, 8, 4, 1))]
+            layers += [ActNorm(2), MixtureCoupling(keep, Stack(2, 8, 2 * (2 + 3 * 3), 1), 3)]
+        chain = Chain(layers)
         for weight in chain.parameters():
-            weight.add_(torch.randn(weight.shape) * 0.2)
+            weight.add_(torch.randn(weight.shape) * 0.1)
     chain.double()
     side, edge = 600, 0.05 / 0.9  # some of the mass lies beyond the ends, from where the logit comes
     axis = (torch.arange(side, dtype=torch.float64) + 0.5) / side * (1 + 2 * edge) - edge
@@ -485,3 +488,77 @@ def test_gradient_norms_have_a_way_back() -> None:
     assert torch.allclose(norms, torch.tensor([5.0, 5.0]))
     (slope,) = torch.autograd.grad(norms.sum(), weight)
     assert torch.allclose(slope, torch.tensor([1.2, 1.6]))
+
+
+def test_places_drawn_one_by_one_are_told_the_same_as_the_whole_picture() -> None:
+    """What each place was told while it was drawn, against the network's word on the finished picture."""
+    form = Form(7, 2)
+    model = stirred(make("pixelcnn", {**SMALL["pixelcnn"], "kernel": 5}, form, 0))
+    x, h = pictures(2, form), model.told(torch.tensor([0, 1]), 2)
+    given, said, filled = iter(x.flatten(2).unbind(2)), [], torch.zeros_like(x)
+
+    def draw(y: Tensor) -> Tensor:
+        said.append(model.leave(y)[..., 0, 0])
+        return next(given)
+
+    with torch.no_grad():
+        read_on(list(model.layers), filled, h, draw)
+        whole = model.told_by(x, torch.tensor([0, 1]))
+    assert torch.equal(filled, x)
+    assert torch.allclose(torch.stack(said, 2), whole.flatten(2), atol=1e-5)
+
+
+def test_the_mass_of_a_normal_over_shades_is_one_and_tails_keep_their_size() -> None:
+    x = shades.picture(torch.arange(256))
+    for mean, deviation in ((0.0, 0.2), (0.9, 0.01), (-1.2, 0.05)):
+        log = normal_mass(x, torch.tensor(mean), 2 * torch.tensor(deviation).log())
+        assert log.double().exp().sum() == pytest.approx(1, abs=1e-5)
+    far = normal_mass(torch.tensor([0.5]), torch.tensor(-0.5), 2 * torch.tensor(0.02).log())
+    assert float(far) == pytest.approx(-0.5 * (1.0 / 0.02) ** 2, rel=0.2)  # fifty deviations away: no floor
+
+
+@pytest.mark.parametrize("name", ["score", "flow_matching"])
+@pytest.mark.parametrize("deviation", [0.6, 2.6, 40.0])
+def test_the_bits_of_a_path_are_those_of_the_distribution_it_follows(
+    name: str, deviation: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels of a normal distribution so many shades wide, and the velocity that is right for them."""
+    form = Form(8, 0)
+    model = make(name, {"width": 32, "steps": 12}, form, 0)
+    variance = (deviation * 2 / 256) ** 2
+
+    def said(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """E[e | x_t], or E[e - x | x_t], of x ~ N(0, variance)."""
+        if name == "score":
+            alpha, sigma = levels(t)
+            return sigma * x / (alpha**2 * variance + sigma**2)
+        wide = t[:, None, None, None]
+        return (wide - (1 - wide) * variance) * x / ((1 - wide) ** 2 * variance + wide**2)
+
+    monkeypatch.setattr(model, "said", said)
+    draws_ = Draws(0, torch.arange(16), 16)
+    x = draws_.normal("x", form.shape) * variance**0.5
+    monkeypatch.setattr(model, "shaken", lambda shown, _: shown)
+    told = model.bits_per_dim(x, None, draws_)
+    want = (0.5 * x**2 / variance + 0.5 * math.log(2 * math.pi * variance)).flatten(1).mean(1) / math.log(2) + 7
+    assert torch.allclose(told, want, atol=0.1)
+
+
+def test_the_slope_at_real_pictures_counts_now_and_then_and_by_its_weight() -> None:
+    form, x = Form(8), pictures(4, Form(8))
+    losses = {}
+    for gamma in (0.0, 10.0):
+        model = make("stylegan", {**SMALL["stylegan"], "gamma": gamma, "lazy": 4}, form, 0)
+        for step in (0, 1):
+            at = Draws(0, torch.arange(step * 4, step * 4 + 4), 4)
+            losses[gamma, step] = float(model.loss("critic", x, None, at)[0].mean())
+    assert losses[10.0, 0] > losses[0.0, 0] and losses[10.0, 1] == losses[0.0, 1]
+
+
+def test_looking_at_a_model_leaves_it_as_it_is() -> None:
+    model = made("stylegan", Form(8))
+    x = pictures(4, Form(8))
+    model.loss("critic", x, None, draws(4))
+    before = float(model.chance)
+    model.eval().loss("critic", x, None, draws(4))
+    assert float(model.chance) == before

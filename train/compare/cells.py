@@ -16,7 +16,7 @@ from train.compare.wish import Wish
 from train.config import RunFile
 
 GROUPS = ("simple", "vae", "gan", "flow", "autoregressive", "energy", "diffusion")
-RESULT, SAMPLES, RUN = "cell.json", "samples.safetensors", "run"
+RESULT, CRASH, SAMPLES, RUN = "cell.json", "crash.json", "samples.safetensors", "run"
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,16 @@ class Cell:
     @property
     def result(self) -> dict[str, Any] | None:
         """What was measured; None while there is work left."""
-        path = self.folder / RESULT
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        return _read(self.folder / RESULT)
+
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """The result; or, of a cell whose process ended before there was one, what it said last. It is tried again."""
+        return self.result or _read(self.folder / CRASH)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def cells(wish: Wish) -> Iterator[Cell]:

@@ -11,8 +11,7 @@ from typing import Any
 
 from ldm.errors import Code, LdmError
 from train.compare.cells import Cell, cells
-from train.compare.lab import Progress, command, environment, give_up, prepare, remember
-from train.compare.page import write_pages
+from train.compare.lab import Progress, command, ended, environment, give_up, prepare, published, remember
 from train.compare.wish import Wish
 from train.signals import Stop, Stopped
 
@@ -24,7 +23,7 @@ HERE = "local"
 def compare_on(address: str, cpus: int, wish: Wish, progress: Progress, stop: Stop) -> Path:
     """`address` is "auto", that of a cluster, or "local" for a cluster of this machine's own; `cpus` for each cell."""
     ray = _ray()
-    remember(wish)
+    wish = remember(wish, stop)
     prepare(wish, progress, stop)
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
@@ -46,10 +45,10 @@ def compare_on(address: str, cpus: int, wish: Wish, progress: Progress, stop: St
                 raise Stopped(stop.code)
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK)
             for reference in ready:
-                _ended(wish, waiting.pop(reference), reference, ray, progress)
+                _ended(wish, waiting.pop(reference), reference, ray, progress, stop)
     finally:
         ray.shutdown()
-    return write_pages(wish)
+    return published(wish, stop)
 
 
 def _one(order: list[str], own: Mapping[str, str]) -> tuple[int, str]:
@@ -64,7 +63,7 @@ def _one(order: list[str], own: Mapping[str, str]) -> tuple[int, str]:
     return child.returncode, said
 
 
-def _ended(wish: Wish, cell: Cell, reference: Any, ray: Any, progress: Progress) -> None:
+def _ended(wish: Wish, cell: Cell, reference: Any, ray: Any, progress: Progress, stop: Stop) -> None:
     try:
         status, said = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -74,9 +73,7 @@ def _ended(wish: Wish, cell: Cell, reference: Any, ray: Any, progress: Progress)
         return
     if status:
         give_up(cell, said, status)
-    if (told := cell.result) is not None:
-        progress.done(cell, told)
-        write_pages(wish)
+    ended(wish, cell, progress, stop)
 
 
 def _ray() -> Any:

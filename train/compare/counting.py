@@ -7,13 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ldm.baselines.family import Form, make
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
 from train.compare.cells import Cell, file_of
 from train.compare.wish import Wish
+from train.forecast import LOADER
 from train.run import forecasted
+from train.tasks.family import phases_of
 
 PLAN = "plan.json"
+LONG = 1000  # steps of the run that is timed: shares of it are those of any run
 
 
 def planned(wish: Wish, cell: Cell) -> dict[str, Any]:
@@ -30,20 +34,23 @@ def planned(wish: Wish, cell: Cell) -> dict[str, Any]:
 
 
 def _plan(wish: Wish, cell: Cell) -> dict[str, Any]:
-    batch, budget = file_of(wish, cell, 100).run.batch, wish.budget
-    if budget.kind == "steps":
-        return {"steps": max(1, round(budget.count)), "step_seconds": None}
-    if budget.kind == "images":
-        return {"steps": max(1, round(budget.count / batch)), "step_seconds": None}
+    if wish.budget.kind != "seconds":
+        return {"steps": steps_of(wish, cell), "step_seconds": None}
     seconds = measured(wish, cell)
-    return {"steps": max(1, int(budget.count / seconds)), "step_seconds": round(seconds, 5)}
+    return {"steps": max(1, int(wish.budget.count / seconds)), "step_seconds": round(seconds, 5)}
+
+
+def steps_of(wish: Wish, cell: Cell) -> int:
+    """Of a budget of steps or pictures."""
+    batch = file_of(wish, cell, 1).run.batch if wish.budget.kind == "images" else 1
+    return max(1, round(wish.budget.count / batch))
 
 
 def measured(wish: Wish, cell: Cell) -> float:
-    """Seconds of a step."""
+    """Seconds of a step, on average over the run: a phase that is not due, or is over, takes none."""
     with tempfile.TemporaryDirectory() as folder:
-        elsewhere = Cell(cell.family, cell.seed, Path(folder) / "cell")
-        told = forecasted(file_of(wish, elsewhere, 1000))
+        file = file_of(wish, Cell(cell.family, cell.seed, Path(folder) / "cell"), LONG)
+        told = forecasted(file)
     if told.step_seconds is None:
         raise LdmError(
             Code.RESOURCE,
@@ -51,4 +58,10 @@ def measured(wish: Wish, cell: Cell) -> float:
             "Not even one example fits into memory, so a budget in minutes cannot be made one in steps.",
             "Give the budget in steps, a smaller --size, or leave the family out.",
         )
-    return told.step_seconds
+    settings = file.task
+    assert settings.type == "family"
+    model = make(settings.family, settings.options, Form(wish.size), 0)
+    each = told.turns.get(LOADER, 0.0)
+    for phase in phases_of(model, LONG):
+        each += told.turns[phase.name] * sum(phase.due(step) for step in range(LONG)) / LONG
+    return each

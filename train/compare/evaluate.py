@@ -25,7 +25,8 @@ from ldm.store.folder import load_component
 from ldm.store.shards import read_json
 from ldm.store.write import staged
 from pipelines.pipeline import Pipeline
-from train.compare.cell import as_json, bits, drawn
+from train.compare.cell import as_json
+from train.compare.drawing import bits, drawn
 from train.compare.lab import Progress, prepare, remember_yardsticks
 from train.compare.reference import Pictures, captions_of, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Yardsticks
@@ -39,13 +40,12 @@ Tell = Callable[[str], None]
 
 def evaluate(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> Path:
     """Writes NAME.json into the folder of the yardsticks, which later measures share; returns its path."""
-    remember_yardsticks(yard)
-    prepare(yard, Progress(tell), stop)
-    name = _name(made)
-    path = yard.out / f"{name}.json"
+    remember_yardsticks(yard, stop)
+    path = yard.out / "measured" / f"{_name(made)}.json"
     if path.exists():
         why = "Nothing is overwritten."
         raise LdmError(Code.FILE, f"{path} exists already.", why, "Move it away, or choose another --out.")
+    prepare(yard, Progress(tell), stop)
     told = _measured(made, yard, samples, cap, seed, tell, stop)
     with staged(path) as stage:
         stage.write_text(json.dumps({"made": made, **told}, indent=2) + "\n", "utf-8")
@@ -57,8 +57,8 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
     if _is_family(Path(made)):
         stored = load_family(Path(made))
         tell(f"drawing {samples:,} pictures by {stored.family}")
-        pictures, seconds = drawn(stored.model, len(stored.classes), samples, cap, seed, stop)
-        told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures), **bits(stored.model, kept, stop)}
+        pictures, seconds, _ = drawn(stored, samples, cap, seed, stop)
+        told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures), **bits(stored, kept, stop)}
     elif _is_autoencoder(Path(made)):
         tell(f"encoding and decoding the held-out pictures by {made}")
         return _reconstructed(made, kept, extractor_of(yard, kept, stop), seed, stop)
@@ -72,7 +72,7 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
             raise LdmError(Code.USAGE, f"{made} cannot be asked for anything.", why, "Give a data set with captions.")
         tell(f"drawing {samples:,} pictures by {made}, for captions of the data set")
         pictures, told = _drawn_for(made, yard, texts, samples, seed, stop)
-    reference = reference_of(kept, extractor_of(yard, kept, stop))
+    reference = reference_of(yard, kept, extractor_of(yard, kept, stop))
     return told | as_json(measure(real(pictures), reference, seed))
 
 
@@ -108,7 +108,9 @@ def _reconstructed(made: str, kept: Pictures, extractor: Extractor, seed: int, s
 
 def _name(made: str) -> str:
     path = Path(made)
-    return path.parent.name if path.name == "model" and path.parent.name else path.stem or "measured"
+    while path.name in ("model", "run", "vae") and path.parent.name:
+        path = path.parent
+    return path.stem or "measured"
 
 
 def _folder(path: Path, size: int, most: int) -> Tensor:

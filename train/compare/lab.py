@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ldm.errors import Code, LdmError
-from ldm.store.write import staged
-from train.compare.cells import Cell, cells
-from train.compare.counting import measured
+from train.compare.cells import CRASH, Cell, cells
+from train.compare.counting import measured, steps_of
 from train.compare.reference import extractor_of, pictures_of
 from train.compare.wish import Wish, Yardsticks
 from train.lock import Lock
+from train.report import rewrite
 from train.signals import Stop, Stopped
 
 log = logging.getLogger("train.compare")
@@ -41,45 +41,52 @@ class Progress:
 
 def compare(wish: Wish, progress: Progress, stop: Stop) -> Path:
     """Runs all cells that nobody has run, and writes the page. Several processes may do the same at once."""
-    from train.compare.page import write_pages
-
-    remember(wish)
+    wish = remember(wish, stop)
     prepare(wish, progress, stop)
     for cell in cells(wish):
         if cell.result is None:
             _run(wish, cell, progress, stop)
-        if (told := cell.result) is not None:
-            progress.done(cell, told)
-            write_pages(wish)
-    return write_pages(wish)
+            ended(wish, cell, progress, stop)
+    return published(wish, stop)
 
 
-def remember(wish: Wish) -> None:
-    """Writes the wish into its folder; another one there is an error."""
+def ended(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
+    """Tells of a cell that was run, and brings the page up to date."""
+    if (told := cell.told) is not None:
+        progress.done(cell, told)
+        published(wish, stop)
+
+
+def published(wish: Wish, stop: Stop) -> Path:
+    """The page of all cells there are, written by one process at a time: the last one has read them all."""
+    from train.compare.page import write_pages
+
+    with _turn(wish.out, stop):
+        return write_pages(wish)
+
+
+def remember(wish: Wish, stop: Stop) -> Wish:
+    """Writes the wish into its folder, or adds its families and seeds to the one that is there; what else differs is an
+    error. Returns what now lies there."""
     path = wish.out / WISH
     wish.out.mkdir(parents=True, exist_ok=True)
-    _write_once(path, wish)
-    check_same(wish, read_wish(wish.out))
+    with _turn(wish.out, stop):
+        if path.is_file():
+            check_same(wish, before := read_wish(wish.out))
+            families = (*before.families, *(f for f in wish.families if f not in before.families))
+            wish = wish.model_copy(update={"families": families, "seeds": max(wish.seeds, before.seeds)})
+        rewrite(path, wish.model_dump_json(indent=2) + "\n", "Free some space.")
+    return wish
 
 
-def _write_once(path: Path, record: Yardsticks) -> None:
-    """If nobody else has, who may do so at this moment."""
-    if path.is_file():
-        return
-    try:
-        with staged(path) as stage:
-            stage.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-    except LdmError:
-        if not path.is_file():
-            raise
-
-
-def remember_yardsticks(yard: Yardsticks) -> None:
+def remember_yardsticks(yard: Yardsticks, stop: Stop) -> None:
     """Writes them into their folder; others there are an error."""
     path = yard.out / "yardsticks.json"
     yard.out.mkdir(parents=True, exist_ok=True)
-    _write_once(path, yard)
-    check_same(yard, Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out}))
+    with _turn(yard.out, stop):
+        if path.is_file():
+            check_same(yard, Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out}))
+        rewrite(path, yard.model_dump_json(indent=2) + "\n", "Free some space.")
 
 
 def read_wish(folder: Path) -> Wish:
@@ -135,7 +142,7 @@ def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
     """In a process of its own. One that somebody else runs is left to them."""
     progress.tell(f"{cell.family}, seed {cell.seed}")
     with tempfile.TemporaryFile("w+", errors="replace") as said_to:
-        status = _waited(subprocess.Popen(command(wish.out, cell), env=environment(), stderr=said_to), stop)
+        status = _waited(_begun(command(wish.out, cell), said_to), stop)
         said_to.seek(0)
         said = said_to.readlines()
     stop.check()
@@ -158,6 +165,12 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in _LAUNCHED}
 
 
+def _begun(order: list[str], said_to: IO[str]) -> subprocess.Popen[bytes]:
+    """In a session of its own: a Ctrl-C of the terminal reaches us alone, and is passed on once; a second signal would
+    end it before it has saved."""
+    return subprocess.Popen(order, env=environment(), stderr=said_to, start_new_session=True)
+
+
 def _waited(child: subprocess.Popen[bytes], stop: Stop) -> int:
     """Its exit status. Whoever stops us means the cell: it is asked to save, and waited for."""
     asked = False
@@ -171,37 +184,37 @@ def _waited(child: subprocess.Popen[bytes], stop: Stop) -> int:
 
 
 def give_up(cell: Cell, said: str, status: int) -> None:
-    """A cell that ended otherwise than by its own word says so, and the others go on."""
-    last = said.strip().splitlines()[-1] if said.strip() else f"its process ended with {status}"
-    told = {"family": cell.family, "seed": cell.seed, "failed": last}
+    """A cell that ended without a result says why, for the page; the next start tries it again."""
+    if cell.result is not None:
+        return
+    last = said.strip().splitlines()[-1].strip() if said.strip() else f"its process ended with {status}"
+    told = {"family": cell.family, "seed": cell.seed, "failed": f"it ended before it was done: {last}"}
     log.warning("%s, seed %s: %s", cell.family, cell.seed, said.strip() or last)
-    with staged(cell.folder / "cell.json") as stage:
-        stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    rewrite(cell.folder / CRASH, json.dumps(told, indent=2) + "\n", "Free some space.")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that are left, by what they go to; None where they could not be told."""
+    """Seconds that are left; of training None where a family could not be timed."""
 
-    training: float
+    training: float | None
     drawing: float  # at most: the cap of every cell
     cells: int
 
 
-def cost_of(wish: Wish) -> Cost:
+def cost_of(wish: Wish, stop: Stop) -> Cost:
+    """A budget of time is known; one of steps or pictures is timed, a family at a time."""
     left = [cell for cell in cells(wish) if cell.result is None]
-    if wish.budget.kind == "seconds":
-        training = wish.budget.count * len(left)
-    else:
-        training = 0.0
+    training: float | None = wish.budget.count * len(left) if wish.budget.kind == "seconds" else 0.0
+    if wish.budget.kind != "seconds":
         for family in dict.fromkeys(cell.family for cell in left):
             mine = [cell for cell in left if cell.family == family]
-            training += len(mine) * _steps(wish, mine[0]) * measured(wish, mine[0])
+            stop.check()
+            try:
+                each = steps_of(wish, mine[0]) * measured(wish, mine[0])
+            except LdmError as error:
+                log.warning("%s cannot be timed: %s", family, error.what)
+                each = None
+            training = None if training is None or each is None else training + len(mine) * each
     return Cost(training, wish.cap * len(left), len(left))
-
-
-def _steps(wish: Wish, cell: Cell) -> float:
-    from train.compare.cells import file_of
-
-    batch = file_of(wish, cell, 1).run.batch
-    return wish.budget.count if wish.budget.kind == "steps" else wish.budget.count / batch

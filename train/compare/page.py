@@ -20,7 +20,7 @@ from train.compare.cells import SAMPLES, Cell, cells
 from train.compare.reference import PICTURES
 from train.compare.table import FIGURES, Row, as_csv, rows
 from train.compare.trilemma import marks, picture
-from train.compare.verdict import in_words
+from train.compare.verdict import comparable, in_words
 from train.compare.wish import Wish
 from train.report import rewrite
 from train.report_curves import Series, plot
@@ -71,9 +71,9 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         f"<p>{done} of {wanted} cells: {len(table)} families, {wish.seeds} seeds, {html.escape(str(wish.budget))} of "
         f"training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
         "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
-        "<h2>Figures</h2>", _figures(table),
+        "<h2>Figures</h2>", _figures(table, wish.samples),
         "<h2>Cost, and what each family is</h2>", _costs(table),
-        f"<h2>The trilemma</h2><div class=trilemma>{picture(marks(table))}</div>",
+        f"<h2>The trilemma</h2><div class=trilemma>{picture(marks(comparable(wish, table)))}</div>",
         "<p>A family lies towards the corners that it is good at, as compared here; a larger dot is better in all.</p>",
         "<h2>Samples at the same seeds</h2>", _sheets(wish),
         "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
@@ -84,17 +84,21 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def _figures(table: Sequence[Row]) -> str:
+def _figures(table: Sequence[Row], wanted: int) -> str:
+    whole = [row for row in table if row.drawn is not None and row.drawn >= wanted]  # others are of another protocol
     names = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
     head = "".join(f"<th>{WORDS[name]}</th>" for name in names)
-    best = {name: _best([row.figure(name) for row in table], name in _LOWER) for name in names if name not in _UNRANKED}
+    best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}
     best["bits"] = _best([row.bits for row in table], True)
     lines = []
     for row in table:
         cellsof = [_cell(row.figure(name), best.get(name), 1000 if name == "kid" else 1) for name in names]
         kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
         cellsof.append(_cell(row.bits, best["bits"], 1, kind))
-        lines.append(f"<tr><td>{html.escape(row.name)}</td>{''.join(cellsof)}</tr>")
+        few = (
+            "" if row in whole or row.drawn is None else f"<small>only {row.drawn} samples: not to be compared</small>"
+        )
+        lines.append(f"<tr><td>{html.escape(row.name)}{few}</td>{''.join(cellsof)}</tr>")
     return f"<div class=wide><table><tr><th>family</th>{head}<th>bits/dim</th></tr>{''.join(lines)}</table></div>"
 
 
@@ -126,14 +130,15 @@ def _number(value: float) -> str:
 
 def _costs(table: Sequence[Row]) -> str:
     head = (
-        "parameters", "s a step", "pictures seen", "memory", "drawn a second", "passes for one", "exact density",
-        "free Jacobian", "cannot",
+        "parameters", "s a step", "trained, s", "pictures seen", "memory", "drawn a second", "passes for one",
+        "exact density", "free Jacobian", "cannot",
     )  # fmt: skip
     lines = []
     for row in table:
         facts, memory = row.facts, row.mean("memory")
         told = [
-            _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"), _count(row.mean("images")),
+            _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"),
+            _count(row.mean("train_seconds")), _count(row.mean("images")),
             _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
             html.escape(facts.passes), facts.likelihood, "yes" if facts.free_form else "no",
         ]  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
 from ldm.metrics.inception import by_inception
-from ldm.metrics.measured import FEWEST, Reference, check_enough
+from ldm.metrics.measured import FEWEST, Reference, check_enough, digest
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model
 from ldm.store.weights import load_weights
@@ -27,13 +28,12 @@ from ldm.store.write import staged, write_weights
 from train.compare.wish import Yardsticks
 from train.config import RunFile
 from train.opening import loader_of, processes_of
-from train.run import finished, opened
+from train.run import opened
 from train.signals import Stop
 from train.tasks.perceptual import open_classifier
 
 log = logging.getLogger("train.compare")
 CLASSIFIER, PICTURES, FACTS = "classifier", "pictures.safetensors", "data.json"
-RESIZED = "centre crop, antialiased"  # how pictures of the data set come to the size of the comparison
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Pictures:
     held_out_labels: Tensor | None
     labels: Tensor | None
     classes: tuple[str, ...]
+    label_names: tuple[str, ...] = ()  # as the data set calls its classes
 
     @property
     def shares(self) -> Tensor | None:
@@ -60,7 +61,7 @@ def pictures_of(wish: Yardsticks) -> Pictures:
     told = json.loads(facts.read_text("utf-8"))
     return Pictures(
         tensors["training"], tensors["held_out"], tensors.get("held_out_labels"), tensors.get("labels"),
-        tuple(told["classes"]),
+        tuple(told["classes"]), tuple(told["labels"]),
     )  # fmt: skip
 
 
@@ -74,11 +75,17 @@ def _keep(wish: Yardsticks, path: Path, facts: Path) -> None:
     if loader.source.labels and all(b.label is not None for b in [*training, *held]):
         classes = _names(loader.source.labels, training)
         tensors |= {"labels": _labels(training), "held_out_labels": _labels(held)}
-    told = {"classes": list(classes), "captions": any(any(b.text) for b in training), **loader.facts()}
+    told = {
+        "classes": list(classes),
+        "labels": list(loader.source.labels) if classes else [],
+        "captions": any(any(b.text) for b in training),
+        **loader.facts(),
+    }
     if not facts.is_file():
         with staged(facts) as stage:
             stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
-    write_weights(path, tensors, {})
+    with staged(path) as stage:
+        write_weights(stage, tensors, {})
 
 
 def captions_of(wish: Yardsticks, most: int = 10_000) -> list[str]:
@@ -152,19 +159,27 @@ def extractor_of(wish: Yardsticks, kept: Pictures, stop: Stop) -> Extractor:
 def _train_classifier(wish: Yardsticks, stop: Stop) -> None:
     file = RunFile(
         task={"type": "classifier", "widths": [32, 64, 128]},
-        data=DataSettings(**wish.section, uncaptioned="empty", flip=0.5),
+        data=DataSettings(**{"uncaptioned": "empty", "flip": 0.5, **wish.section}),
         optim={"lr": 2e-3, "warmup": 50, "ema": 0.99},
         run={"out": wish.out / CLASSIFIER, "steps": wish.classifier_steps, "batch": 128, "preview": 0, "evaluate": 500,
              "save": 500},
     )  # fmt: skip
-    if finished(file) is None:
+    if not (wish.out / CLASSIFIER / "model").is_dir():  # another process may be asking; only the first trains it
         log.info("training the classifier that looks at all samples: %s steps", f"{wish.classifier_steps:,}")
         with opened(file, stop=stop) as run:
             run.fit()
 
 
-def reference_of(kept: Pictures, extractor: Extractor) -> Reference:
-    return Reference.of(extractor, real(kept.training), real(kept.held_out), kept.shares)
+def reference_of(wish: Yardsticks, kept: Pictures, extractor: Extractor) -> Reference:
+    """What the extractor sees of the data set: looked at once, then kept beside the pictures."""
+    path = wish.out / f"seen-{extractor.name.replace(' ', '-').replace('/', '-')}.safetensors"
+    training = real(kept.training)
+    if path.is_file():
+        return Reference.kept(extractor, {name: t.clone() for name, t in load_weights(path).items()}, digest(training))
+    made = Reference.of(extractor, training, real(kept.held_out), kept.shares)
+    with suppress(LdmError), staged(path) as stage:  # another process may have been faster
+        write_weights(stage, made.tensors(), {})
+    return made
 
 
 def real(pictures: Tensor) -> Tensor:

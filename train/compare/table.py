@@ -35,6 +35,12 @@ class Row:
     wanted: int  # cells, done or not
 
     @property
+    def drawn(self) -> int | None:
+        """How many samples its cells drew; the least, where they differ."""
+        found = [int(told["drawn"]) for told in self.good if "drawn" in told]
+        return min(found) if found else None
+
+    @property
     def good(self) -> list[Mapping[str, Any]]:
         return [told for told in self.done if "failed" not in told]
 
@@ -49,7 +55,7 @@ class Row:
     @property
     def bits(self) -> Estimate | None:
         found = [told["bits_per_dim"] for told in self.good if "bits_per_dim" in told]
-        return over_seeds([Estimate(one["value"], one["low"], one["high"]) for one in found])
+        return over_seeds([Estimate(one["value"], one["low"], one["high"]) for one in found], shared=True)
 
     def mean(self, name: str) -> float | None:
         found = [float(told[name]) for told in self.good if told.get(name) is not None]
@@ -77,14 +83,20 @@ class Row:
         ]
 
 
-def over_seeds(found: Sequence[Estimate]) -> Estimate | None:
+def _student(freedom: int) -> float:
+    return _T.get(freedom, 1.96 + 2.5 / freedom)
+
+
+def over_seeds(found: Sequence[Estimate], shared: bool = False) -> Estimate | None:
+    """Their mean, and the wider of Student's interval over seeds and what their samples leave open. Where all seeds
+    `shared` the same pictures, more seeds make that no less."""
     if not found:
         return None
     value = fmean(one.value for one in found)
-    within = fmean((one.high - one.low) / 2 for one in found) / math.sqrt(len(found))
+    within = fmean((one.high - one.low) / 2 for one in found) / (1 if shared else math.sqrt(len(found)))
     if len(found) == 1:
         return Estimate(value, value - within, value + within)
-    between = stdev([one.value for one in found]) / math.sqrt(len(found)) * _T.get(len(found) - 1, 2.0)
+    between = stdev([one.value for one in found]) / math.sqrt(len(found)) * _student(len(found) - 1)
     reach = max(within, between)
     return Estimate(value, value - reach, value + reach)
 
@@ -98,7 +110,7 @@ def rows(wish: Wish) -> list[Row]:
         Row(
             Path(name).stem,
             facts_of(module_of(name)),
-            tuple(told for cell in own if (told := cell.result) is not None),
+            tuple(told for cell in own if (told := cell.told) is not None),
             len(own),
         )
         for name, own in by_name.items()

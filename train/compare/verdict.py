@@ -11,7 +11,8 @@ from train.compare.wish import Wish
 
 def in_words(wish: Wish, table: Sequence[Row]) -> Iterator[str]:
     """A few paragraphs for the head of the page."""
-    judged = [(row, kid) for row in table if (kid := row.figure("kid")) is not None]
+    like = comparable(wish, table)
+    judged = [(row, kid) for row in like if (kid := row.figure("kid")) is not None]
     if not judged:
         yield "No cell has been measured yet."
         return
@@ -19,7 +20,7 @@ def in_words(wish: Wish, table: Sequence[Row]) -> Iterator[str]:
     level = [row.name for row, kid in judged if row is not best and kid.low <= least.high]
     said = f"Nearest to the data by the kernel distance is {best.name}"
     yield said + (f"; {_list(level)} cannot be told from it by these samples and seeds." if level else ", clearly.")
-    yield from _apart(table)
+    yield from _apart(like)
     if exact := [(row, row.bits) for row in table if row.bits is not None]:
         row, told = min(exact, key=lambda pair: pair[1].value)
         how = "" if row.facts.likelihood == "exact" else " (a bound)"
@@ -28,6 +29,11 @@ def in_words(wish: Wish, table: Sequence[Row]) -> Iterator[str]:
             "Bits say how well all pixels are foretold, most of it noise that nobody sees; they do not rank pictures."
         )
     yield _limits(wish, table)
+
+
+def comparable(wish: Wish, table: Sequence[Row]) -> list[Row]:
+    """Rows whose cells drew all samples: figures of fewer are of another protocol."""
+    return [row for row in table if row.drawn is not None and row.drawn >= wish.samples]
 
 
 def _apart(table: Sequence[Row]) -> Iterator[str]:

@@ -50,6 +50,14 @@ class Yardsticks(Strict):
     clip: str | None = None  # a CLIP whose features take the place of the classifier's
     inception: Path | None = None  # a file of Inception's weights, whose features do
 
+    @field_validator("size")
+    @classmethod
+    def _halves(cls, value: int) -> int:
+        if value & (value - 1):
+            below = 1 << (value.bit_length() - 1)
+            raise ValueError(f"{value} cannot be halved down to 4, as most families do; use {below} or {2 * below}")
+        return value
+
     @property
     def section(self) -> dict[str, Any]:
         """The data section of a run file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.baselines.family import Form, make
+from ldm.baselines.family import Family, Form, make
 from ldm.baselines.stored import save_family
 from ldm.data.batch import Batch
 from train.draws import Draws
@@ -39,20 +39,7 @@ class FamilyTask:
         return {}
 
     def phases(self) -> list[Phase]:
-        """Shares of the run become steps; the last ones end with it."""
-        steps = self.setting.steps
-        return [
-            Phase(
-                part.name,
-                part.params,
-                part.rate,
-                part.every,
-                round(part.start * steps),
-                None if part.end >= 1 else round(part.end * steps),
-                part.average,
-            )
-            for part in self.model.parts()
-        ]
+        return phases_of(self.model, self.setting.steps)
 
     def context(self, turn: Turn, micros: Sequence[Batch]) -> None:
         return None
@@ -84,3 +71,19 @@ class FamilyTask:
 
     def _label(self, batch: Batch) -> Tensor | None:
         return batch.label if self.classes else None
+
+
+def phases_of(model: Family, steps: int) -> list[Phase]:
+    """Shares of the run become steps; the last ones end with it."""
+    return [
+        Phase(
+            part.name,
+            part.params,
+            part.rate,
+            part.every,
+            round(part.start * steps),
+            None if part.end >= 1 else round(part.end * steps),
+            part.average,
+        )
+        for part in model.parts()
+    ]

@@ -17,6 +17,7 @@ from tests.train.compare.test_wish import wish
 from train.compare import cell as cell_module
 from train.compare.cell import run_cell
 from train.compare.cells import Cell, cells
+from train.compare.drawing import drawn
 from train.compare.lab import Progress, compare, cost_of, prepare, remember
 from train.compare.page import write_pages
 from train.compare.table import over_seeds, rows
@@ -30,7 +31,7 @@ from train.signals import Stop
 def done(tmp_path_factory: pytest.TempPathFactory) -> Wish:
     """PPCA with two seeds and a VAE with one, a few steps each."""
     asked = wish(tmp_path_factory.mktemp("lab") / "out")
-    remember(asked)
+    remember(asked, Stop())
     stop = Stop()
     prepare(asked, Progress(), stop)
     for one in list(cells(asked))[:3]:
@@ -67,7 +68,7 @@ def test_a_done_cell_is_not_run_again_and_the_same_seed_measures_the_same(
         patched.setattr(cell_module, "_trained", lambda *_: pytest.fail("trained again"))
         assert run_cell(done, first(done), Stop()) == before
     again = wish(tmp_path / "again")
-    remember(again)
+    remember(again, Stop())
     prepare(again, Progress(), Stop())
     told = run_cell(again, first(again), Stop())
     assert (
@@ -110,7 +111,7 @@ def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
     done: Wish, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = wish(tmp_path / "out", seeds=1, families=("vae",))
-    remember(asked)
+    remember(asked, Stop())
     prepare(asked, Progress(), Stop())
 
     def broken(*_: Any) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
 
 def test_other_errors_are_not_taken_for_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = wish(tmp_path / "out", seeds=1)
-    remember(asked)
+    remember(asked, Stop())
 
     def broken(*_: Any) -> dict[str, Any]:
         raise LdmError(Code.FILE, "The table is gone.", "Somebody moved it.", "Put it back.")
@@ -139,9 +140,9 @@ def test_other_errors_are_not_taken_for_a_result(monkeypatch: pytest.MonkeyPatch
 def test_a_slow_family_is_capped_and_says_so(done: Wish, tmp_path: Path) -> None:
     from ldm.baselines.stored import load_family
 
-    model = load_family(first(done).folder / "run" / "model").model
-    samples, seconds = cell_module.drawn(model, 0, 100_000_000, 1, 0, Stop())
-    assert 50 <= len(samples) < 100_000_000 and 1 <= seconds < 20
+    stored = load_family(first(done).folder / "run" / "model")
+    samples, seconds, broken = drawn(stored, 100_000_000, 1, 0, Stop())
+    assert 50 <= len(samples) < 100_000_000 and 1 <= seconds < 20 and not broken
 
 
 def test_two_processes_do_not_disturb_each_other(done: Wish, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_whole_comparison_in_processes_of_its_own(tmp_path: Path) -> None:
     )
     asked = wish(tmp_path / "out", seeds=1, families=("ppca", str(bad)))
     seen: list[tuple[str, bool]] = []
-    assert cost_of(wish(tmp_path / "out", seeds=1, families=("ppca",))).cells == 1
+    assert cost_of(wish(tmp_path / "out", seeds=1, families=("ppca",)), Stop()).cells == 1
     page = compare(asked, Progress(done=lambda c, told: seen.append((c.family, "failed" in told))), Stop())
     assert seen == [("ppca", False), (str(bad), True)]
     assert "latents" in page.read_text("utf-8")

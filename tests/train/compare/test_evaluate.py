@@ -26,7 +26,7 @@ def test_a_folder_and_a_family_are_measured_alike(ldm: Ldm, tmp_path: Path) -> N
     made("ppca").save(tmp_path / "mine/model")
     told = ldm("evaluate", "mine/model", "--against", "scenes", *FEW, "--samples", 100, "--json").json
     assert told["bits_per_dim"]["kind"] == "exact" and told["drawn"] == 100
-    kept = json.loads(Path("runs/evaluate/scenes/drawn.json").read_text("utf-8"))
+    kept = json.loads(Path("runs/evaluate/scenes/measured/drawn.json").read_text("utf-8"))
     assert kept["protocol"] == told["protocol"]
     assert kept["figures"]["kid"]["value"] < told["figures"]["kid"]["value"]  # real scenes are nearer than noise
     again = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100)

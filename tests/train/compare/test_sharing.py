@@ -66,6 +66,23 @@ def test_a_killed_comparison_goes_on(tmp_path: Path) -> None:
     assert len(starts) == 2 and starts[1] >= 100
 
 
+def test_a_ctrl_c_of_the_terminal_saves_once(tmp_path: Path) -> None:
+    """A terminal signals the whole group: were the cell in it, our own word would be its second, and end it unsaved."""
+    code = "import sys; from app.cli import run; sys.exit(run(sys.argv[1:]))"
+    order = [sys.executable, "-c", code, *ORDER, "--budget", "100000-steps"]
+    first = subprocess.Popen(order, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                             stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    log = tmp_path / "out/cells/ppca-0/run/log.jsonl"
+    for _ in range(1200):
+        if log.is_file() and len(log.read_text().splitlines()) > 1:
+            break
+        time.sleep(0.25)
+    os.killpg(first.pid, signal.SIGINT)
+    first.communicate(timeout=300)
+    assert first.returncode == 130
+    assert list((tmp_path / "out/cells/ppca-0/run/state").iterdir())
+
+
 def test_a_wish_to_stop_is_passed_on_and_saved(tmp_path: Path) -> None:
     first = started(tmp_path, "--budget", "100000-steps")
     log = tmp_path / "out/cells/ppca-0/run/log.jsonl"

@@ -14,6 +14,7 @@ from ldm.store.configs import config_path
 from train.compare.cells import base_file, cells, file_of, shipped_families
 from train.compare.lab import check_same, read_wish, remember
 from train.compare.wish import Wish, budget
+from train.signals import Stop
 
 
 def wish(out: Path, **changes: Any) -> Wish:
@@ -59,14 +60,20 @@ def test_seeds_go_round_before_families(tmp_path: Path) -> None:
 
 
 def test_families_and_seeds_may_be_added_and_nothing_else_changed(tmp_path: Path) -> None:
-    remember(wish(tmp_path))
-    remember(wish(tmp_path, families=("ppca", "vae", "glow"), seeds=3))
+    remember(wish(tmp_path), Stop())
+    more = remember(wish(tmp_path, families=("glow", "ppca"), seeds=3), Stop())
+    assert (more.families, more.seeds) == (("ppca", "vae", "glow"), 3)
     with pytest.raises(LdmError, match="holds another comparison"):
-        remember(wish(tmp_path, size=16))
+        remember(wish(tmp_path, size=16), Stop())
     before = read_wish(tmp_path)
-    assert before.out == tmp_path and before.budget == budget("3-steps")
+    assert before.out == tmp_path and before.budget == budget("3-steps") and before.families == more.families
     with pytest.raises(LdmError, match="Its budget is"):
         check_same(wish(tmp_path, budget="4-steps"), before)
+
+
+def test_a_side_that_families_cannot_halve_is_refused_with_those_next_to_it(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="use 16 or 32"):
+        wish(tmp_path, size=24)
 
 
 def test_families_are_named_once_and_are_families(tmp_path: Path) -> None:
