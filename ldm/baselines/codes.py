@@ -43,6 +43,13 @@ class Codebook(nn.Module):
         )
         return z + (code - z).detach(), index, pulls
 
+    @torch.no_grad()
+    def fill(self, z: Tensor) -> None:
+        """Codes become features [n,d,h,w], of places far from each other, each a little aside."""
+        rows = F.normalize(z, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        spread = torch.linspace(0, len(rows) - 1, len(self.table)).long()
+        self.table.copy_(F.normalize(rows[spread] + 0.05 * F.normalize(self.table, dim=1), dim=1))
+
     def vectors(self, index: Tensor) -> Tensor:
         return F.normalize(self.table, dim=1)[index].permute(0, 3, 1, 2)
 
@@ -97,10 +104,7 @@ class CodeFamily(Family):
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
         """Codes begin as features of pictures."""
-        rows = F.normalize(self.coder.features(x), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        table = self.book.table
-        spread = torch.linspace(0, len(rows) - 1, len(table)).long()
-        table.copy_(F.normalize(rows[spread] + 0.05 * F.normalize(table, dim=1), dim=1))
+        self.book.fill(self.coder.features(x))
 
     def parts(self) -> list[Part]:
         own = [*self.coder.parameters(), *self.book.parameters()]

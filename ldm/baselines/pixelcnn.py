@@ -26,14 +26,17 @@ class Settings(Strict):
 
 
 class Gated(nn.Module):
-    """tanh(a + V_a h) * sigmoid(b + V_b h), where a and b are the halves of the channels."""
+    """tanh(a + V_a h) * sigmoid(b + V_b h), where a and b are the halves of the channels; h [n,told], or [n,told,H,W]
+    where each place is told something of its own."""
 
     def __init__(self, width: int, told: int) -> None:
         super().__init__()
         self.tell = nn.Linear(told, 2 * width)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        a, b = (x + self.tell(h)[:, :, None, None]).chunk(2, 1)
+        if h.ndim == 2:
+            h = h[:, :, None, None]
+        a, b = (x + F.conv2d(h, self.tell.weight[:, :, None, None], self.tell.bias)).chunk(2, 1)
         return torch.tanh(a) * torch.sigmoid(b)
 
 
@@ -74,12 +77,12 @@ def read_on(layers: Sequence[Layer], x: Tensor, h: Tensor, draw: Callable[[Tenso
     for row in range(side):
         line = [x[:, :, row : row + 1], *(x.new_zeros(n, width, 1, side) for _ in layers[1:])]
         for column in range(side):
-            y = x.new_zeros(())
+            y, here = x.new_zeros(()), h if h.ndim == 2 else h[:, :, row : row + 1, column : column + 1]
             for i, layer in enumerate(layers):
                 end = column if layer.first else column + 1
                 seen = line[i][..., max(0, end - reach - 1) : end]
                 seen = F.pad(seen, (reach + 1 - seen.shape[-1], 0))
-                told = layer.out(layer.gate_h(layer.horizontal(seen) + above[i][..., column : column + 1], h))
+                told = layer.out(layer.gate_h(layer.horizontal(seen) + above[i][..., column : column + 1], here))
                 y = told if layer.first else y + told
                 if i + 1 < len(layers):
                     line[i + 1][..., column] = y[..., 0]
@@ -89,7 +92,8 @@ def read_on(layers: Sequence[Layer], x: Tensor, h: Tensor, draw: Callable[[Tenso
             seen = layer.vertical(F.pad(seen, (reach, reach, reach + 1 - seen.shape[2], 0)))
             above[i] = layer.down(seen)
             if i + 1 < len(layers):
-                rows[i + 1][:, :, row] = layer.gate_v(seen, h)[:, :, 0]
+                told = layer.gate_v(seen, h if h.ndim == 2 else h[:, :, row : row + 1])
+                rows[i + 1][:, :, row] = told[:, :, 0]
 
 
 class Model(Family):

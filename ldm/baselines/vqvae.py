@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ldm.baselines.blocks import Told
+from ldm.baselines.code_prior import CodePrior
 from ldm.baselines.codes import CodeFamily, CodeSettings
 from ldm.baselines.family import Facts, Form
-from ldm.baselines.logistics import gumbel
-from ldm.baselines.pixelcnn import Layer, read_on
 from ldm.data.draws import Draws
 
 
@@ -23,7 +17,7 @@ class Settings(CodeSettings):
 
 
 class Model(CodeFamily):
-    """p(codes) = prod_i p(c_i | c_<i, class), in the order of reading."""
+    """p(codes) = prod_i p(c_i | c_<i, class)."""
 
     facts = Facts(
         name="VQ-VAE", paper="van den Oord 2017", group="vae", likelihood="none", passes="codes", free_form=True,
@@ -32,32 +26,11 @@ class Model(CodeFamily):
 
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__(settings, form)
-        width = settings.width
-        self.told, self.embed = Told(form.classes, width), nn.Embedding(settings.codes, width)
-        self.layers = nn.ModuleList(Layer(width, width, width, 3, i == 0) for i in range(settings.layers))
-        self.leave = nn.Sequential(nn.ReLU(), nn.Conv2d(width, settings.codes, 1))
-
-    def logits(self, index: Tensor, label: Tensor | None) -> Tensor:
-        """[n,codes,h,w]: what the codes before say of each place."""
-        h = self.told(label, len(index))
-        v = y = self.embed(index).permute(0, 3, 1, 2)
-        for layer in self.layers:
-            v, y = layer(v, y, h)
-        out: Tensor = self.leave(y)
-        return out
+        self.told = Told(form.classes, settings.width)
+        self.prior = CodePrior(settings.codes, settings.width, settings.width, settings.layers)
 
     def prior_nats(self, index: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        return F.cross_entropy(self.logits(index, label), index, reduction="none").flatten(1).sum(1)
+        return self.prior.nats(index, self.told(label, len(index)))
 
     def draw_codes(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
-        drawn, weight = list[Tensor](), self.embed.weight
-
-        def draw(y: Tensor) -> Tensor:
-            logits = self.leave(y)[..., 0, 0]
-            drawn.append((logits + gumbel(logits.shape, generator).to(logits.device)).argmax(1))
-            vector: Tensor = self.embed(drawn[-1])
-            return vector
-
-        x = torch.zeros(count, weight.shape[1], self.side, self.side, device=weight.device)
-        read_on(cast("Sequence[Layer]", self.layers), x, self.told(label, count), draw)
-        return torch.stack(drawn, 1).view(count, self.side, self.side)
+        return self.prior.draw(self.side, self.told(label, count), generator)

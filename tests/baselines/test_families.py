@@ -53,6 +53,7 @@ SMALL: dict[str, dict[str, object]] = {
     "autoencoder": {"latents": 4, "width": 8},
     "ladder": {"width": 8, "latents": 2, "blocks": 1, "mixture": 2},
     "vqvae": {"codes": 8, "numbers": 4, "width": 8, "halvings": 1, "layers": 2},
+    "vqvae2": {"codes": 8, "numbers": 4, "width": 8, "layers": 2},
     "transformer": {"codes": 8, "numbers": 4, "width": 8, "halvings": 1, "layers": 2, "heads": 2, "inner": 16},
     "absorbing": {
         "codes": 8,
@@ -562,3 +563,27 @@ def test_looking_at_a_model_leaves_it_as_it_is() -> None:
     before = float(model.chance)
     model.eval().loss("critic", x, None, draws(4))
     assert float(model.chance) == before
+
+
+def test_the_fine_codes_of_two_levels_are_told_of_the_coarse_ones_and_sum_to_one() -> None:
+    """2x2 fine codes of three, given one coarse code: 81 sequences, for each coarse code."""
+    model = stirred(make("vqvae2", {**SMALL["vqvae2"], "codes": 3}, Form(4, 2), 0))
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)
+    found = []
+    for coarse in range(3):
+        beside = model.beside(torch.full((81, 1, 1), coarse), torch.ones(81, dtype=torch.long))
+        with torch.no_grad():
+            nats = model.prior_bottom.nats(every, beside)
+        assert (-nats).double().exp().sum() == pytest.approx(1, abs=1e-5)
+        found.append(nats)
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_pictures_that_are_all_the_same_have_no_spread() -> None:
+    from ldm.baselines.stylegan import spread
+
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    alike, different = spread(x[:1].expand(8, -1, -1, -1)), spread(x)
+    assert alike.shape == (8, 4, 4, 4) and float(alike[:, 3].max()) < 1e-3
+    rows = x.view(4, 2, 3, 4, 4)
+    assert torch.allclose(different[0, 3, 0, 0], rows[:, 0].std(0, unbiased=False).mean(), atol=1e-4)
