@@ -24,6 +24,15 @@ class CodeSettings(Strict):
     codes_until: float = Field(0.4, gt=0, lt=1)  # share of the run in which codes are learned; the prior follows
 
 
+class AttendingSettings(CodeSettings):
+    """Of a transformer as the prior."""
+
+    layers: int = Field(6, gt=0)
+    heads: int = Field(4, gt=0)
+    inner: int = Field(192, gt=0)  # width of the prior
+    temperature: float = Field(1.0, gt=0)
+
+
 class Codebook(nn.Module):
     """Each place becomes the nearest of the codes, all of length 1: so none is too far away to be used (Yu 2022)."""
 

@@ -10,20 +10,16 @@ from torch import Tensor, nn
 from ldm.baselines.bijections import (
     ActNorm,
     Bijection,
-    Chain,
     Coupling,
-    Logit,
     Rotation,
-    Squeeze,
     Through,
     checkerboard,
-    half_of_channels,
     normal_log_density,
 )
 from ldm.baselines.blocks import Stack
 from ldm.baselines.family import Facts, Form
 from ldm.baselines.flows import FlowFamily
-from ldm.baselines.realnvp import Scales
+from ldm.baselines.realnvp import scales
 from ldm.baselines.shades import SHADES, density_bits, shades
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -144,26 +140,15 @@ class Model(FlowFamily):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__(form, settings.width)
         self.within = Within(form, settings.width)
-        channels, side, steps = form.channels, form.side, list[Bijection]()
-        for i in range(settings.scales):
-            layers: list[Bijection] = [Logit()] if i == 0 else []
-            for j in range(settings.depth):
-                layers += self._coupling(settings, checkerboard(side, j % 2 == 0), channels)
-            layers.append(Squeeze())
-            channels, side = channels * 4, side // 2
-            for j in range(settings.depth):
-                layers += self._coupling(settings, half_of_channels(channels, j % 2 == 0), channels)
-            steps.append(Chain(layers))
-            channels = channels // 2
-        self.layers = Scales(form, steps)
 
-    @staticmethod
-    def _coupling(settings: Settings, keep: Tensor, channels: int) -> list[Bijection]:
-        numbers = channels * (2 + 3 * settings.mixture)
-        network = Stack(channels, settings.width, numbers, settings.blocks, settings.width)
-        return [ActNorm(channels), Rotation(channels), MixtureCoupling(keep, network, settings.mixture)]
+        def coupling(keep: Tensor, channels: int) -> list[Bijection]:
+            numbers = channels * (2 + 3 * settings.mixture)
+            network = Stack(channels, settings.width, numbers, settings.blocks, settings.width)
+            return [ActNorm(channels), Rotation(channels), MixtureCoupling(keep, network, settings.mixture)]
 
-    def _bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
+        self.layers = scales(form, settings.scales, settings.depth, coupling)
+
+    def bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
         u, log_q = self.within(x, draws.normal("within a shade", self.form.shape))
         nats = log_q - self.log_density((shades(x) + u) / SHADES, label)
         return density_bits(nats, self.form.dims)

@@ -8,18 +8,18 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from ldm.baselines.family import Facts, Family, Form, Losses
+from ldm.baselines.densities import DensityFamily
+from ldm.baselines.family import Facts, Form
 from ldm.baselines.logistics import gumbel
-from ldm.baselines.shades import density_bits, dequantised, requantised
+from ldm.baselines.shades import dequantised, requantised
 from ldm.config import Strict
-from ldm.data.draws import Draws
 
 
 class Settings(Strict):
     components: int = Field(64, gt=0)
 
 
-class Model(Family):
+class Model(DensityFamily):
     """p(y) = sum_k w_k N(y; mu_k, diag s_k^2); each class has its own weights w."""
 
     facts = Facts(
@@ -29,8 +29,8 @@ class Model(Family):
     first = 2048
 
     def __init__(self, settings: Settings, form: Form) -> None:
-        super().__init__()
-        self.form, k = form, settings.components
+        super().__init__(form)
+        k = settings.components
         self.weights = nn.Parameter(torch.zeros(form.classes + 1, k))
         self.mean = nn.Parameter(torch.rand(k, form.dims))
         self.log_deviation = nn.Parameter(torch.full((k, form.dims), -1.5))
@@ -66,19 +66,7 @@ class Model(Family):
         return self.weights[told].log_softmax(1) - 0.5 * square - norm
 
     def log_density(self, y: Tensor, label: Tensor | None) -> Tensor:
-        return torch.logsumexp(self._each(y, label), 1)
-
-    def _bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        y = dequantised(x, draws.uniform("within a shade", self.form.shape)).flatten(1)
-        return density_bits(-self.log_density(y, label), self.form.dims)
-
-    def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
-        told = self._bits(x, label, draws)
-        return told, {"bits": told.detach()}
-
-    @torch.no_grad()
-    def bits_per_dim(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        return self._bits(x, label, draws)
+        return torch.logsumexp(self._each(y.flatten(1), label), 1)
 
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:

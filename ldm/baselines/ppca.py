@@ -8,17 +8,17 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from ldm.baselines.family import Facts, Family, Form, Losses
-from ldm.baselines.shades import density_bits, dequantised, requantised
+from ldm.baselines.densities import DensityFamily
+from ldm.baselines.family import Facts, Form
+from ldm.baselines.shades import dequantised, requantised
 from ldm.config import Strict
-from ldm.data.draws import Draws
 
 
 class Settings(Strict):
     components: int = Field(128, gt=0)
 
 
-class Model(Family):
+class Model(DensityFamily):
     """y = W z + mu + sigma e with z, e standard normal, so y ~ N(mu, W W^T + sigma^2 I); a mean for each class.
 
     It begins as the closed solution for some of the pictures; all of them then move it by its likelihood.
@@ -31,8 +31,8 @@ class Model(Family):
     first = 2048
 
     def __init__(self, settings: Settings, form: Form) -> None:
-        super().__init__()
-        self.form, self.k = form, min(settings.components, form.dims - 1)
+        super().__init__(form)
+        self.k = min(settings.components, form.dims - 1)
         self.weight = nn.Parameter(torch.randn(form.dims, self.k) * 0.01)
         self.mean = nn.Parameter(torch.full((form.classes + 1, form.dims), 0.5))
         self.log_variance = nn.Parameter(torch.tensor(-4.0))
@@ -55,8 +55,8 @@ class Model(Family):
         return self.mean[torch.zeros(count, dtype=torch.long) if label is None else label + 1]
 
     def log_density(self, y: Tensor, label: Tensor | None) -> Tensor:
-        """[n]: of y [n,D], by M = W^T W + sigma^2 I, which has only k rows (Woodbury 1950)."""
-        apart, variance = y - self._means(label, len(y)), self.log_variance.exp()
+        """By M = W^T W + sigma^2 I, which has only k rows (Woodbury 1950)."""
+        apart, variance = y.flatten(1) - self._means(label, len(y)), self.log_variance.exp()
         inner = self.weight.T @ self.weight + variance * torch.eye(self.k, device=y.device)
         root = torch.linalg.cholesky(inner)
         within = torch.linalg.solve_triangular(root, self.weight.T @ apart.T, upper=False)
@@ -64,18 +64,6 @@ class Model(Family):
         determinant = (self.form.dims - self.k) * self.log_variance + 2 * root.diagonal().log().sum()
         told: Tensor = -0.5 * (self.form.dims * math.log(2 * math.pi) + determinant + distance)
         return told
-
-    def _bits(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        y = dequantised(x, draws.uniform("within a shade", self.form.shape)).flatten(1)
-        return density_bits(-self.log_density(y, label), self.form.dims)
-
-    def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
-        told = self._bits(x, label, draws)
-        return told, {"bits": told.detach()}
-
-    @torch.no_grad()
-    def bits_per_dim(self, x: Tensor, label: Tensor | None, draws: Draws) -> Tensor:
-        return self._bits(x, label, draws)
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -69,6 +71,22 @@ class Scales(Bijection):
         return x
 
 
+def scales(form: Form, count: int, depth: int, coupling: Callable[[Tensor, int], list[Bijection]]) -> Scales:
+    """On each scale so many couplings by a checkerboard, a squeeze, and as many by channels."""
+    channels, side, steps = form.channels, form.side, list[Bijection]()
+    for i in range(count):
+        layers: list[Bijection] = [Logit()] if i == 0 else []
+        for j in range(depth):
+            layers += coupling(checkerboard(side, j % 2 == 0), channels)
+        layers.append(Squeeze())
+        channels, side = channels * 4, side // 2
+        for j in range(depth):
+            layers += coupling(half_of_channels(channels, j % 2 == 0), channels)
+        steps.append(Chain(layers))
+        channels = channels // 2
+    return Scales(form, steps)
+
+
 class Model(FlowFamily):
     """On each scale three couplings by a checkerboard, a squeeze, and three by channels."""
 
@@ -79,20 +97,9 @@ class Model(FlowFamily):
 
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__(form, settings.width)
-        channels, side, steps = form.channels, form.side, list[Bijection]()
-        for i in range(settings.scales):
-            layers: list[Bijection] = [Logit()] if i == 0 else []
-            for j in range(3):
-                layers += self._coupling(settings, checkerboard(side, j % 2 == 0), channels)
-            layers.append(Squeeze())
-            channels, side = channels * 4, side // 2
-            for j in range(3):
-                layers += self._coupling(settings, half_of_channels(channels, j % 2 == 0), channels)
-            steps.append(Chain(layers))
-            channels = channels // 2
-        self.layers = Scales(form, steps)
 
-    @staticmethod
-    def _coupling(settings: Settings, keep: Tensor, channels: int) -> list[Bijection]:
-        network = Stack(channels, settings.width, 2 * channels, settings.blocks, settings.width)
-        return [ActNorm(channels), Coupling(keep, network)]
+        def coupling(keep: Tensor, channels: int) -> list[Bijection]:
+            network = Stack(channels, settings.width, 2 * channels, settings.blocks, settings.width)
+            return [ActNorm(channels), Coupling(keep, network)]
+
+        self.layers = scales(form, settings.scales, 3, coupling)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor
 
 from ldm.baselines.attending import Cache, Transformer
-from ldm.baselines.codes import CodeFamily, CodeSettings
+from ldm.baselines.codes import AttendingSettings, CodeFamily
 from ldm.baselines.family import Facts, Form
 from ldm.baselines.logistics import gumbel
 from ldm.data.draws import Draws
 
 
-class Settings(CodeSettings):
-    layers: int = Field(6, gt=0)
-    heads: int = Field(4, gt=0)
-    inner: int = Field(192, gt=0)  # width of the prior
-    temperature: float = Field(1.0, gt=0)
+class Settings(AttendingSettings):
+    """Nothing besides."""
 
 
 class Model(CodeFamily):

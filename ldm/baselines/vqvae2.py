@@ -97,7 +97,8 @@ class Model(Family):
     def beside(self, top: Tensor, label: Tensor | None) -> Tensor:
         """[n,width,h,w]: what the bottom codes are told, of top codes [n,h/2,w/2]."""
         vectors = self.coder.top.vectors(top)
-        return F.interpolate(self.tell(vectors), scale_factor=2.0) + self.told(label, len(top))[:, :, None, None]
+        map_of: Tensor = F.interpolate(self.tell(vectors), scale_factor=2.0)
+        return map_of + self.told(label, len(top))[:, :, None, None]
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         if part == "codes":
