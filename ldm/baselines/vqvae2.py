@@ -97,8 +97,9 @@ class Model(Family):
     def beside(self, top: Tensor, label: Tensor | None) -> Tensor:
         """[n,width,h,w]: what the bottom codes are told, of top codes [n,h/2,w/2]."""
         vectors = self.coder.top.vectors(top)
-        map_of: Tensor = F.interpolate(self.tell(vectors), scale_factor=2.0)
-        return map_of + self.told(label, len(top))[:, :, None, None]
+        raised = F.interpolate(self.tell(vectors), scale_factor=2.0)
+        told: Tensor = raised + self.told(label, len(top))[:, :, None, None]
+        return told
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         if part == "codes":
