@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def by_inception(weights: Path) -> Extractor:
 
 def _network(weights: Path) -> Any:
     try:
-        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         why = "Inception is built by torch-fidelity, which is not installed."
         raise LdmError(Code.USAGE, "--inception cannot be used.", why, "Run pip install 'ldm[eval]'.") from error
@@ -47,7 +46,7 @@ def _network(weights: Path) -> Any:
         file = Path(folder) / "inception.pth"
         torch.save(tensors, file)
         try:
-            return module.FeatureExtractorInceptionV3("inception", _FEATURES, str(file))
+            return FeatureExtractorInceptionV3("inception", _FEATURES, str(file))
         except (RuntimeError, KeyError) as error:
             why = f"Its tensors are not those of the network: {str(error).splitlines()[0][:160]}."
             fix = "Use the weights that torch-fidelity publishes (weights-inception-2015-12-05)."

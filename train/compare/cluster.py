@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import Code, LdmError
 from train.compare.cells import Cell, cells
-from train.compare.lab import Progress, command, ended, environment, give_up, prepare, published, remember
+from train.compare.children import command, run
+from train.compare.lab import Progress, ended, give_up, prepare, published, remember
 from train.compare.wish import Wish
 from train.signals import Stop, Stopped
 
@@ -52,15 +51,8 @@ def compare_on(address: str, cpus: int, wish: Wish, progress: Progress, stop: St
 
 
 def _one(order: list[str], own: Mapping[str, str]) -> tuple[int, str]:
-    """Runs where the task was placed: a cell in a process of its own, as on one machine. A cancelled task ends it."""
-    child = subprocess.Popen(order, env=environment() | dict(own), stderr=subprocess.PIPE, text=True)
-    try:
-        _, said = child.communicate()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    return child.returncode, said
+    """Runs where the task was placed: a cell in a process of its own, as on one machine."""
+    return run(order, Stop(), own)
 
 
 def _ended(wish: Wish, cell: Cell, reference: Any, ray: Any, progress: Progress, stop: Stop) -> None:
@@ -79,7 +71,8 @@ def _ended(wish: Wish, cell: Cell, reference: Any, ray: Any, progress: Progress,
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     try:
-        return importlib.import_module("ray")
+        import ray
     except ImportError as error:
         what, why = "--ray cannot be used.", "Ray is not installed."
         raise LdmError(Code.USAGE, what, why, "Run pip install 'ldm[ray]'.") from error
+    return ray

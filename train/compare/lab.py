@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ldm.errors import Code, LdmError
 from train.compare.cells import CRASH, Cell, cells
+from train.compare.children import command, run
 from train.compare.counting import measured, steps_of
 from train.compare.reference import extractor_of, pictures_of
 from train.compare.wish import Wish, Yardsticks
@@ -26,7 +23,6 @@ from train.signals import Stop, Stopped
 
 log = logging.getLogger("train.compare")
 WISH = "wish.json"
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 PATIENCE = 1.0  # seconds between two tries for a lock
 Tell = Callable[[str], None]
 
@@ -141,10 +137,7 @@ def _turn(folder: Path, stop: Stop) -> Iterator[None]:
 def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
     """In a process of its own. One that somebody else runs is left to them."""
     progress.tell(f"{cell.family}, seed {cell.seed}")
-    with tempfile.TemporaryFile("w+", errors="replace") as said_to:
-        status = _waited(_begun(command(wish.out, cell), said_to), stop)
-        said_to.seek(0)
-        said = said_to.readlines()
+    status, said = run(command(wish.out, cell), stop)
     stop.check()
     if status in (130, 143):
         raise Stopped(status)
@@ -152,35 +145,7 @@ def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
         progress.tell(f"{cell.family}, seed {cell.seed}: another process is at it")
         return
     if status:
-        give_up(cell, "".join(said[-12:]), status)
-
-
-def command(out: Path, cell: Cell) -> list[str]:
-    """What runs a cell."""
-    return [sys.executable, "-m", "train.compare.cell", str(out), cell.family, str(cell.seed)]
-
-
-def environment() -> dict[str, str]:
-    """Ours, without what a launcher says of its processes: a cell is not one of them."""
-    return {key: value for key, value in os.environ.items() if key not in _LAUNCHED}
-
-
-def _begun(order: list[str], said_to: IO[str]) -> subprocess.Popen[bytes]:
-    """In a session of its own: a Ctrl-C of the terminal reaches us alone, and is passed on once; a second signal would
-    end it before it has saved."""
-    return subprocess.Popen(order, env=environment(), stderr=said_to, start_new_session=True)
-
-
-def _waited(child: subprocess.Popen[bytes], stop: Stop) -> int:
-    """Its exit status. Whoever stops us means the cell: it is asked to save, and waited for."""
-    asked = False
-    while True:
-        try:
-            return child.wait(0.5)
-        except subprocess.TimeoutExpired:
-            if stop.wanted and not asked:
-                asked = True
-                child.terminate()
+        give_up(cell, said, status)
 
 
 def give_up(cell: Cell, said: str, status: int) -> None:
@@ -189,7 +154,7 @@ def give_up(cell: Cell, said: str, status: int) -> None:
         return
     last = said.strip().splitlines()[-1].strip() if said.strip() else f"its process ended with {status}"
     told = {"family": cell.family, "seed": cell.seed, "failed": f"it ended before it was done: {last}"}
-    log.warning("%s, seed %s: %s", cell.family, cell.seed, said.strip() or last)
+    log.warning("%s, seed %s: %s", cell.family, cell.seed, said.strip()[-2000:] or last)
     cell.folder.mkdir(parents=True, exist_ok=True)
     rewrite(cell.folder / CRASH, json.dumps(told, indent=2) + "\n", "Free some space.")
 
