@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from app.demo_page import Section, contact_sheet, page
 from ldm.data import masks
-from ldm.data.scenes import draw, make_scene, outline
-from ldm.images import from_rgb, open_image, save_image
+from ldm.data.scenes import make_scene, outline
+from ldm.images import Picture, from_rgb, save_image
+from ldm.store.find import find_model
+from ldm.store.sampling import read_sampling
 from pipelines.pipeline import Pipeline
+from pipelines.ranking import Ranker
 from pipelines.recipe import chunks
-from pipelines.request import ControlUse, GuidanceUse, HiresUse, Request
+from pipelines.request import ControlUse, GuidanceUse, Request
 from pipelines.steps import Result
 
-MODEL = "scenes"
-SCALE = 5  # how much larger than life the page shows 32-pixel pictures
+MODEL, CLIP, SHAPES = "emoji", "emoji-clip", "scenes"
+SIDE = 64
 PROMPTS = (  # with a seed that draws it well, chosen by eye
-    ("a red circle on a white background", 7),
-    ("a big blue square", 1),
-    ("a small green triangle at the top", 1),
-    ("two yellow circles", 2),
-    ("a purple cross on the left", 11),
-    ("an orange ring on a black background", 7),
-    ("a white square on the right", 6),
-    ("three red triangles", 8),
-)
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1b1f;--soft:#6b6b76;--page:#fbfaf7;--line:#e4e1d8}
-@media(prefers-color-scheme:dark){:root{--ink:#ececf1;--soft:#a2a2ad;--page:#16161a;--line:#2c2c34}}
-body{margin:0 auto;max-width:1000px;padding:3rem 1.2rem 5rem;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,sans-serif}
-h1{font-size:2rem;margin:0 0 .4rem}h2{font-size:1.15rem;margin:2.6rem 0 .2rem}
-p{color:var(--soft);margin:.2rem 0 1rem;max-width:44rem}
-.row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:160px}
-img{width:160px;height:160px;object-fit:contain;image-rendering:pixelated}
-img{border:1px solid var(--line);border-radius:8px}
-figcaption{font-size:.82rem;color:var(--soft);line-height:1.35;padding-top:.35rem;overflow-wrap:anywhere}
-code{font-size:.85em}
-footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-size:.85rem}
-"""
-
-
-@dataclass
-class Section:
-    """A heading, what it shows, and its pictures with captions."""
-
-    title: str
-    text: str
-    pictures: list[tuple[str, str]] = field(default_factory=list)
+    ("crying face, noto style", 1), ("red apple, noto style", 3), ("sun with face, noto style", 2),
+    ("tulip, noto style", 1), ("hamburger, noto style", 1), ("Santa Claus, noto style", 1),
+    ("globe showing Americas, noto style", 1), ("mushroom, noto style", 2), ("strawberry, noto style", 3),
+    ("guitar, twemoji style", 2), ("cactus, noto style", 1), ("alarm clock, noto style", 2), ("panda, noto style", 5),
+    ("rocket, noto style", 3), ("lemon, noto style", 1), ("broken heart, noto style", 1),
+)  # fmt: skip
 
 
 class Demo:
@@ -61,102 +38,102 @@ class Demo:
 
     def __init__(self, pipeline: Pipeline, folder: Path, tell: Callable[[str], None]) -> None:
         self.pipeline, self.folder, self.tell, self.made = pipeline, folder, tell, 0
+        self.suited = read_sampling(find_model(MODEL)).request_fields()
 
     def sections(self) -> list[Section]:
-        return [self.prompts(), self.variations(), self.inpainting(), self.control(), self.strokes(), self.mixed()]
+        return [self.prompts(), self.styles(), self.variations(), self.inpainting(), self.control(), self.strokes(),
+                self.ranked(), self.mixed()]  # fmt: skip
+
+    def prompts(self) -> Section:
+        section = self._section("Prompts", "Each picture's recipe is inside its PNG: try ldm verify on one.")
+        for prompt, seed in PROMPTS:
+            self._add(section, self._run(prompt=prompt, seed=seed), prompt)
+        return section
+
+    def styles(self) -> Section:
+        section = self._section("Names and styles", "One seed, three styles; words in a loose order do as well.")
+        for prompt in (
+            "hamburger, noto style",
+            "twemoji style hamburger",
+            "blob style hamburger",
+            "hamburger",
+            "fast food, twemoji",
+        ):
+            self._add(section, self._run(prompt=prompt, seed=3), prompt)
+        return section
+
+    def variations(self) -> Section:
+        section = self._section("Variations", "One seed, turned step by step towards another.")
+        for share in (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0):
+            made = self._run(prompt="mushroom, noto style", seed=4, variation_seed=8, variation=share)
+            self._add(section, made, f"variation {share:g}")
+        return section
+
+    def inpainting(self) -> Section:
+        text = "Only what the mask covers is painted; every other sample value of the picture stays as it was."
+        section = self._section("Inpainting", text)
+        face = self._run(prompt="grinning face, noto style", seed=1)[0].picture
+        hole = masks.from_box(face.size, (8, 10, 56, 32))
+        mask = from_rgb(np.repeat(hole[..., None], 3, axis=2).astype(np.float32))
+        self._keep(section, face.pixels, "the picture")
+        self._keep(section, mask.pixels, "the mask")
+        made = self._run(prompt="smiling face with sunglasses, noto style", image=face, mask=mask, strength=1.0, seed=1)
+        self._add(section, made, "with sunglasses, painted in")
+        changed = np.any(made[0].picture.pixels != face.pixels, axis=2)
+        outside = int((changed & (hole == 0)).sum())
+        self._keep(section, (changed * 255).astype(np.uint8)[..., None], f"changed; outside the mask: {outside} pixels")
+        return section
+
+    def control(self) -> Section:
+        section = self._section("Control", f"Outlines say where, the prompt says what; by {SHAPES}, a model of shapes.")
+        hint = from_rgb(outline(make_scene("triangle", "red", size="big", position="centre")).astype(np.float32))
+        self._keep(section, hint.pixels, "drawn outlines")
+        pipeline = Pipeline.load(SHAPES)
+        for colour in ("yellow", "blue", "purple"):
+            prompt, use = f"a {colour} triangle", ControlUse(model="edges", image=hint)
+            request = Request(prompt=prompt, controls=(use,), seed=5, guidance=GuidanceUse(scale=4.0))
+            self._add(section, pipeline.results(request), prompt)
+        return section
+
+    def strokes(self) -> Section:
+        section = self._section("Image to image", "Crude strokes become a clean picture; strength says how far to go.")
+        crude = strokes()
+        self._keep(section, crude.pixels, "the input")
+        for strength in (0.4, 0.6, 0.8):
+            made = self._run(prompt="strawberry, noto style", image=crude, strength=strength, seed=4)
+            self._add(section, made, f"strength {strength:g}")
+        return section
+
+    def ranked(self) -> Section:
+        section = self._section("The best of four", f"{CLIP} says how like its words each picture is (--best-of 4).")
+        results = self._run(prompt="broken heart, noto style", seed=11, count=4)
+        scores = Ranker.load(CLIP).scores(results)
+        for result, score in zip(results, scores, strict=True):
+            best = ", the best" if score == max(scores) else ""
+            self._add(section, [result], f"{score:.3f}{best}")
+        return section
+
+    def mixed(self) -> Section:
+        section = self._section("Any mix", "The same loop with several of these at once.")
+        face = self._run(prompt="slightly smiling face, twemoji style", seed=1)[0].picture
+        hole = masks.from_box(face.size, (0, 32, 64, 64))
+        guidance = GuidanceUse(scale=4.0, rescale=0.5, interval=(0.0, 0.8))
+        made = self._run(
+            prompt="face with tongue, twemoji style", negative="noto style", image=face, strength=1.0, seed=8,
+            mask=from_rgb(np.repeat(hole[..., None], 3, axis=2).astype(np.float32)), guidance=guidance,
+            solver="dpm++ 2m", spacing="karras",
+        )  # fmt: skip
+        self._keep(section, face.pixels, "the picture; its lower half is painted")
+        how = "mask + negative prompt + limited, rescaled guidance"
+        self._add(section, made, f"{made[0].recipe.prompt}: {how}")
+        return section
 
     def _section(self, title: str, text: str) -> Section:
         self.tell(title)
         return Section(title, text)
 
-    def prompts(self) -> Section:
-        section = self._section(
-            "Prompts", "Text to image. Each picture's recipe is inside its PNG: try ldm verify on one."
-        )
-        for prompt, seed in PROMPTS:
-            self._add(section, self._run(Request(prompt=prompt, seed=seed)), prompt)
-        return section
-
-    def variations(self) -> Section:
-        section = self._section("Variations", "One seed, turned step by step towards another.")
-        for share in (0.0, 0.15, 0.3, 0.45, 0.6):
-            request = Request(prompt="a red ring on a white background", seed=4, variation_seed=8, variation=share)
-            self._add(section, self._run(request), f"variation {share:g}")
-        return section
-
-    def inpainting(self) -> Section:
-        text = "Only what the mask covers is painted; every other sample value of the picture stays as it was."
-        section = self._section("Inpainting and outpainting", text)
-        scene = from_rgb(draw(make_scene("circle", "red", position="left", background="white")))
-        hole = masks.from_box(scene.size, (16, 4, 31, 28))
-        mask = from_rgb(np.repeat(hole[..., None], 3, axis=2).astype(np.float32))
-        self._keep(section, scene.pixels, "the picture")
-        self._keep(section, mask.pixels, "the mask")
-        request = Request(
-            prompt="a red circle and a blue square on a white background", image=scene, mask=mask, strength=1.0, seed=1
-        )
-        result = self._run(request)
-        self._add(section, result, "a blue square, painted in")
-        changed = np.any(result[0].picture.pixels != scene.pixels, axis=2)
-        self._keep(
-            section,
-            (changed * 255).astype(np.uint8)[..., None],
-            f"changed pixels; outside the mask: {int((changed & (hole == 0)).sum())}",
-        )
-        wide = Request(prompt="a red circle and a blue square", image=scene, pad=(0, 0, 16, 0), strength=1.0, seed=5)
-        self._add(section, self._run(wide), "16 pixels more on the right")
-        return section
-
-    def control(self) -> Section:
-        section = self._section("Control", "Outlines say where, the prompt says what.")
-        edges = outline(make_scene("triangle", "red", size="big", position="centre"))
-        hint = from_rgb(edges.astype(np.float32))
-        self._keep(section, hint.pixels, "drawn outlines")
-        for colour in ("yellow", "blue", "purple"):
-            use = ControlUse(model="edges", image=hint)
-            self._add(
-                section,
-                self._run(Request(prompt=f"a {colour} triangle", controls=(use,), seed=5)),
-                f"a {colour} triangle",
-            )
-        return section
-
-    def strokes(self) -> Section:
-        section = self._section("Image to image", "A crude stroke becomes a clean shape; strength says how far to go.")
-        rng = np.random.default_rng(0)
-        crude = draw(make_scene("square", "green", position="centre", background="white"))
-        crude = np.clip(crude + rng.normal(0, 0.18, crude.shape), 0, 1).astype(np.float32)
-        picture = from_rgb(crude)
-        self._keep(section, picture.pixels, "the input")
-        for strength in (0.3, 0.5, 0.7):
-            request = Request(prompt="a green square on a white background", image=picture, strength=strength, seed=4)
-            self._add(section, self._run(request), f"strength {strength:g}")
-        return section
-
-    def mixed(self) -> Section:
-        section = self._section("Any mix", "The same loop with several of these at once.")
-        edges = from_rgb(outline(make_scene("circle", "red", size="small", position="right")).astype(np.float32))
-        scene = from_rgb(draw(make_scene("square", "blue", size="small", position="left", background="white")))
-        hole = np.zeros((*scene.pixels.shape[:2], 3), np.float32)
-        hole[:, 16:] = 1
-        use = ControlUse(model="edges", image=edges)
-        guidance = GuidanceUse(scale=4.0, rescale=0.5, interval=(0.0, 0.8))
-        request = Request(
-            prompt="a blue square and a red circle on a white background", negative="green", image=scene, strength=1.0,
-            mask=from_rgb(hole), controls=(use,), guidance=guidance, solver="dpm++ 2m", spacing="karras", seed=8,
-        )  # fmt: skip
-        self._keep(section, scene.pixels, "the picture; its right half is painted")
-        self._keep(section, edges.pixels, "drawn outlines")
-        how = "mask + control + negative prompt + limited, rescaled guidance"
-        self._add(section, self._run(request), f"{request.prompt}: {how}")
-        large = Request(
-            prompt="a big yellow circle on a blue background", hires=HiresUse(scale=2.0, strength=0.3), seed=7
-        )
-        self._add(section, self._run(large), f"{large.prompt}: two passes, 64 pixels")
-        return section
-
-    def _run(self, request: Request) -> list[Result]:
-        return self.pipeline.results(request.model_copy(update={"guidance": _gentle(request.guidance)}))
+    def _run(self, **fields: Any) -> list[Result]:
+        return self.pipeline.results(Request(**{**self.suited, **fields}))
 
     def _add(self, section: Section, results: Sequence[Result], caption: str) -> None:
         for result in results:
@@ -176,41 +153,21 @@ class Demo:
         return f"{self.made:03d}-{stem}.png"
 
 
-def _gentle(guidance: GuidanceUse) -> GuidanceUse:
-    """The scale that suits the small model, where the request leaves the default."""
-    return GuidanceUse(scale=4.0) if guidance == GuidanceUse() else guidance
+def strokes() -> Picture:
+    """A red blob with a green stroke over it."""
+    canvas, pen = _canvas("white")
+    pen.polygon((14, 20, 50, 20, 33, 58), fill="#d8342c")
+    pen.line((18, 18, 46, 14), fill="#3c9a3c", width=7)
+    return _picture(canvas)
 
 
-def page(sections: Sequence[Section], seconds: float) -> str:
-    """One HTML page without scripts; pictures lie beside it."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>ldm: a demonstration</title><style>{STYLE}</style>",
-        "<h1>Every mode, one sampling loop</h1>",
-        f"<p>Made on this machine in {seconds:.0f} s, without a network, by the shipped <code>{MODEL}</code> model: "
-        "coloured shapes at 32 pixels, shown enlarged.</p>",
-    ]
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p><div class=row>")
-        for name, caption in section.pictures:
-            shown = html.escape(caption)
-            parts.append(f"<figure><img src='{name}' alt='{shown}'><figcaption>{shown}</figcaption></figure>")
-        parts.append("</div>")
-    parts.append("<footer>Try <code>ldm generate 'a red circle'</code> and <code>ldm verify</code>.</footer></html>")
-    return "\n".join(parts)
+def _canvas(ground: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    canvas = Image.new("RGB", (SIDE, SIDE), ground)
+    return canvas, ImageDraw.Draw(canvas)
 
 
-def contact_sheet(folder: Path, section: Section, columns: int = 4) -> Path:
-    """The pictures of a section in one PNG, enlarged."""
-    side, gap = 32 * SCALE, 8
-    rows = -(-len(section.pictures) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap), "white")
-    for i, (name, _) in enumerate(section.pictures):
-        tile = Image.fromarray(open_image(folder / name).pixels).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(tile, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
-    path = folder / "sheet.png"
-    sheet.save(path)
-    return path
+def _picture(canvas: Image.Image) -> Picture:
+    return from_rgb(np.asarray(canvas, np.float32) / 255)
 
 
 def free_folder(wish: Path) -> Path:
@@ -231,7 +188,7 @@ def make(out: Path, tell: Callable[[str], None] = print) -> Path:
     sections = Demo(Pipeline.load(MODEL), folder, tell).sections()
     contact_sheet(folder, sections[0])
     index = folder / "index.html"
-    index.write_text(page(sections, time.perf_counter() - begin), encoding="utf-8")
+    index.write_text(page(sections, MODEL, SIDE, time.perf_counter() - begin), encoding="utf-8")
     return index
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipelines.request import Request
     from pipelines.steps import Result, Step
 
-DEFAULT_MODEL = "scenes"
+DEFAULT_MODEL = "emoji"
 
 
 @dataclass(frozen=True)

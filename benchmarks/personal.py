@@ -37,9 +37,9 @@ from pipelines.request import LoraUse
 
 log = logging.getLogger("benchmarks.personal")
 TOKEN, SIDE = "zwx", 64
-PROMPTS = ("{}, twemoji style", "{}, openmoji style", "{} waving", "{} with a hat", "{} in the rain", "happy {}",
+PROMPTS = ("{}, twemoji style", "{}, blob style", "{} waving", "{} with a hat", "{} in the rain", "happy {}",
            "{} and a tree")  # fmt: skip
-UNRELATED = ("dog face, twemoji style", "airplane, noto style", "banana, blob style", "snowman, openmoji style",
+UNRELATED = ("dog face, twemoji style", "airplane, noto style", "banana, blob style", "snowman, twemoji style",
              "guitar, noto style", "sun, twemoji style")  # fmt: skip
 SEEDS, POSES, DISTRACTORS = 4, 20, 100
 Look = Callable[[Tensor], Tensor]

@@ -1,7 +1,7 @@
 """What a chain of runs has made, as the models of the package lie: half precision, notes, and each part in its place.
 
 python -m train.ship runs/scenes outputs/shipped/scenes --inside controlnet=controlnet-edges
-python -m train.ship runs/emoji outputs/shipped/emoji --sampling FOLDER \\
+python -m train.ship runs/emoji outputs/shipped/emoji --with configs/shipped \\
   --inside decoder=tiny-decoder --beside distill=emoji-fast controlnet=emoji-scribble clip=emoji-clip
 """
 
@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from ldm.errors import Code, LdmError
-from ldm.store.sampling import NAME as SAMPLING
 from ldm.store.weights import load_weights
 from ldm.store.write import HASH, staged, write_weights
 from train.report import read_story
@@ -34,16 +33,16 @@ def ship(
     out: Path,
     inside: Mapping[str, str] | None = None,
     beside: Mapping[str, str] | None = None,
-    sampling: Path | None = None,
+    suited: Path | None = None,
 ) -> list[Path]:
     """`chain` holds the run folders autoencoder, clip, diffusion, ...; `out` is a new folder for the whole model.
 
     What the runs in `inside` made goes into it, of those in `beside` next to it, under the names that they are given.
-    `sampling` holds the settings that suit what is shipped, NAME.json for each that has some.
+    `suited` holds a folder for each name that has settings or prompts which suit it: sampling.json, prompts.json.
     """
     inside, beside = inside or {}, beside or {}
     goals = [out, *(out.with_name(name) for name in beside.values())]
-    _check(chain, ("diffusion", *inside, *beside), goals, sampling)
+    _check(chain, ("diffusion", *inside, *beside), goals, suited)
     with staged(out) as stage:
         shutil.copytree(chain / "diffusion" / "model", stage)
         for run, name in inside.items():
@@ -52,15 +51,15 @@ def ship(
                 raise LdmError(Code.USAGE, what, why, "Choose another name.")
             shutil.copytree(chain / run / "model", stage / name)
         (stage / "training.json").write_text(json.dumps(costs(chain), indent=2) + "\n", "utf-8")
-        _finish(stage, out.name, sampling)
+        _finish(stage, out.name, suited)
     for run, name in beside.items():
         with staged(out.with_name(name)) as stage:
             _copy_part(chain / run / "model", stage, name)
-            _finish(stage, name, sampling)
+            _finish(stage, name, suited)
     return goals
 
 
-def _check(chain: Path, runs: Sequence[str], goals: Sequence[Path], sampling: Path | None) -> None:
+def _check(chain: Path, runs: Sequence[str], goals: Sequence[Path], suited: Path | None) -> None:
     """All that is needed is there, and nothing that would be written: else half a shipment were left."""
     for run in runs:
         if not (made := chain / run / "model").is_dir():
@@ -73,9 +72,9 @@ def _check(chain: Path, runs: Sequence[str], goals: Sequence[Path], sampling: Pa
     if len(set(goals)) < len(goals):
         names = ", ".join(goal.name for goal in goals)
         raise LdmError(Code.USAGE, f"Of {names} two are equal.", "Each part has a folder.", "Choose other names.")
-    if sampling is not None and not any((sampling / f"{goal.name}.json").is_file() for goal in goals):
-        what = f"{sampling} holds settings for none of {', '.join(goal.name for goal in goals)}."
-        raise LdmError(Code.FILE, what, "A file NAME.json is looked for.", "Check the folder, or leave --sampling out.")
+    if suited is not None and not any((suited / goal.name).is_dir() for goal in goals):
+        what = f"{suited} holds nothing for {', '.join(goal.name for goal in goals)}."
+        raise LdmError(Code.FILE, what, "A folder of that name is looked for.", "Check the path, or leave --with out.")
 
 
 def _copy_part(made: Path, stage: Path, name: str) -> None:
@@ -86,11 +85,11 @@ def _copy_part(made: Path, stage: Path, name: str) -> None:
         (stage / LORA).rename(stage / f"{name}.safetensors")
 
 
-def _finish(stage: Path, name: str, sampling: Path | None) -> None:
+def _finish(stage: Path, name: str, suited: Path | None) -> None:
     for file in stage.rglob("*.safetensors"):
         halve(file)
-    if sampling is not None and (suited := sampling / f"{name}.json").is_file():
-        shutil.copyfile(suited, stage / SAMPLING)
+    if suited is not None and (notes := suited / name).is_dir():
+        shutil.copytree(notes, stage, dirs_exist_ok=True)
 
 
 def halve(file: Path) -> None:
@@ -131,11 +130,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--inside", nargs="*", default=[], metavar="RUN=NAME", help="parts in the model's folder")
     parser.add_argument("--beside", nargs="*", default=[], metavar="RUN=NAME", help="parts in folders beside it")
-    parser.add_argument("--sampling", type=Path, help="a folder with the settings that suit a model, NAME.json")
+    parser.add_argument("--with", dest="suited", type=Path, help="a folder with NAME/sampling.json, NAME/prompts.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        made = ship(args.chain, args.out, _pairs(args.inside), _pairs(args.beside), args.sampling)
+        made = ship(args.chain, args.out, _pairs(args.inside), _pairs(args.beside), args.suited)
     except LdmError as error:
         raise SystemExit(f"error: {error}") from None
     for folder in made:

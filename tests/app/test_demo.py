@@ -29,7 +29,7 @@ def test_the_demonstration_shows_every_mode_and_overwrites_nothing(tmp_path: Pat
     mixed = page.partition("Any mix")[2]
     captions = re.findall(r"<figcaption>([^<]+)", mixed)
     prompts = [read_recipe(index.parent / name).prompt for name in made if name in mixed]
-    assert len(prompts) == 2 and all(any(prompt in caption for caption in captions) for prompt in prompts)
+    assert len(prompts) == 1 and all(any(prompt in caption for caption in captions) for prompt in prompts)
 
 
 def test_the_lines_of_python_in_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,5 +37,5 @@ def test_the_lines_of_python_in_the_readme_run(capsys: pytest.CaptureFixture[str
     block = text.partition("From Python:\n\n")[2].partition("\nA run is")[0]
     names: dict[str, list[object]] = {}
     exec(compile(textwrap.dedent(block), "README.md", "exec"), names)
-    assert capsys.readouterr().out.splitlines() == ["3 (32, 32, 3) 25", "4 (32, 32, 3) 25"]
+    assert capsys.readouterr().out.splitlines() == ["3 (64, 64, 3) 25", "4 (64, 64, 3) 25"]
     assert len(names["pictures"]) == 1 and names["rough"] is not None

@@ -39,12 +39,12 @@ def chain(tmp_path: Path) -> Path:
 
 
 def test_each_part_lies_where_its_name_is_looked_for(chain: Path, tmp_path: Path) -> None:
-    settings = tmp_path / "sampling"
-    settings.mkdir()
-    (settings / "toy.json").write_text('{"steps": 25}', "utf-8")
-    (settings / "toy-fast.json").write_text('{"steps": 4}', "utf-8")
+    for name, steps in (("toy", 25), ("toy-fast", 4)):
+        (tmp_path / "suited" / name).mkdir(parents=True)
+        (tmp_path / "suited" / name / "sampling.json").write_text(json.dumps({"steps": steps}), "utf-8")
+    (tmp_path / "suited/toy/prompts.json").write_text('{"prior": ["a dog"]}', "utf-8")
     beside = {"distill": "toy-fast", "controlnet": "toy-scribble", "clip": "toy-clip"}
-    made = ship(chain, tmp_path / "out/toy", beside=beside, sampling=settings)
+    made = ship(chain, tmp_path / "out/toy", beside=beside, suited=tmp_path / "suited")
     assert [folder.name for folder in made] == ["toy", "toy-fast", "toy-scribble", "toy-clip"]
     found = {
         str(p.relative_to(tmp_path / "out")) for name in beside.values() for p in (tmp_path / "out" / name).rglob("*.*")
@@ -56,6 +56,7 @@ def test_each_part_lies_where_its_name_is_looked_for(chain: Path, tmp_path: Path
     }  # fmt: skip
     assert json.loads((tmp_path / "out/toy/sampling.json").read_text()) == {"steps": 25}
     assert json.loads((tmp_path / "out/toy-fast/sampling.json").read_text()) == {"steps": 4}
+    assert (tmp_path / "out/toy/prompts.json").is_file()
 
 
 def test_an_adapter_in_half_precision_still_names_its_base(chain: Path, tmp_path: Path) -> None:
@@ -85,8 +86,8 @@ def test_what_is_in_the_way_is_found_before_anything_is_written(chain: Path, tmp
 
 
 def test_a_folder_without_settings_is_an_error(chain: Path, tmp_path: Path) -> None:
-    with pytest.raises(LdmError, match="settings for none of toy"):
-        ship(chain, tmp_path / "toy", sampling=tmp_path / "nowhere")
+    with pytest.raises(LdmError, match="holds nothing for toy"):
+        ship(chain, tmp_path / "toy", suited=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("word", ["decoder", "=a", "decoder=", "decoder=a/b", "decoder=..", "decoder=."])

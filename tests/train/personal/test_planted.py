@@ -1,0 +1,70 @@
+"""Adapters whose fault is known, on the model that ships: one trained far too long, one that learned nothing, one as
+the command makes it. The report must tell them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.generate import DEFAULT_MODEL
+from ldm.data.characters import character, draw_character, pose
+from train.personal import learn, plan, watching
+from train.personal.learn import Hooks, personalize
+from train.personal.settings import Wish
+from train.personal.verdict import Checkpoint, flags
+from train.signals import Stop
+
+pytestmark = pytest.mark.torture
+SEEDS = (0, 1, 2)
+
+
+def photos(folder: Path, who: int) -> Path:
+    folder.mkdir()
+    for how in range(5):
+        draw_character(character(who), pose(how), 128).save(folder / f"{how}.png")
+    return folder
+
+
+def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float | None, **changes: Any) -> Checkpoint:
+    """The last checkpoint of a run with this rate, however bad."""
+    if rate is not None:
+        monkeypatch.setattr(plan.Plan, "_rate", lambda self: rate)
+        for module in (watching, learn):
+            if hasattr(module, "is_done"):
+                monkeypatch.setattr(module, "is_done", lambda checkpoints: False)
+    seen: list[Checkpoint] = []
+    real = watching.Watching.at
+
+    def at(self: watching.Watching, trainer: Any, step: int) -> None:
+        real(self, trainer, step)
+        seen[:] = self.checkpoints
+
+    monkeypatch.setattr(watching.Watching, "at", at)
+    wish = Wish(photos=photos(tmp_path / "photos", 3 + seed), token="zwx", model=DEFAULT_MODEL, seed=seed,
+                out=tmp_path / "out" / "zwx", **changes)  # fmt: skip
+    personalize(wish, Hooks(), Stop())
+    return seen[-1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_adapter_trained_far_too_long_is_flagged(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = last(tmp_path, seed, monkeypatch, 1e-2, steps=600, prior=0, checkpoints=2, flip=False)
+    assert flags(found.measures) & {"copies", "drift"}, found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_adapter_that_learned_nothing_is_called_that(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = last(tmp_path, seed, monkeypatch, 1e-7, steps=40, prior=0, checkpoints=1)
+    assert flags(found.measures) == {"not learned"}, found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_healthy_adapter_is_not_flagged(seed: int, tmp_path: Path) -> None:
+    wish = Wish(photos=photos(tmp_path / "photos", 3 + seed), token="zwx", model=DEFAULT_MODEL, seed=seed,
+                out=tmp_path / "out" / "zwx")  # fmt: skip
+    report = personalize(wish, Hooks(), Stop()).report
+    assert not report["flags"], report["verdict"]
