@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +36,7 @@ def compare(
     section = data_section(data, overrides)
     families = _families(fields["families"])
     wish = _wish(data, section, families, fields)
+    from train.compare.children import alone
     from train.compare.lab import Progress, cost_of
     from train.signals import Stop, Stopped, resume_command
 
@@ -79,12 +79,6 @@ def _run(wish: Wish, progress: Progress, stop: Stop, ray: str | None, cpus: int)
     from train.compare.lab import compare as run
 
     return run(wish, progress, stop) if ray is None else compare_on(ray, cpus, wish, progress, stop)
-
-
-def alone() -> None:
-    """Processes of a launcher share the cells; they are not one training, and do not wait for each other as such."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
 
 
 def _in_short(told: Mapping[str, Any]) -> str:

@@ -57,7 +57,6 @@ class Demo:
             "twemoji style hamburger",
             "blob style hamburger",
             "hamburger",
-            "fast food, twemoji",
         ):
             self._add(section, self._run(prompt=prompt, seed=3), prompt)
         return section

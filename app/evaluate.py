@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from app.compare import alone, data_section, not_understood
+from app.compare import data_section, not_understood
 from app.errors import printable
 
 
@@ -38,6 +38,7 @@ def evaluate(
         yard = Yardsticks(**{**given, "data": section, "out": Path(out).expanduser()})
     except ValidationError as error:
         raise not_understood(error) from error
+    from train.compare.children import alone
     from train.compare.evaluate import evaluate as run
     from train.signals import Stop, Stopped
 

@@ -29,7 +29,7 @@ _ROWS = 5000  # of those, which look at pairs
 class Reference:
     """The data set as an extractor sees it: `training` pictures that models learned from, `held_out` that none did.
 
-    `labels` [m] are the classes of the training pictures, where the data set has some."""
+    `classes` [k] are how many of the training pictures each class has, where the data set has some."""
 
     extractor: Extractor
     training: Tensor  # features [m,d]

@@ -12,9 +12,16 @@ from pathlib import Path
 from train.compare.cells import Cell
 from train.signals import Stop
 
-# What a launcher says of its processes: a cell is not one of them.
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+# What a launcher says of its processes; of which a cell is none, so it is not told of the launcher itself either.
+_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHED = (*_GROUP, "TORCHELASTIC_RUN_ID")
 LOOK = 0.5  # seconds between two looks whether we are to stop
+
+
+def alone() -> None:
+    """Processes of a launcher share the cells; they are not one training, and do not wait for each other as such."""
+    for name in _GROUP:
+        os.environ.pop(name, None)
 
 
 def command(out: Path, cell: Cell) -> list[str]:

@@ -28,7 +28,7 @@ from pipelines.pipeline import Pipeline
 from train.compare.cell import as_json
 from train.compare.drawing import bits, drawn
 from train.compare.lab import Progress, prepare, remember_yardsticks
-from train.compare.reference import Pictures, captions_of, extractor_of, pictures_of, real, reference_of
+from train.compare.reference import Pictures, as_bytes, captions_of, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Yardsticks
 from train.config import RunFile
 from train.opening import data_of, processes_of
@@ -118,8 +118,7 @@ def _folder(path: Path, size: int, most: int) -> Tensor:
     data = DataSettings(path=str(path), size=size, uncaptioned="empty", least_side=1)
     file = RunFile(task={"type": "classifier"}, data=data, run={"out": path / "none", "steps": 1, "batch": 1})
     loader = data_of(file, processes_of(file))[1]
-    found = [((b.image + 1) * 127.5).round().to(torch.uint8) for b in loader.look(most) if b.image is not None]
-    return torch.cat(found)
+    return as_bytes(list(loader.look(most)))
 
 
 def _drawn_for(

@@ -71,7 +71,7 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         f"<p>{done} of {wanted} cells: {len(table)} families, {wish.seeds} seeds, {html.escape(str(wish.budget))} of "
         f"training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
         "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
-        "<h2>Figures</h2>", _figures(table, wish.samples),
+        "<h2>Figures</h2>", _figures(table, comparable(wish, table)),
         "<h2>Cost, and what each family is</h2>", _costs(table),
         f"<h2>The trilemma</h2><div class=trilemma>{picture(marks(comparable(wish, table)))}</div>",
         "<p>A family lies towards the corners that it is good at, as compared here; a larger dot is better in all.</p>",
@@ -84,8 +84,7 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def _figures(table: Sequence[Row], wanted: int) -> str:
-    whole = [row for row in table if row.drawn is not None and row.drawn >= wanted]  # others are of another protocol
+def _figures(table: Sequence[Row], whole: Sequence[Row]) -> str:
     names = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
     head = "".join(f"<th>{WORDS[name]}</th>" for name in names)
     best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}

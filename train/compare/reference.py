@@ -70,7 +70,7 @@ def _keep(wish: Yardsticks, path: Path, facts: Path) -> None:
     training, held = list(loader.look(wish.reference)), loader.validation(wish.held_out)
     for what, some in (("training", training), ("held out", held)):
         check_enough(sum(len(b) for b in some), what)
-    tensors = {"training": _bytes(training), "held_out": _bytes(held)}
+    tensors = {"training": as_bytes(training), "held_out": as_bytes(held)}
     classes: Sequence[str] = ()
     if loader.source.labels and all(b.label is not None for b in [*training, *held]):
         classes = _names(loader.source.labels, training)
@@ -110,7 +110,7 @@ def _loader(wish: Yardsticks) -> Loader:
     return loader_of(file, source, processes_of(file))
 
 
-def _bytes(batches: Sequence[Batch]) -> Tensor:
+def as_bytes(batches: Sequence[Batch]) -> Tensor:
     return torch.cat([((b.image + 1) * 127.5).round().to(torch.uint8) for b in batches if b.image is not None])
 
 
