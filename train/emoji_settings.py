@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.emoji import Emoji
-from ldm.metrics.features import clips, colour_and_edges
-from ldm.store.clip import load_clip
-from ldm.store.write import staged
-from train.emoji_report import Judges, Pair, pairs, read
+from ldm.errors import Code, LdmError
+from train.emoji_report import FEWEST, Judges, Pair, kinds_of, least, pairs, read
 from train.sampled import Sampled
 from train.tasks.sampling import Look
 
@@ -38,8 +36,7 @@ def measured(model: Path, look: Look, judged: Judges, asked: Sequence[Pair]) -> 
     drawn, began = Sampled(model, look), time.perf_counter()
     shares = judged.shares(drawn.pictures([pair.prompt for pair in asked]), asked)
     seconds = round((time.perf_counter() - began) / len(asked), 3)
-    score = min(share for kind, share in shares.items() if kind != "all")
-    return {"model": model.name, **asdict(look), **shares, "score": score, "seconds": seconds}
+    return {"model": str(model), **asdict(look), **shares, "score": least(shares), "seconds": seconds}
 
 
 def others(rows: Sequence[Emoji], reported: int) -> list[Pair]:
@@ -66,17 +63,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new JSON file")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        best = compare(args)
+    except LdmError as error:
+        raise SystemExit(f"error: {error}") from None
+    log.info("best: %s", best)
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures every setting, and keeps those that are done after each: a stop loses one."""
+    if args.out.exists():
+        raise LdmError(Code.FILE, f"{args.out} exists already.", "Nothing is overwritten.", "Choose another --out.")
     rows, real = read(args.pictures)
-    kinds = {"colour and edges": colour_and_edges, "clip": clips([load_clip(folder).eval() for folder in args.judges])}
-    judged, asked, told = Judges(rows, real, kinds), others(rows, args.reported), []
+    judged, asked = Judges(rows, real, kinds_of(args.judges)), others(rows, args.reported)
+    if len(asked) < FEWEST:
+        what, why = f"{len(asked)} seen pairs are left.", f"The report asks for up to {args.reported} of each group."
+        raise LdmError(Code.USAGE, what, why, "Give the report fewer (--each there, --reported here).")
     log.info("%d pairs", len(asked))
+    told: list[dict[str, Any]] = []
     for model, solver, steps, scale in itertools.product(args.models, args.solvers, args.steps, args.scales):
         told.append(measured(model, Look(solver, steps, scale), judged, asked))
         log.info("%s", told[-1])
-    told.sort(key=lambda row: -row["score"])
-    with staged(args.out) as stage:
-        stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
-    log.info("best: %s", told[0])
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(sorted(told, key=lambda row: -row["score"]), indent=2) + "\n", "utf-8")
+    return max(told, key=lambda row: float(row["score"]))
 
 
 if __name__ == "__main__":

@@ -79,16 +79,23 @@ def _merged(rows: Iterable[Emoji]) -> list[Emoji]:
 
 def _kept(rows: Sequence[Emoji]) -> set[tuple[str, str]]:
     """Pairs that training must not see: one style of one base name in `UNSEEN`, chosen by a hash of the name, where at
-    least two other styles have that name too."""
+    least two other styles have that name too, and none of them the same picture: training would see that one."""
     styles: dict[str, set[str]] = defaultdict(set)
+    drawn_by: dict[bytes, set[str]] = defaultdict(set)
+    pictures: dict[tuple[str, str], set[bytes]] = defaultdict(set)
     for row in rows:
+        picture = hashlib.sha256(row.image).digest()
+        drawn_by[picture].add(row.style)
         for name in row.bases:
             styles[name].add(row.style)
+            pictures[name, row.style].add(picture)
     kept = set()
     for name, known in styles.items():
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-        if len(known) >= 3 and number % UNSEEN == 0:
-            kept.add((name, sorted(known)[number // UNSEEN % len(known)]))
+        pair = name, sorted(known)[number // UNSEEN % len(known)]
+        shared = any(len(drawn_by[picture]) > 1 for picture in pictures[pair])
+        if len(known) >= 3 and number % UNSEEN == 0 and not shared:
+            kept.add(pair)
     return kept
 
 

@@ -14,11 +14,12 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Gallery:
-    """Real pictures: features [n,d], what each shows (several names where it was drawn for several), its style."""
+    """Real pictures, each once: features [n,d], what it shows (several names where it was drawn for several), and
+    whose style it is (several where teams share a picture)."""
 
     features: Tensor
     names: tuple[frozenset[str], ...]
-    styles: tuple[str, ...]
+    styles: tuple[frozenset[str], ...]
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,24 @@ class Wanted:
     group: str
 
 
-def hits(features: Tensor, wanted: Sequence[Wanted], gallery: Gallery, top: int = TOP) -> list[bool]:
+def hits(
+    features: Tensor,
+    wanted: Sequence[Wanted],
+    gallery: Gallery,
+    top: int = TOP,
+    without: Sequence[int] | None = None,
+) -> list[bool]:
     """For each picture: one of the `top` nearest of its style shows the thing, and the nearest of all has the style.
 
-    features [m,d] and those of the gallery have length 1.
+    features [m,d] and those of the gallery have length 1. `without`: a place of the gallery for each picture that is
+    not looked at: what is itself a picture of the gallery would find itself.
     """
     alike = features @ gallery.features.T
+    if without is not None:
+        alike[torch.arange(len(alike)), torch.tensor(without)] = -torch.inf
     of_style = {
-        style: torch.tensor([i for i, s in enumerate(gallery.styles) if s == style]) for style in set(gallery.styles)
+        style: torch.tensor([i for i, known in enumerate(gallery.styles) if style in known])
+        for style in {style for known in gallery.styles for style in known}
     }
     nearest = alike.argmax(1).tolist()
     found = []
@@ -45,7 +56,7 @@ def hits(features: Tensor, wanted: Sequence[Wanted], gallery: Gallery, top: int 
         places = of_style[want.style]
         best = places[alike[row, places].topk(min(top, len(places))).indices].tolist()
         thing = any(gallery.names[place] & want.names for place in best)
-        found.append(thing and gallery.styles[nearest[row]] == want.style)
+        found.append(thing and want.style in gallery.styles[nearest[row]])
     return found
 
 

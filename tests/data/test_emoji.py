@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,14 @@ def test_a_picture_that_also_shows_a_kept_pair_does_not_train() -> None:
     ]
     merged = next(row for row in prepared(same) if row.style == kept.style and kept.name in row.names)
     assert set(merged.names) == {kept.name, double.name} and merged.split == KEPT
+
+
+def test_a_pair_whose_picture_another_style_has_too_is_not_kept_for_training_would_see_it() -> None:
+    rows = in_all_styles(200)
+    kept = next(row for row in prepared(rows) if row.split == KEPT)
+    twin = next(style for style in STYLES if style != kept.style)
+    shared = [replace(r, image=kept.image) if (r.name, r.style) == (kept.name, twin) else r for r in rows]
+    assert {r.split for r in prepared(shared) if r.name == kept.name} == {TRAIN}
 
 
 def test_the_split_does_not_depend_on_the_order_of_rows() -> None:

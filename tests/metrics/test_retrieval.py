@@ -11,7 +11,7 @@ from ldm.metrics.retrieval import Gallery, Wanted, hits, mean_over_groups
 def gallery() -> Gallery:
     """Ten things in two styles; features are one axis each."""
     names = tuple(frozenset({f"thing {i % 10}"}) for i in range(20))
-    return Gallery(torch.eye(20), names, tuple("noto" if i < 10 else "blob" for i in range(20)))
+    return Gallery(torch.eye(20), names, tuple(frozenset({"noto" if i < 10 else "blob"}) for i in range(20)))
 
 
 def test_a_hit_needs_the_thing_among_the_nearest_and_the_style_of_the_nearest() -> None:
@@ -25,10 +25,24 @@ def test_a_hit_needs_the_thing_among_the_nearest_and_the_style_of_the_nearest() 
 
 
 def test_a_picture_with_several_names_answers_to_each() -> None:
-    one = Gallery(
-        torch.eye(2), (frozenset({"man walking", "person walking"}), frozenset({"octopus"})), ("noto", "noto")
-    )
+    noto = frozenset({"noto"})
+    one = Gallery(torch.eye(2), (frozenset({"man walking", "person walking"}), frozenset({"octopus"})), (noto, noto))
     assert hits(torch.eye(2)[:1], [Wanted(frozenset({"person walking"}), "noto", "1")], one, top=1) == [True]
+
+
+def test_a_picture_that_two_styles_share_is_a_hit_for_both() -> None:
+    shared = Gallery(torch.eye(2), (frozenset({"flag"}), frozenset({"octopus"})), (frozenset({"noto", "blob"}),) * 2)
+    for style in ("noto", "blob"):
+        assert hits(torch.eye(2)[:1], [Wanted(frozenset({"flag"}), style, "9")], shared, top=1) == [True]
+
+
+def test_a_real_picture_is_not_looked_for_in_itself() -> None:
+    near = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]]), dim=1)
+    styles = (frozenset({"blob"}), frozenset({"noto"}), frozenset({"noto"}))
+    some = Gallery(near, (frozenset({"cat"}), frozenset({"cat"}), frozenset({"dog"})), styles)
+    wanted = [Wanted(frozenset({"cat"}), "noto", "1")]
+    assert hits(near[:1], wanted, some, top=1) == [False]  # the nearest is itself, in its own style
+    assert hits(near[:1], wanted, some, top=1, without=[0]) == [True]
 
 
 def test_groups_count_alike_however_many_pictures_they_have() -> None:
