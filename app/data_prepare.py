@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ def prepare(out: str, sources: Sequence[str], names: str | None, keywords: str |
         raise LdmError(
             Code.USAGE, f"{out} is no name for a table.", "It is written as parquet.", "Call it pictures.parquet."
         )
+    if os.path.lexists(goal):  # told before thousands of pictures are read
+        raise LdmError(Code.FILE, f"{out} exists already.", "Nothing is overwritten.", "Choose another name.")
     rows = prepared(_rows(sources, names, keywords))
     write_table(rows, goal)
     told = _counted(rows)
@@ -38,8 +41,11 @@ def _rows(sources: Sequence[str], names: str | None, keywords: str | None) -> It
     words = read_keywords(Path(keywords)) if keywords else {}
     for source in sources:
         style, equals, folder = source.partition("=")
-        if not equals:
+        if not equals or Path(source).is_file():
             yield from read_table(Path(source))
+        elif not style or not folder:
+            what, why = f"{source} is not understood.", "A style has a name, and a folder with its pictures."
+            raise LdmError(Code.USAGE, what, why, "Write noto=FOLDER.")
         elif not known:
             what, why = f"{source}: which emoji is which?", "A folder holds pictures named by numbers, without names."
             raise LdmError(Code.USAGE, what, why, "Give Unicode's list: --names emoji-test.txt.")

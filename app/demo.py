@@ -16,6 +16,7 @@ from ldm.data.scenes import make_scene, outline
 from ldm.images import Picture, from_rgb, save_image
 from ldm.store.find import find_model
 from ldm.store.sampling import read_sampling
+from ldm.store.write import free
 from pipelines.pipeline import Pipeline
 from pipelines.ranking import Ranker
 from pipelines.recipe import chunks
@@ -169,20 +170,11 @@ def _picture(canvas: Image.Image) -> Picture:
     return from_rgb(np.asarray(canvas, np.float32) / 255)
 
 
-def free_folder(wish: Path) -> Path:
-    """The folder asked for, or with a number behind it: nothing is overwritten."""
-    number, folder = 1, wish
-    while folder.exists():
-        number += 1
-        folder = wish.with_name(f"{wish.name}-{number}")
-    folder.mkdir(parents=True)
-    return folder
-
-
 def make(out: Path, tell: Callable[[str], None] = print) -> Path:
     """Draw the whole demonstration; returns its page."""
     begin = time.perf_counter()
-    folder = free_folder(out)
+    folder = free(out)
+    folder.mkdir(parents=True)
     tell(f"Pictures in every mode, by the shipped model '{MODEL}', and a page of them in {folder} (a minute or two).")
     sections = Demo(Pipeline.load(MODEL), folder, tell).sections()
     contact_sheet(folder, sections[0])

@@ -212,7 +212,7 @@ def _make(pipeline: Pipeline, order: Order, reporter: Reporter, stop: Stop, ever
                 made.append(_told(result, path))
                 _show(result, path, reporter, as_json)
                 if order.grid and not result.recipe.partial:
-                    tables.setdefault((number // cells, result.index), []).append(result.picture)
+                    tables.setdefault((number // cells, result.index // order.best_of), []).append(result.picture)
             if stop.status is not None:
                 break
     except KeyboardInterrupt:  # the second Ctrl-C: at once, and what is saved is still told

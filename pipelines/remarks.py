@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ldm.models.prompt import parse, remark
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from pipelines.pipeline import Model
 
 OTHER = 1.25  # an area that is so many times a model's own, or its part, is another size
+LONG = 1.5  # and so is a side that is longer than so many of the model's own
 
 
 def remarks(request: Request, model: Model, size: tuple[int, int], batch: Sequence[Job]) -> Iterator[str]:
     """Notes for the recipes of a batch that is drawn at `size`."""
     yield from _size(request, model, size)
-    for job in batch:
+    told = {(job.prompt.text, tuple(job.loras)): job for job in batch}
+    for job in told.values():
         yield from _words(request, model, job)
 
 
@@ -27,7 +30,8 @@ def _size(request: Request, model: Model, size: tuple[int, int]) -> Iterator[str
     """Models that people publish bear other sizes better, and tiles are of one size whatever the picture's is."""
     side, asked = int(model.network.config.sample_size) * model.vae.factor, "x".join(map(str, size))
     share = size[0] * size[1] / side**2
-    if model.parts.family == "own" and request.tile is None and not 1 / OTHER < share < OTHER:
+    usual = 1 / OTHER < share < OTHER and max(size) <= LONG * side
+    if model.parts.family == "own" and request.tile is None and not usual:
         yield f"the model's own size is {side}x{side}: at {asked} things may repeat, stretch or be cut off"
 
 
@@ -39,5 +43,11 @@ def _words(request: Request, model: Model, job: Job) -> Iterator[str]:
     given = (adapter_file(use.path) for use in request.loras)
     tagged = (find_tagged(name, request.lora_folder) for name, *_ in job.loras)
     if {*given, *tagged} <= set(shipped_adapters().values()):
-        told = remark(parse(job.prompt.text, request.dialect, steps=request.steps), known)
+        told = _remark(job.prompt.text, request.dialect, request.steps, known)
         yield from [told] if told else []
+
+
+@lru_cache(maxsize=64)
+def _remark(text: str, dialect: str, steps: int | None, known: frozenset[str]) -> str:
+    """Kept: a prompt of many pictures is looked at once."""
+    return remark(parse(text, dialect, steps=steps), known)

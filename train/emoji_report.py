@@ -34,9 +34,9 @@ from ldm.metrics.features import Extractor, clips, colour_and_edges, extracted, 
 from ldm.metrics.retrieval import Gallery, Wanted, hits, mean_over_groups
 from ldm.store.clip import load_clip
 from ldm.store.parts import load_parts
+from ldm.store.write import free
 from train.sampled import Pictures, Sampled, as_tensor, psnr
 from train.scenes_check import save_sheet
-from train.scenes_report import free
 from train.tasks.sampling import Look
 
 log = logging.getLogger("train.emoji_report")

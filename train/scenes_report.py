@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import itertools
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from diffusers import AutoencoderTiny
 from ldm.data.held_out import Split, pair_is_held_out
 from ldm.data.scenes import Scene, caption, draw, outline, sample_scene
 from ldm.store.parts import load_controlnet
+from ldm.store.write import free
 from train.sampled import Sampled, psnr
 from train.scenes_check import along_edges, beside, save_sheet, tally
 from train.tasks.sampling import Look
@@ -192,12 +192,6 @@ def main() -> None:
     for name, told in result["bars"].items():
         log.info("%s on held-out combinations: %s", name, told)
     log.info("the report: %s", out / "index.html")
-
-
-def free(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3, ... that is not there: nothing is overwritten."""
-    names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2)))
-    return next(name for name in names if not name.exists())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 
 from ldm.errors import Code, LdmError
+from ldm.models.adapters.base import hint, refuse_other_base
+from ldm.store.parts import load_parts
 from ldm.store.weights import load_weights
 from ldm.store.write import HASH, staged, write_weights
 from train.report import read_story
@@ -34,17 +36,21 @@ def ship(
     inside: Mapping[str, str] | None = None,
     beside: Mapping[str, str] | None = None,
     suited: Path | None = None,
+    model: Path | None = None,
 ) -> list[Path]:
     """`chain` holds the run folders autoencoder, clip, diffusion, ...; `out` is a new folder for the whole model.
 
     What the runs in `inside` made goes into it, of those in `beside` next to it, under the names that they are given.
     `suited` holds a folder for each name that has settings or prompts which suit it: sampling.json, prompts.json.
+    `model`: another average of the weights, say, than what the run diffusion made; adapters must have been made for it.
     """
     inside, beside = inside or {}, beside or {}
     goals = [out, *(out.with_name(name) for name in beside.values())]
-    _check(chain, ("diffusion", *inside, *beside), goals, suited)
+    model = model or chain / "diffusion" / "model"
+    _check([model, *(chain / run / "model" for run in (*inside, *beside))], goals, suited)
+    _check_base(model, [chain / run / "model" for run in beside])
     with staged(out) as stage:
-        shutil.copytree(chain / "diffusion" / "model", stage)
+        shutil.copytree(model, stage)
         for run, name in inside.items():
             if (stage / name).exists():
                 what, why = f"{run}={name}: the model has that part itself.", "Parts lie beside each other in it."
@@ -59,12 +65,12 @@ def ship(
     return goals
 
 
-def _check(chain: Path, runs: Sequence[str], goals: Sequence[Path], suited: Path | None) -> None:
+def _check(needed: Sequence[Path], goals: Sequence[Path], suited: Path | None) -> None:
     """All that is needed is there, and nothing that would be written: else half a shipment were left."""
-    for run in runs:
-        if not (made := chain / run / "model").is_dir():
+    for made in needed:
+        if not made.is_dir():
             what, why = f"{made} is not there.", "What ships is the result of the chain's runs."
-            raise LdmError(Code.MODEL, what, why, "Train the chain first: make scenes.")
+            raise LdmError(Code.MODEL, what, why, "Train the chain first: make scenes, or make emoji.")
     for goal in goals:
         if os.path.lexists(goal):
             why = "Nothing is overwritten."
@@ -75,6 +81,14 @@ def _check(chain: Path, runs: Sequence[str], goals: Sequence[Path], suited: Path
     if suited is not None and not any((suited / goal.name).is_dir() for goal in goals):
         what = f"{suited} holds nothing for {', '.join(goal.name for goal in goals)}."
         raise LdmError(Code.FILE, what, "A folder of that name is looked for.", "Check the path, or leave --with out.")
+
+
+def _check_base(model: Path, parts: Sequence[Path]) -> None:
+    """An adapter that was learned on other weights would be refused by everybody who puts it on these."""
+    for part in parts:
+        if (file := part / LORA).is_file():
+            base, adapter = load_parts(model, components={"unet"}), load_weights(file)
+            refuse_other_base(str(file), hint(adapter.metadata, adapter), base.family, base.fingerprint, any_base=False)
 
 
 def _copy_part(made: Path, stage: Path, name: str) -> None:
@@ -130,11 +144,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--inside", nargs="*", default=[], metavar="RUN=NAME", help="parts in the model's folder")
     parser.add_argument("--beside", nargs="*", default=[], metavar="RUN=NAME", help="parts in folders beside it")
+    parser.add_argument("--model", type=Path, help="another model than that of the run diffusion")
     parser.add_argument("--with", dest="suited", type=Path, help="a folder with NAME/sampling.json, NAME/prompts.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        made = ship(args.chain, args.out, _pairs(args.inside), _pairs(args.beside), args.suited)
+        made = ship(args.chain, args.out, _pairs(args.inside), _pairs(args.beside), args.suited, args.model)
     except LdmError as error:
         raise SystemExit(f"error: {error}") from None
     for folder in made:

@@ -110,7 +110,8 @@ def find_model(where: str) -> Path:
         )
     path = Path(where).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
-        if path.exists():
+        ours = where in (*shipped(), *shipped_beside())
+        if path.exists() and not (ours and not _may_be_model(path)):  # any folder that is called emoji hides no model
             _refuse_run(path)
             return path
     if where in (*shipped(), *shipped_beside()):
@@ -153,7 +154,8 @@ def _nearest(where: str, path: Path) -> str:
 
 
 def _may_be_model(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES or (path / "config.json").is_file() or (path / "model_index.json").is_file()
+    told = ("config.json", "model_index.json", "open_clip_config.json", "unet/config.json")
+    return path.suffix.lower() in _SUFFIXES or any((path / name).is_file() for name in told)
 
 
 def fetched(repo: str) -> Path | None:

@@ -64,6 +64,12 @@ def staged(goal: Path) -> Iterator[Path]:
             remove(stage)
 
 
+def free(wish: Path) -> Path:
+    """The path, or the first of NAME-2, NAME-3, ... that is not there: nothing is overwritten."""
+    names = itertools.chain([wish], (wish.with_name(f"{wish.name}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
 def _exists(goal: Path) -> LdmError:
     return LdmError(
         Code.FILE, f"{goal} exists already.", "Nothing is ever overwritten.", "Choose another name, or remove it first."

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from ldm.data.emoji_table import read_table
 from tests.app.conftest import Ldm
@@ -42,3 +44,26 @@ def test_what_is_missing_is_asked_for(ldm: Ldm, noto: Path, tmp_path: Path) -> N
     missing = ldm("data", "prepare", goal, tmp_path / "none.parquet")
     assert missing.status == 5 and "none.parquet is not there" in missing.err
     assert not goal.exists()
+    styleless = ldm("data", "prepare", goal, f"={noto}", "--names", tmp_path / "emoji-test.txt")
+    assert styleless.status == 2 and "Write noto=FOLDER" in styleless.err
+
+
+def test_what_is_there_already_is_said_before_anything_is_read(ldm: Ldm, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    found = ldm("data", "prepare", tmp_path / "a.parquet", tmp_path / "none.parquet")
+    assert found.status == 5 and "exists already" in found.err
+
+
+def test_a_table_with_an_equals_sign_in_its_path_is_a_table(ldm: Ldm, noto: Path, tmp_path: Path) -> None:
+    (tmp_path / "v=2").mkdir()
+    first = ldm("data", "prepare", tmp_path / "v=2/a.parquet", f"noto={noto}", "--names", tmp_path / "emoji-test.txt")
+    assert first.status == 0
+    assert ldm("data", "prepare", tmp_path / "b.parquet", tmp_path / "v=2/a.parquet").status == 0
+
+
+@pytest.mark.parametrize(("column", "value"), [("group", "Smileys"), ("tags", "face, happy")])
+def test_columns_of_another_kind_are_named(ldm: Ldm, tmp_path: Path, column: str, value: str) -> None:
+    row = {"image": b"x", "name": "grinning face", "style": "noto", column: value}
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "other.parquet")
+    found = ldm("data", "prepare", tmp_path / "a.parquet", tmp_path / "other.parquet")
+    assert found.status == 5 and f"{column} of grinning face is '{value}'" in found.err

@@ -394,6 +394,8 @@ def test_the_best_of_several_is_kept_with_a_seed_that_makes_it_alone(ldm: Ldm, t
     assert made.status == 0
     paths = [Path(line) for line in made.out.split()]
     recipes = [read_recipe(path) for path in paths]
+    cells = ldm(*asked, "--grid", "x=guidance:1,3,5,7", "--best-of", 3, "--ranker", "judge").out.split()
+    assert len(cells) == 5 and cells[-1].endswith("-grid.png")  # whichever of a cell's three is the best
     assert len(recipes) == 2 and 3 <= recipes[0].seed <= 5 and 6 <= recipes[1].seed <= 8
     for path, recipe in zip(paths, recipes, strict=True):
         assert any(note.startswith("the best of 3 by judge: ") for note in recipe.notes)

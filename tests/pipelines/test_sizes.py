@@ -23,6 +23,7 @@ def scenes() -> Pipeline:
         ({"width": 32, "height": 32}, False),
         ({"width": 40, "height": 24}, False),  # a shape of much the same area, as buckets have them
         ({"width": 48, "height": 32}, True),
+        ({"width": 64, "height": 16}, True),  # the area is its own, the shape is not
         ({"width": 24, "height": 24}, True),
         ({"width": 64, "height": 64, "tile": TileUse(size=32, overlap=8)}, False),
     ],

@@ -14,6 +14,16 @@ def test_a_shipped_name_is_found() -> None:
     assert [find_model(name).name for name in shipped()] == shipped()
 
 
+def test_a_folder_of_a_shipped_name_hides_it_only_if_it_may_be_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scenes").mkdir()
+    assert find_model("scenes").parent.name == "pretrained"
+    (tmp_path / "scenes/model_index.json").touch()
+    assert find_model("scenes") == Path("scenes")
+
+
 @pytest.mark.parametrize("name", ["", " ", "\t"])
 def test_an_empty_name_is_no_path(name: str) -> None:
     with pytest.raises(LdmError, match="is empty") as caught:

@@ -13,10 +13,15 @@ from safetensors.torch import save_file
 
 import ldm
 from ldm.errors import LdmError
+from ldm.store.parts import load_parts
 from ldm.store.weights import load_weights
 from train.ship import main, ship
 
 SCENES = Path(ldm.__file__).parent / "pretrained" / "scenes"
+
+
+def fingerprint() -> str:
+    return load_parts(SCENES, components={"unet"}).fingerprint
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def chain(tmp_path: Path) -> Path:
     shutil.copytree(SCENES / "controlnet-edges", made / "controlnet/model")
     (made / "distill/model/scheduler").mkdir(parents=True)
     (made / "distill/model/scheduler/scheduler_config.json").write_text("{}", "utf-8")
-    metadata = {"ldm.base_fingerprint": "0123456789abcdef"}
+    metadata = {"ldm.base_fingerprint": fingerprint()}
     save_file({"a.lora_A.weight": torch.ones(2, 3)}, made / "distill/model/pytorch_lora_weights.safetensors", metadata)
     for name in ("clip/model/text_encoder", "clip/model/tokenizer"):
         (made / name).mkdir(parents=True)
@@ -64,7 +69,18 @@ def test_an_adapter_in_half_precision_still_names_its_base(chain: Path, tmp_path
     file = tmp_path / "toy-fast/toy-fast.safetensors"
     assert load_weights(file)["a.lora_A.weight"].dtype == torch.float16
     with safe_open(file, "pt") as opened:
-        assert opened.metadata()["ldm.base_fingerprint"] == "0123456789abcdef"
+        assert opened.metadata()["ldm.base_fingerprint"] == fingerprint()
+
+
+def test_an_adapter_of_other_weights_than_those_that_ship_is_refused(chain: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(chain / "diffusion/model", other)
+    file = other / "unet/diffusion_pytorch_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_weights(file).items()}, file)
+    with pytest.raises(LdmError, match="made for another base"):
+        ship(chain, tmp_path / "toy", beside={"distill": "toy-fast"}, model=other)
+    assert not (tmp_path / "toy").exists()
+    assert ship(chain, tmp_path / "toy", model=other) == [tmp_path / "toy"]
 
 
 def test_a_part_that_was_not_trained_is_named_and_nothing_is_written(chain: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable
 from ldm.models.prompt.clean import clean
 from ldm.models.prompt.parse import Prompt
 
+LOOKED_UP = 10  # unknown words that are compared with all known ones: that takes a while
+TOLD = 20  # unknown words that are told
 NEAR = 2  # known words that are offered for one that is not
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _SHORT = 3  # letters below which nothing is alike
@@ -34,10 +36,13 @@ def vocabulary(captions: Iterable[str], least: int = 1) -> list[str]:
 
 
 def unknown(prompt: Prompt, known: Collection[str]) -> dict[str, list[str]]:
-    """The words of a prompt that are not known, each with the known ones that are most like it."""
-    told = [piece.text for part in (0.0, *prompt.switches) for section in prompt.sections(part) for piece in section]
-    found = dict.fromkeys(word for text in told for word in words(text) if word not in known)
-    return {word: near(word, known) for word in found}
+    """The words of a prompt that are not known, the first of them with the known ones that are most like them."""
+    found = dict.fromkeys(word for text in _texts(prompt) for word in words(text) if word not in known)
+    return {word: near(word, known) if place < LOOKED_UP else [] for place, word in enumerate(found)}
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    return [piece.text for part in (0.0, *prompt.switches) for section in prompt.sections(part) for piece in section]
 
 
 def near(word: str, known: Collection[str]) -> list[str]:
@@ -52,12 +57,11 @@ def near(word: str, known: Collection[str]) -> list[str]:
 
 def remark(prompt: Prompt, known: Collection[str]) -> str:
     """What to tell about the words that a model does not know; empty where it knows them all."""
-    strange = unknown(prompt, known)
-    if not strange:
-        return ""
+    strange, texts = unknown(prompt, known), _texts(prompt)
     each = [f"{word!r} (known: {', '.join(close)})" if close else repr(word) for word, close in strange.items()]
-    told = f"the model never read {', '.join(each)}"
-    every = [piece.text for part in (0.0, *prompt.switches) for section in prompt.sections(part) for piece in section]
-    if not any(word in known for text in every for word in words(text)):
-        return f"{told}: no word of the prompt is known, so what it draws has nothing to do with it"
+    more = f" and {len(each) - TOLD} more words" if len(each) > TOLD else ""
+    told = f"the model never read {', '.join(each[:TOLD])}{more}" if each else ""
+    if any(text.strip() for text in texts) and not any(word in known for text in texts for word in words(text)):
+        nothing = "no word of the prompt is known, so what it draws has nothing to do with it"
+        return f"{told}: {nothing}" if told else nothing  # signs and numbers alone are no words
     return told
