@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, nargs="+", required=True)
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--judges", type=Path, nargs="+", required=True)
-    parser.add_argument("--solvers", nargs="+", default=["ddim", "dpmpp_2m"])
+    parser.add_argument("--solvers", nargs="+", default=["ddim", "dpm++ 2m"])
     parser.add_argument("--steps", type=int, nargs="+", default=[25])
     parser.add_argument("--scales", type=float, nargs="+", default=[2.0, 3.0, 4.0, 6.0])
     parser.add_argument("--reported", type=int, default=60, help="--each of the report: pairs that are left to it")
