@@ -60,7 +60,7 @@ def _personalize(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What it will cost; nothing is written.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the path of the adapter alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; only the paths of adapter and word.")] = False,
     as_json: Json = False,
 ) -> int:
     """Teach a model your own subject, with a report you can believe: ldm personalize photos --token "sks dog" """
