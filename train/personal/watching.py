@@ -58,7 +58,7 @@ class Watching:
     def __post_init__(self) -> None:
         self.home = self.folder / "measures"  # a file for each checkpoint, whole or not there
         kept = sorted(self.home.glob("*.json"), key=lambda path: int(path.stem))
-        self.checkpoints = [_checkpoint(read_json(path)) for path in kept]
+        self.checkpoints = [_checkpoint(read_json(path), self.unseen) for path in kept]
         self.finished = is_done(self.checkpoints)
         self._yardstick: Yardstick | None = None
 
@@ -97,7 +97,7 @@ class Watching:
             trainer.save(kept)
             drawn = self._drawn(trainer, step, self.plan.prompts.subject)
             measures = self.yardstick.measure(drawn)
-            checkpoint = Checkpoint(step, measures, self._validation(trainer))
+            checkpoint = Checkpoint(step, measures, self._validation(trainer), self.unseen)
             told = {"step": step, "measures": measures.as_dict(), "validation": checkpoint.validation,
                     "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
             with staged(self.home / f"{step}.json") as stage:
@@ -112,6 +112,11 @@ class Watching:
         self.checkpoints.append(checkpoint)
         self.finished = is_done(self.checkpoints)
         self.tell(told)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the validation loss is of a photo that is not trained on."""
+        return self.photos.aside is not None
 
     @property
     def yardstick(self) -> Yardstick:
@@ -192,7 +197,7 @@ class Watching:
 
     def _validation(self, trainer: Trainer) -> float:
         """The loss at fixed noise: of the photo that was kept aside, or of all, where none could be spared."""
-        home = self.photos.folder / ("aside" if self.photos.aside is not None else "train")
+        home = self.photos.folder / ("aside" if self.unseen else "train")
         files = sorted(home.glob("*.png"))
         image = squares([open_image(path) for path in files], self.plan.size) * 2 - 1
         texts = tuple(path.with_suffix(".txt").read_text("utf-8").splitlines()[0] for path in files)
@@ -207,6 +212,6 @@ class Watching:
             return float(trainer.task.validate(draws, batch)["loss"].mean())
 
 
-def _checkpoint(told: dict[str, Any]) -> Checkpoint:
+def _checkpoint(told: dict[str, Any], unseen: bool) -> Checkpoint:
     pairs = {name: tuple(tuple(pair) for pair in told["measures"][name]) for name in ("copied", "nearest")}
-    return Checkpoint(told["step"], Measures(**told["measures"] | pairs), told["validation"])
+    return Checkpoint(told["step"], Measures(**told["measures"] | pairs), told["validation"], unseen)
