@@ -78,7 +78,7 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + ".".join(map(str, first["loc"][:1])).replace("_", "-")
-        what, why = f"{option} is not understood.", f"{first['msg']}."
+        what, why = f"{option} is not understood.", f"{first['msg'].removeprefix('Value error, ')}."
         raise LdmError(Code.USAGE, what, why, "See ldm personalize --help.") from error
     if "out" not in given:
         wish = wish.model_copy(update={"out": Path("runs") / wish.name})

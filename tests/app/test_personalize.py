@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_
 
 
 def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    told = learn(ldm, "--method", "inversion", "--out", "word", "--json")
+    told = learn(ldm, "--method", "inversion", "--prior", 0, "--out", "word", "--json")
     assert told.status == 0, told
     result = json.loads(told.out.splitlines()[-1])["result"]
     assert [Path(f).name for f in result["files"]] == ["zwx-circle-word.safetensors"]
@@ -120,6 +120,12 @@ def test_a_start_that_failed_may_be_mended(ldm: Ldm, photos: Path, tmp_path: Pat
         (("texts", "--token", "zwx"), Code.FILE, "no picture"),
         (("photos", "--token", "zwx", "--model", "nothing"), Code.FILE, "nothing"),
         (("photos", "--token", "zwx", "--method", "magic"), Code.USAGE, "--method"),
+        (
+            ("photos", "--token", "zwx", "--method", "inversion", "--prior", "9"),
+            Code.USAGE,
+            "leave it out with inversion",
+        ),
+        (("photos", "--token", "zwx", "--seed", str(2**63)), Code.USAGE, "--seed"),
         (("photos", "--token", "zwx", "--clip", "nothing"), Code.FILE, "nothing"),
         (("photos", "--token", "zwx", "--out", "full"), Code.FILE, "not empty"),
     ],
