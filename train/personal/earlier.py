@@ -79,7 +79,8 @@ def held(wish: Wish, before: Earlier) -> Iterator[None]:
     with _locked(wish.out):
         with contextlib.ExitStack() as runs:  # somebody may train there by `ldm train`
             for run in (wish.out / "run").glob("*"):
-                runs.enter_context(_locked(run))
+                if run.is_dir():
+                    runs.enter_context(_locked(run))
             if earlier(wish) != before:
                 what, why = f"{wish.out} has changed meanwhile.", "Another command began there, or ended."
                 raise LdmError(Code.BUSY, what, why, "Give the same command again, or choose another --out.")

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ldm.data.source import srgb
-from ldm.data.transforms import resized
+from ldm.data.transforms import shrunk
 from ldm.images import open_image
 from train.personal.verdict import percent
 from train.report import rewrite
@@ -230,13 +230,11 @@ def _image(path: Path, words: str) -> str:
 def _small(path: Path) -> bytes:
     """The file itself, or a smaller picture of it: they are shown 83 pixels wide, and a page is to be sent."""
     pixels = srgb(open_image(path))
-    height, width = pixels.shape[:2]
-    if max(height, width) <= SHOWN:
+    longest = max(pixels.shape[:2])
+    if longest <= SHOWN:
         return path.read_bytes()
-    factor = SHOWN / max(height, width)
-    small = resized(pixels, (max(1, round(width * factor)), max(1, round(height * factor))))
     file = io.BytesIO()
-    Image.fromarray(small).save(file, "PNG")
+    Image.fromarray(shrunk(pixels, SHOWN / longest)).save(file, "PNG")
     return file.getvalue()
 
 

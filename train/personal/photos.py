@@ -24,7 +24,7 @@ from ldm.data.settings import DataSettings
 from ldm.data.source import Source, grey, srgb
 from ldm.data.subject import FEWEST
 from ldm.data.survey import Finding
-from ldm.data.transforms import resized
+from ldm.data.transforms import shrunk
 from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
 from ldm.metrics.subject import subject_check
@@ -139,12 +139,12 @@ def prepared(
         for number, place in enumerate(readable):
             home = stage / ("aside" if place == aside else "train")
             (home / "masks").mkdir(parents=True, exist_ok=True) if masked else home.mkdir(parents=True, exist_ok=True)
-            pixels = _shrunk(srgb(source.picture(place)), size)
+            pixels = _sized(srgb(source.picture(place)), size)
             save_image(from_rgb(pixels.astype(np.float32) / 255), home / f"{number:04d}.png")
             words = [_called(text, token) for text in source.about(place).captions if text.strip()]
             (home / f"{number:04d}.txt").write_text("\n".join(words or captions) + "\n", "utf-8")
             if masked:
-                mask = _shrunk(_mask(source, place), size)
+                mask = _sized(_mask(source, place), size)
                 shown = np.repeat(mask[..., None], 3, 2).astype(np.float32) / 255
                 save_image(from_rgb(shown), home / "masks" / f"{number:04d}.png")
         about = {"names": names, "aside": made.aside, "masked": made.masked, "findings": told}
@@ -195,9 +195,5 @@ def _called(text: str, token: str) -> str:
     return text if says(text, token) else f"{token}, {text}"
 
 
-def _shrunk(pixels: np.ndarray, size: int) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    factor = TIMES * size / min(height, width)
-    if factor >= 1:
-        return np.asarray(pixels)
-    return np.asarray(resized(np.asarray(pixels), (max(1, round(width * factor)), max(1, round(height * factor)))))
+def _sized(pixels: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(shrunk(np.asarray(pixels), TIMES * size / min(pixels.shape[:2])))
