@@ -57,10 +57,10 @@ def _personalize(
         str | None, typer.Option("--licence", metavar="NAME", help="Of what is made, for its header.")
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**62 - 1, help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What it will cost; nothing is written.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the path of the adapter alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; only the paths of adapter and word.")] = False,
     as_json: Json = False,
 ) -> int:
     """Teach a model your own subject, with a report you can believe: ldm personalize photos --token "sks dog" """

@@ -87,22 +87,14 @@ def _of_a_subject(source: Source, size: int, token: str, clip: str | None) -> Ca
     """What is worth saying of the pictures of one subject; what a CLIP sees in them, where one is named."""
     from ldm.data.subject import subject_findings
 
-    look = None
-    if clip is not None:
-        from ldm.metrics.features import clips, extracted, squares
-        from ldm.store.clip import load_clip
-        from ldm.store.find import find_model
+    if clip is None:
+        return lambda survey: subject_findings(survey, token)  # without torch
+    from ldm.metrics.features import clips
+    from ldm.metrics.subject import subject_check
+    from ldm.store.clip import load_clip
+    from ldm.store.find import find_model
 
-        look = clips([load_clip(find_model(clip)).eval()])
-
-    def more(survey: Survey) -> Sequence[Finding]:
-        places = [s.place for s, _ in survey.good]
-        if look is None or not places:
-            return subject_findings(survey, token)
-        features = extracted(look, squares((source.picture(place) for place in places), size))
-        return subject_findings(survey, token, features.numpy())
-
-    return more
+    return subject_check(source, size, token, clips([load_clip(find_model(clip)).eval()]))
 
 
 def _settings(path: str, size: int | None, buckets: bool) -> tuple[DataSettings, bool]:

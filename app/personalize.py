@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.training_view import QuietView
     from ldm.data.survey import Finding
     from train.personal.cost import Cost
-    from train.personal.learn import Learned
+    from train.personal.earlier import Learned
     from train.personal.plan import Plan
     from train.personal.settings import Wish
 
@@ -78,7 +78,7 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + ".".join(map(str, first["loc"][:1])).replace("_", "-")
-        what, why = f"{option} is not understood.", f"{first['msg']}."
+        what, why = f"{option} is not understood.", f"{first['msg'].removeprefix('Value error, ')}."
         raise LdmError(Code.USAGE, what, why, "See ldm personalize --help.") from error
     if "out" not in given:
         wish = wish.model_copy(update={"out": Path("runs") / wish.name})
@@ -132,8 +132,11 @@ def _tell_result(made: Learned, as_json: bool, quiet: bool) -> None:
         told = {"out": str(made.folder), "files": files, "report": str(made.folder / "report.html")}
         typer.echo(json.dumps({"result": told | {k: made.report[k] for k in ("verdict", "flags", "step", "measures")}}))
         return
+    word = next((f for f in files if f.endswith("-word.safetensors")), None)
+    adapter = next((f for f in files if not f.endswith(("-kohya.safetensors", "-word.safetensors", "-peft"))), None)
     if quiet:
-        typer.echo(printable(files[0]))
+        for needed in filter(None, (adapter, word)):
+            typer.echo(printable(needed))
         return
     colour = "yellow" if made.report["flags"] else "green"
     typer.echo(
@@ -142,8 +145,6 @@ def _tell_result(made: Learned, as_json: bool, quiet: bool) -> None:
     typer.echo(f"report   {printable(str(made.folder / 'report.html'))}")
     for path in files:
         typer.echo(f"adapter  {printable(path)}")
-    word = next((f for f in files if f.endswith("-word.safetensors")), None)
-    adapter = next((f for f in files if not f.endswith(("-kohya.safetensors", "-word.safetensors", "-peft"))), None)
     uses = [f"--lora {adapter}"] * (adapter is not None) + [f"--embedding {word}"] * (word is not None)
     prompt, model = made.report["prompts"]["subject"][0], made.report["model"]
     typer.echo(printable(f'try      ldm generate "{prompt}" --model {model} {" ".join(uses)}'))

@@ -64,6 +64,7 @@ class Forecast:
     device: str
     checkpoint: int  # bytes of one
     snapshots: int  # bytes of the averages that are kept at each save, all together
+    saved: int  # bytes of what is made of it, `model/`
     disk: int  # bytes that the run folder grows to
     disk_free: int
     step_seconds: float | None  # of a step late in the run, when every phase takes part
@@ -107,7 +108,8 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
     state = trainer.state()
     checkpoint = sum(in_bytes(part.values()) for part in (state.model, state.ema, state.optimizer))
     snapshots = _snapshots(trainer)
-    disk = checkpoint * (run.keep + 1) + snapshots + memory.weights  # a new one is whole before an old one goes; model/
+    saved = _saved(trainer, memory)
+    disk = checkpoint * (run.keep + 1) + snapshots + saved  # a new one is whole before an old one goes
     total = None
     if step is not None and early is not None and late.seconds:
         before = min(run.steps, max(0, meter.start))
@@ -128,6 +130,7 @@ def forecast(trainer: Trainer, facts: Mapping[str, Any], done: int = 0, filling:
         device=str(device),
         checkpoint=checkpoint,
         snapshots=snapshots,
+        saved=saved,
         disk=disk,
         disk_free=shutil.disk_usage(_there(run.out)).free,
         step_seconds=step,
@@ -193,6 +196,12 @@ def _snapshots(trainer: Trainer) -> int:
     """Bytes of `averages/` at the end: one set of weights for each width at each save, and none is ever pruned."""
     each = in_bytes(t for l in trainer.learners for power in l.powers.values() for t in power.tensors.values())
     return each * -(-trainer.run.steps // trainer.run.save)  # the last step is saved whatever its number
+
+
+def _saved(trainer: Trainer, memory: Memory) -> int:
+    """Bytes of `model/`: all networks, unless the task says how many `copies` of what it trains it writes instead."""
+    copies: int = getattr(trainer.task, "copies", 0)
+    return copies * _weights([*trainer.networks.trained.values()]) if copies else memory.weights
 
 
 def _networks(trainer: Trainer) -> dict[str, tuple[int, bool]]:

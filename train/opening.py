@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,9 @@ WORDS: Mapping[str, bool | None] = {
 }
 
 
+OF_A_SUBJECT = ("lora", "inversion")
+
+
 def processes_of(file: RunFile) -> Processes:
     """Joined with the others of a launch; threads as the file says."""
     if file.run.threads is not None:
@@ -41,7 +45,24 @@ def processes_of(file: RunFile) -> Processes:
 def data_of(file: RunFile, processes: Processes) -> tuple[Source, Loader]:
     """The data set, and the loader of this process's share."""
     source = open_source(file.data)
+    if file.task.type in OF_A_SUBJECT and file.data.mask == "none":
+        _refuse_masks(source)
     return source, loader_of(file, source, processes)
+
+
+def _refuse_masks(source: Source) -> None:
+    """In a few pictures of a subject a mask says what the subject is: one that lies there and does nothing is a mistake
+    that no figure shows."""
+    for place in range(len(source)):
+        with contextlib.suppress(LdmError):  # one that cannot be read lies there, too
+            if source.mask(place) is None:
+                continue
+        raise LdmError(
+            Code.USAGE,
+            f"{source.name(place)} has a mask beside it, and data.mask is none.",
+            "The mask would do nothing, and what it hides would be learned.",
+            "Set data.mask=beside, or move the masks elsewhere.",
+        )
 
 
 def loader_of(file: RunFile, source: Source, processes: Processes, latents: Any = None) -> Loader:

@@ -50,10 +50,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Action:
-    """Something done after every so many steps, and after the last: a preview, a figure, a line of a log."""
+    """Something done after every so many steps, and after the last: a preview, a figure, a line of a log. `again`: also
+    where a run goes on from such a step, for an action that may have been cut short and knows whether it was."""
 
     every: int
     do: Callable[[Trainer, int], None]
+    again: bool = False
 
 
 class Trainer:
@@ -102,6 +104,8 @@ class Trainer:
             for own in self._own:  # who gave us a folder or a stop has entered it
                 stack.enter_context(own)
             self._resume()
+            if self.step:
+                self._act(only_again=True)
             feed = self.batches(self.step)
             stack.callback(getattr(feed, "close", lambda: None))
             while self.step < self.run.steps:
@@ -164,6 +168,10 @@ class Trainer:
             self._averaged = False
             self.networks.train()
             self._exchange(averages)
+
+    def keep(self) -> None:
+        """A checkpoint of this step at once, before something that takes long; a full disk does not end the run."""
+        self._save(patient=True)
 
     def averages(self) -> dict[str, Tensor]:
         """By the name of their parameter; parameters without one are themselves what is looked at."""
@@ -238,12 +246,17 @@ class Trainer:
         skipped = [figures.pop(name) for name in list(figures) if name.rpartition("/")[2] == "skipped"]
         done = Step(self.step, figures, any(skipped), time.perf_counter() - began, self.turns.micro)
         self.last = done
-        for action in self.actions:
-            if action.every and (self.step % action.every == 0 or self.step == self.run.steps):
-                action.do(self, self.step)
+        self._act()
         if self.step % self.run.save == 0:  # after the actions: what they log and show of this step is not done again
             self._save(patient=True)
         return done
+
+    def _act(self, only_again: bool = False) -> None:
+        """Whatever is due after this step."""
+        for action in self.actions:
+            due = action.every and (self.step % action.every == 0 or self.step == self.run.steps)
+            if due and (action.again or not only_again):
+                action.do(self, self.step)
 
     def _checked(self, batch: Batch | None) -> Batch:
         share = self.processes.share(self.run.batch)

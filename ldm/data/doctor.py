@@ -99,7 +99,7 @@ def check(
         on_progress(len(seen), len(source))
         if stopped := stop():
             break
-    found = Survey(seen, size, frame or square(size), masks)
+    found = Survey(seen, size, frame or square(size), masks, source.foreign)
     widths, heights = ([getattr(f, side) for _, f in found.good] for side in ("width", "height"))
     typical = (round(statistics.median(widths)), round(statistics.median(heights))) if found.good else None
     told = tuple(findings(found, more(found)))

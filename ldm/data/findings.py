@@ -42,6 +42,14 @@ def unreadable(survey: Survey) -> Iterator[Finding]:
     yield Finding("unreadable", "stop" if share > UNREADABLE else "warn", what, fix, cases)
 
 
+def foreign(survey: Survey) -> Iterator[Finding]:
+    cases = tuple(Case((), (name,)) for name in survey.foreign)
+    what = f"{many(len(cases), 'picture')}: of a kind that is not read, and passed over"
+    yield Finding(
+        "foreign", "warn", what, "convert them to JPEG or PNG: HEIC, AVIF, RAW and drawings are not read", cases
+    )
+
+
 def duplicates(survey: Survey) -> Iterator[Finding]:
     same: dict[str, list[Seen]] = defaultdict(list)
     for s, f in survey.good:
@@ -261,4 +269,6 @@ def masks(survey: Survey) -> Iterator[Finding]:
     )
 
 
-LOOKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (unreadable, duplicates, looks, sizes, words, masks, storage)
+LOOKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
+    unreadable, foreign, duplicates, looks, sizes, words, masks, storage,
+)  # fmt: skip

@@ -68,6 +68,7 @@ class Folder(Source):
     hash_file: Callable[[Path], str] = hash_file
     labels: tuple[str, ...] = ()
     _classes: Sequence[int] | None = None
+    foreign: tuple[str, ...] = ()
     _beside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -154,7 +155,8 @@ def open_folder(path: Path, part: Part, hash_file: Callable[[Path], str] = hash_
     templates = part.templates or (("{label}",) if kind == "classes" else ())
     title = f"folder {str(root)!r}"
     beside = {what: aside(listing, what, strict=table is None) for what in BESIDE}
-    return Folder(root, entries, templates, title, hash_file, labels, classes, beside)
+    foreign = _foreign(listing) if table is None else ()
+    return Folder(root, entries, templates, title, hash_file, labels, classes, foreign, beside)
 
 
 def _check_plain(listing: Listing, part: Part) -> None:
@@ -327,8 +329,14 @@ def _bad_line(table: Path, number: int, why: str) -> LdmError:
     return LdmError(Code.FILE, f"{table} line {number} cannot be read", why, f"write it as {form}")
 
 
+def _foreign(listing: Listing) -> tuple[str, ...]:
+    """Pictures of kinds that are not read; a raw one beside its JPEG is no loss."""
+    read = {stem_of(path) for path in listing.pictures}
+    return tuple(p for p in sorted(listing.others) if p.lower().endswith(FOREIGN) and stem_of(p) not in read)
+
+
 def _nothing(root: Path, listing: Listing) -> LdmError:
-    foreign = sum(name.lower().endswith(FOREIGN) for name in listing.others)
+    foreign = len(_foreign(listing))
     why = f"{foreign} files there are HEIC, AVIF, RAW or drawings, which are not read" if foreign else "it is empty"
     if not foreign and listing.others:
         why = f"the {len(listing.others)} files there are none of {', '.join(PICTURES)}"

@@ -25,6 +25,7 @@ class Mixture(Source):
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)]).astype(np.int64)
+        self.foreign = tuple(name for part in self.parts for name in part.foreign)
         self.quick = all(part.quick for part in self.parts)
         if len(self.parts) == 1:
             self.title, self.labels = self.parts[0].title, self.parts[0].labels

@@ -44,6 +44,7 @@ class Source(Protocol):
 
     title: str
     labels: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()  # files of pictures that are not read, and have no version beside them that is
     quick: bool = False  # whether pictures are drawn here: threads would not help
 
     def __len__(self) -> int: ...

@@ -17,6 +17,10 @@ SMALL = 0.12  # share of a picture that its subject fills
 APART = 0.30  # mean silhouette of two groups that are two subjects
 UNLIKE = 2.5  # times the usual distance from the others
 COMMON = 0.8  # share of captions that say the same word
+LACKING = (
+    "write it where the subject is to be seen: nothing is learned of it there, and with task.preserve the picture is "
+    "even kept as the model has it; ldm personalize puts it in front by itself"
+)
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 _LINKS = frozenset({"a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "to", "by", "for", "from", "is",
                     "are", "its", "his", "her", "my", "your", "photo", "picture", "image", "drawing", "photograph",
@@ -24,9 +28,12 @@ _LINKS = frozenset({"a", "an", "the", "of", "in", "on", "at", "with", "and", "or
 Floats = npt.NDArray[np.float32]
 
 
-def subject_findings(survey: Survey, token: str = "", features: Floats | None = None) -> list[Finding]:
-    """`features` [n,d], rows of length 1, of the readable pictures in their order: what a CLIP sees in them."""
-    found = [*_count(survey), *_small(survey), *_captions(survey, token)]
+def subject_findings(
+    survey: Survey, token: str = "", features: Floats | None = None, lacking: str = LACKING
+) -> list[Finding]:
+    """`features` [n,d], rows of length 1, of the readable pictures in their order: what a CLIP sees in them. `lacking`:
+    what is to be done about captions without the token."""
+    found = [*_count(survey), *_small(survey), *_captions(survey, token, lacking)]
     if features is not None:
         found += _mixed(survey, features)
     return [finding for finding in found if finding.cases or finding.kind == "count"]
@@ -57,13 +64,12 @@ def _small(survey: Survey) -> Iterator[Finding]:
     yield Finding("small subject", "warn", f"{many(len(cases), 'picture')}: the subject looks small", fix, cases)
 
 
-def _captions(survey: Survey, token: str) -> Iterator[Finding]:
+def _captions(survey: Survey, token: str, lacking: str) -> Iterator[Finding]:
     told = [(s, c) for s, _ in survey.good for c in s.captions if c.strip()]
     if token:
-        lacking = [(s, c) for s, c in told if not says(c, token)]
-        cases = tuple(Case((s.place,), (s.name,), short(c)) for s, c in lacking)
+        cases = tuple(Case((s.place,), (s.name,), short(c)) for s, c in told if not says(c, token))
         what = f"{many(len(cases), 'caption')}: the token {token!r} is not in it"
-        yield Finding("token", "note", what, f"nothing: it is put in front of them ({token}, ...)", cases)
+        yield Finding("token", "note", what, lacking, cases)
     yield _said_of_all(told, token)
 
 

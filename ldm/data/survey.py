@@ -63,6 +63,7 @@ class Survey:
     size: int
     frame: Frame
     masks: bool = False  # whether the run uses masks that lie beside the pictures
+    foreign: Sequence[str] = ()  # files of pictures that are not read
     good: list[tuple[Seen, Facts]] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -63,6 +63,14 @@ def resized(pixels: Pixels, size: Size) -> Pixels:
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
+def shrunk(pixels: Pixels, factor: float) -> Pixels:
+    """[H,W] or [H,W,3] with its sides times a factor, each at least one pixel; never enlarged."""
+    if factor >= 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    return resized(pixels, (max(1, round(width * factor)), max(1, round(height * factor))))
+
+
 def shown(cover: Pixels, cut: Cut) -> Pixels:
     """The part of a covering picture that `cut` says, [h,w] or [h,w,3] of `cut.size`. Mirroring is the batch's."""
     part = cover[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]

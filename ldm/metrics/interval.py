@@ -1,4 +1,5 @@
-"""How far a figure may be from what more samples would tell: bootstrap (Efron 1979) and jackknife (Tukey 1958)."""
+"""How far a figure may be from what more samples would tell: bootstrap (Efron 1979), jackknife (Tukey 1958),
+and intervals of a share."""
 
 from __future__ import annotations
 
@@ -59,3 +60,26 @@ def share(hits: int, n: int) -> Estimate:
     p, wide = hits / n, 1 + z * z / n
     middle, reach = (p + z * z / (2 * n)) / wide, z / wide * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
     return Estimate(p, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def exact_share(hits: int, n: int) -> Estimate:
+    """A share of n independent trials, with the interval of Clopper and Pearson (1934), which never promises too much:
+    the shares p for which neither P(X >= hits) nor P(X <= hits) is below (1 - level) / 2. X is binomial in n and p."""
+    tail = (1 - LEVEL) / 2
+    low = _share_of(lambda p: 1 - _at_most(hits - 1, n, p) >= tail) if hits else 0.0
+    high = _share_of(lambda p: _at_most(hits, n, p) <= tail) if hits < n else 1.0
+    return Estimate(hits / n, low, high)
+
+
+def _at_most(hits: int, n: int, p: float) -> float:
+    """P(X <= hits)."""
+    return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(hits + 1))
+
+
+def _share_of(holds: Callable[[float], bool]) -> float:
+    """The least p of 0..1 for which something holds, that holds for all greater ones; by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

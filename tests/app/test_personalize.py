@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_
 
 
 def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    told = learn(ldm, "--method", "inversion", "--out", "word", "--json")
+    told = learn(ldm, "--method", "inversion", "--prior", 0, "--out", "word", "--json")
     assert told.status == 0, told
     result = json.loads(told.out.splitlines()[-1])["result"]
     assert [Path(f).name for f in result["files"]] == ["zwx-circle-word.safetensors"]
@@ -120,6 +120,12 @@ def test_a_start_that_failed_may_be_mended(ldm: Ldm, photos: Path, tmp_path: Pat
         (("texts", "--token", "zwx"), Code.FILE, "no picture"),
         (("photos", "--token", "zwx", "--model", "nothing"), Code.FILE, "nothing"),
         (("photos", "--token", "zwx", "--method", "magic"), Code.USAGE, "--method"),
+        (
+            ("photos", "--token", "zwx", "--method", "inversion", "--prior", "9"),
+            Code.USAGE,
+            "leave it out with inversion",
+        ),
+        (("photos", "--token", "zwx", "--seed", str(2**63)), Code.USAGE, "--seed"),
         (("photos", "--token", "zwx", "--clip", "nothing"), Code.FILE, "nothing"),
         (("photos", "--token", "zwx", "--out", "full"), Code.FILE, "not empty"),
     ],
@@ -156,3 +162,24 @@ def test_a_figure_that_cannot_be_told_is_a_dash(capfd: pytest.CaptureFixture[str
     measures = {"subject": None, "prompt": None, "drift": 0.1, "copies": 0.0}
     _tell_measures(QuietView(), {"step": 7, "measures": measures, "validation": 0.25}, False, True)
     assert capfd.readouterr().err == "step 7: subject –, drift 10 %, near copies 0 %, validation 0.25\n"
+
+
+def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_left_out(
+    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.personal import learn as module
+
+    def pivotal(out: str, *more: object) -> Done:
+        return learn(ldm, "--method", "pivotal", "--steps", 2, "--checkpoints", 2, "--prior", 0, "--out", out, *more)
+
+    monkeypatch.setattr(module, "best", lambda checkpoints: checkpoints[-1])
+    both = pivotal("both", "--quiet")
+    assert both.out.split() == ["both/zwx-circle.safetensors", "both/zwx-circle-word.safetensors"], both
+    assert "weights" in json.loads((tmp_path / "both" / "report.json").read_text())
+    assert len(list((tmp_path / "both" / "samples" / "weights").iterdir())) == 8
+    monkeypatch.setattr(module, "best", lambda checkpoints: checkpoints[0])  # before the adapter has begun
+    word = pivotal("word", "--quiet")
+    assert word.out.split() == ["word/zwx-circle-word.safetensors"], word
+    assert json.loads((tmp_path / "word" / "report.json").read_text())["weights"] == []
+    drawn = ldm("generate", "zwx circle", "--steps", 2, "--embedding", *word.out.split(), "--model", "scenes")
+    assert drawn.status == 0, drawn.err

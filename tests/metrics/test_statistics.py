@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.errors import LdmError
 from ldm.metrics.classes import balance, inception_score
 from ldm.metrics.frechet import Moments, frechet, frechet_distance, frechet_infinity
-from ldm.metrics.interval import Estimate, around, bootstrap, share
+from ldm.metrics.interval import Estimate, around, bootstrap, exact_share, share
 from ldm.metrics.kernel import kernel_distance
 from ldm.metrics.manifold import manifold
 from ldm.metrics.memorisation import copies, rank_sum
@@ -184,6 +184,11 @@ def test_intervals() -> None:
     assert (told.high - told.low) / 2 == pytest.approx(1.96 / 20, rel=0.15)
     assert around(1.0, 0.5).high == pytest.approx(1 + 1.959964 * 0.5)
     assert share(0, 20).low == 0 and share(0, 20).high == pytest.approx(0.161, abs=1e-3)  # Wilson, known
+    told = exact_share(2, 12)  # Clopper and Pearson, known
+    assert (told.value, told.low, told.high) == pytest.approx((1 / 6, 0.02086, 0.48414), abs=1e-5)
+    none, all_of_them = exact_share(0, 12), exact_share(12, 12)
+    assert (none.low, none.high) == pytest.approx((0, 1 - 0.025 ** (1 / 12)))
+    assert (all_of_them.low, all_of_them.high) == pytest.approx((0.025 ** (1 / 12), 1))
     assert share(20, 20).high == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,12 @@ def test_inspect_reads_base_and_trigger_words() -> None:
     assert found.family == "sd1" and "768" in found.base
     assert found.alphas == {"none": 1} and found.ranks == {"2": 1}
     assert inspect(parse_adapter(tensors, {"ss_tag_frequency": "["})).words == ()
+
+
+def test_the_first_of_two_towers_is_named_so_where_it_changes_alone(tmp_path: Path) -> None:
+    adapter = read(write_stock("xl", tmp_path))
+    alone = replace(adapter, parts=tuple(part for part in adapter.parts if part.component == "text_encoder"))
+    assert alone.parts
+    for dialect in ("kohya", "kohya-xl"):
+        tensors, _ = convert(alone, dialect, family="xl")  # type: ignore[arg-type]
+        assert tensors and all(key.startswith("lora_te1_") for key in tensors)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ldm.store.sampling import read_sampling
+from pipelines.request import Request
+from train.personal.page import SHOWN
 from train.personal.photos import Photos
 from train.personal.plan import Plan
+from train.personal.strengths import WEIGHTS
 from train.personal.watching import LOOK
 from train.run import forecasted
 
@@ -18,12 +23,12 @@ class Cost:
     """Seconds (None where memory does not allow a measure) and bytes."""
 
     training: float | None
-    looking: float | None  # at the checkpoints
+    looking: float | None  # at the checkpoints, and at the chosen one at several weights
     prior: float | None
     memory: int
     free: int
     fits: bool
-    disk: int
+    disk: int  # of all that is left: the run, checkpoints, pictures, the page that shows them
 
     @property
     def total(self) -> float | None:
@@ -39,9 +44,36 @@ def cost_of(plan: Plan, photos: Photos) -> Cost:
     training = looking = prior = None
     if made.step_seconds is not None:
         each = made.step_seconds / batch / (1 + BACKWARD)  # one picture, once through the network
-        picture = each * (2 * LOOK.steps + 2)
-        shown = len(plan.prompts.subject) + len(plan.prompts.kind) + len(plan.prompts.unrelated)
+        picture, full = (each * (2 * steps + 2) for steps in (LOOK.steps, _steps(plan)))
         training = made.step_seconds * plan.steps * (1 + (KEEPING if plan.prior else 0))
-        looking = picture * plan.seeds * (shown * (plan.wish.checkpoints + 1) + len(plan.prompts.unrelated))
-        prior = picture * plan.prior
-    return Cost(training, looking, prior, made.memory.total, made.free, made.fits, made.disk)
+        looking = picture * (_shown(plan) + plan.seeds * len(plan.prompts.unrelated)) + full * _at_weights(plan)
+        prior = full * plan.prior
+    disk = made.disk + made.saved * (plan.wish.checkpoints + 1) + _pictures(plan) + _bytes(photos.folder)
+    return Cost(training, looking, prior, made.memory.total, made.free, made.fits, disk)
+
+
+def _steps(plan: Plan) -> int:
+    """Of a picture as `ldm generate` draws it: those of the class, and those at several weights."""
+    default: int = Request.model_fields["steps"].default
+    return read_sampling(plan.base.path).steps or default
+
+
+def _shown(plan: Plan) -> int:
+    """Samples that are kept, of all checkpoints and of the model before."""
+    prompts = plan.prompts
+    each = len(prompts.subject) + len(prompts.kind) + len(prompts.unrelated)
+    return each * plan.seeds * (plan.wish.checkpoints + 1)
+
+
+def _at_weights(plan: Plan) -> int:
+    return 0 if plan.wish.method == "inversion" else len(WEIGHTS) * len(plan.prompts.subject)
+
+
+def _pictures(plan: Plan) -> int:
+    """Bytes at most: a PNG is hardly larger than its samples, and the page holds a small one of each, as text."""
+    samples = _shown(plan) + _at_weights(plan)
+    return 3 * (plan.size**2 * (samples + plan.prior) + min(plan.size, SHOWN) ** 2 * samples * 4 // 3)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ldm.metrics.features import clips, colour_and_edges, extracted
+from ldm.metrics.features import Extractor, clips, colour_and_edges, extracted
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model, ranker_of
 
@@ -22,6 +22,11 @@ class Judge:
         self.clip = None if found is None else load_clip(find_model(found)).eval()
         self.name = f"{found}, colours and edges" if found is not None else "colours and edges"
 
+    @property
+    def see(self) -> Extractor | None:
+        """What the CLIP makes of pictures, where there is one."""
+        return None if self.clip is None else clips([self.clip])
+
     @torch.no_grad()
     def look(self, pictures: Tensor, seen: Tensor | None = None) -> Tensor:
         """[n,3,H,W] in [0,1] to rows of length 1: both kinds of features count the same. `seen`, where it is known."""
@@ -32,7 +37,7 @@ class Judge:
     @torch.no_grad()
     def seen(self, pictures: Tensor) -> Tensor | None:
         """What a CLIP sees, to be held against texts."""
-        return None if self.clip is None else extracted(clips([self.clip]), pictures)
+        return None if self.see is None else extracted(self.see, pictures)
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,18 +11,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import ValidationError
-
+from ldm.data.source import Source
 from ldm.data.survey import Finding
-from ldm.errors import Code, LdmError
+from ldm.errors import LdmError
 from ldm.store.write import remove, staged
 from train.config import RunFile
 from train.log import Listener
 from train.personal.cost import Cost, cost_of
+from train.personal.earlier import PAGE, REPORT, Learned, earlier, held
 from train.personal.judge import Judge
 from train.personal.page import write_page
 from train.personal.photos import Photos, looked_at, prepared
-from train.personal.plan import Plan, base_of, captions_for, planned
+from train.personal.plan import Base, Plan, base_of, captions_for, planned
 from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, report_of
 from train.personal.settings import Wish
@@ -30,48 +31,54 @@ from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
 from train.run import Run, opened
 from train.signals import Stop
+from train.tasks.lora import FILE
+from train.tasks.subject_files import WORD
 from train.trainer import Action, Step
 from train.turns import is_out_of_memory, release
 
-WISH, REPORT, PAGE = "personal.json", "report.json", "report.html"
-FREE = frozenset({"device", "precision", "photos"})  # of a wish, that may change when a run goes on
+log = logging.getLogger("train.personal")
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What is there when all is done."""
-
-    folder: Path
-    files: tuple[Path, ...]  # the adapter, as diffusers and as kohya name it; a word
-    report: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Hooks:
-    """Whom to tell while it goes on."""
+    """Whom to tell while it goes on; nobody, where nobody asks."""
 
-    planned: Callable[[Plan, Sequence[Finding]], None]
-    costs: Callable[[Plan, Cost], None]
-    begun: Callable[[Run], None]
-    stepped: Callable[[Step], None]
-    measured: Callable[[dict[str, Any]], None]
-    progress: Progress
+    planned: Callable[[Plan, Sequence[Finding]], None] = lambda plan, findings: None
+    costs: Callable[[Plan, Cost], None] = lambda plan, cost: None
+    begun: Callable[[Run], None] = lambda run: None
+    stepped: Callable[[Step], None] = lambda step: None
+    measured: Callable[[dict[str, Any]], None] = lambda told: None
+    progress: Progress = lambda what, done, total: None
     listeners: Sequence[Listener] = ()
 
 
 def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     """All of it."""
-    if (done := finished(wish)) is not None:
-        return done
-    base, home = base_of(wish.model), wish.out / "photos"
-    judge, photos = Judge(wish.clip, base.path), Photos.read(home)
-    if photos is None:
-        source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
-        plan = planned(wish, base, len(source))
-        hooks.planned(plan, findings)
-        _remember(wish)
-        photos = prepared(source, home, plan.size, captions_for(wish.token, base), wish.token, findings)
+    before = earlier(wish)
+    if before.learned is not None:
+        return before.learned
+    base = base_of(wish.model)
+    judge = Judge(wish.clip, base.path)
+    looked = None
+    if before.photos is None:  # whatever is wrong with them is said before anything is written
+        looked = looked_at(wish.photos, wish.size or base.size, wish.token, judge.see)
+        hooks.planned(planned(wish, base, len(looked[0])), looked[1])
+    with held(wish, before):
+        photos = before.photos if looked is None else _prepared(wish, base, *looked)
+        assert photos is not None
+        return _learned(wish, base, judge, photos, hooks, stop)
+
+
+def _prepared(wish: Wish, base: Base, source: Source, findings: Sequence[Finding]) -> Photos:
+    """Into the folder, in place of what was left half done."""
+    home = wish.out / "photos"
+    remove(home)
+    return prepared(source, home, wish.size or base.size, captions_for(wish.token, base), wish.token, findings)
+
+
+def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks, stop: Stop) -> Learned:
+    """From the photos to the report, or from wherever an earlier command has come."""
     plan = planned(wish, base, len(photos.names))
     if not (wish.out / "run").exists():
         hooks.costs(plan, cost_of(plan, photos))
@@ -94,18 +101,18 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
 
     def measured(told: dict[str, Any]) -> None:
         hooks.measured(told)
-        write_page(wish.out / PAGE, report_of(plan, photos, watching, best(watching.checkpoints)))
+        try:
+            write_page(wish.out / PAGE, report_of(plan, photos, watching, best(watching.checkpoints)))
+        except LdmError as error:  # the figures are kept: the next page has them
+            log.warning("%s %s", error.what, error.why)
 
     watching.tell = measured
-    file = plan.run_file(photos, prior)
     if not watching.finished:
-        _trained(plan, file, watching, hooks, stop)
+        _trained(plan, plan.run_file(photos, prior), watching, hooks, stop)
         release()
     chosen = best(watching.checkpoints)
     files = _publish(wish, chosen)
-    weights: tuple[float, ...] = ()
-    if wish.method == "lora":
-        weights = _strengths(plan, files[0], wish.out / "samples" / "weights", stop)
+    weights = _strengths(plan, files, wish.out / "samples" / "weights", stop)
     report = report_of(plan, photos, watching, chosen, weights=weights, done=True)
     write_page(wish.out / PAGE, report)
     with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
@@ -116,7 +123,8 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
 def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     """What it would cost; nothing is written where it would go."""
     base = base_of(wish.model)
-    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token)
+    see = Judge(wish.clip, base.path).see
+    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token, see)
     plan = planned(wish, base, len(source))
     hooks.planned(plan, findings)
     with TemporaryDirectory(prefix="ldm-photos-") as place:
@@ -132,58 +140,25 @@ def _trained(plan: Plan, file: RunFile, watching: Watching, hooks: Hooks, stop: 
         hooks.begun(run)
         if run.done == 0:
             watching.before(run.trainer)
-        run.trainer.actions = [*run.trainer.actions, Action(plan.every, watching.at)]
+        run.trainer.actions = [*run.trainer.actions, Action(plan.every, watching.at, again=True)]
         for step in run.steps():
             hooks.stepped(step)
             if watching.finished:  # its checkpoint is saved: they are measured when they are due
                 break
 
 
-def _strengths(plan: Plan, adapter: Path, folder: Path, stop: Stop) -> tuple[float, ...]:
-    """A part of the report that a lack of memory does not stop the rest for."""
+def _strengths(plan: Plan, files: Sequence[Path], folder: Path, stop: Stop) -> tuple[float, ...]:
+    """A part of the report that a lack of memory does not stop the rest for; of an adapter, with its word beside."""
+    adapter, word = (plan.wish.out / f"{plan.wish.name}{ENDINGS[name]}" for name in (FILE, WORD))
+    if adapter not in files:
+        return ()
     try:
-        return draw_strengths(plan, adapter, folder, stop)
+        return draw_strengths(plan, adapter, word if word in files else None, folder, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         release()
         return ()
-
-
-def finished(wish: Wish) -> Learned | None:
-    """What an earlier command like this one has left; an error, if a run of another wish has begun there."""
-    kept = wish.out / WISH
-    if kept.is_file():
-        try:
-            before = Wish(**json.loads(kept.read_text("utf-8")))
-        except (ValueError, ValidationError) as error:
-            what, why = f"{kept} is not understood.", f"{type(error).__name__}."
-            raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
-        fields = [name for name in Wish.model_fields if name not in FREE]
-        if different := [name for name in fields if getattr(before, name) != getattr(wish, name)]:
-            if not (wish.out / "checkpoints").exists():  # nothing was learned yet: it begins anew, as it is asked now
-                for name in (WISH, "photos", "run", "samples", "base.safetensors"):
-                    remove(wish.out / name)
-                return None
-            raise LdmError(
-                Code.USAGE,
-                f"{wish.out} was begun with another {different[0]}.",
-                f"It was {getattr(before, different[0])!s}, and is to be {getattr(wish, different[0])!s}.",
-                "Give the same options to go on, or another --out.",
-            )
-    elif wish.out.is_dir() and any(wish.out.iterdir()):
-        what, why = f"{wish.out} is not empty.", "It holds something else, and nothing is overwritten."
-        raise LdmError(Code.FILE, what, why, "Choose another --out.")
-    if not (wish.out / REPORT).is_file():
-        return None
-    report = json.loads((wish.out / REPORT).read_text("utf-8"))
-    return Learned(wish.out, tuple(wish.out / name for name in report["files"]), report)
-
-
-def _remember(wish: Wish) -> None:
-    if not (wish.out / WISH).is_file():
-        with staged(wish.out / WISH) as stage:
-            stage.write_text(wish.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:

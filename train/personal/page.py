@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ldm.data.source import srgb
-from ldm.data.transforms import resized
+from ldm.data.transforms import shrunk
 from ldm.images import open_image
 from train.personal.verdict import percent
 from train.report import rewrite
@@ -21,7 +21,7 @@ from train.report_style import SCRIPT, STYLE
 
 FLAGS = {
     "not learned": "not learned", "copies": "copies photos", "ignores prompts": "ignores prompts",
-    "drift": "changed what is unrelated", "leak": "comes without its token",
+    "drift": "changed what is unrelated", "leak": "comes without its token", "unknown": "cannot be told",
 }  # fmt: skip
 SHOWN = 256  # pixels of a picture's longer side, at most
 UNDER_WAY = "<span class=badge>under way</span>"
@@ -48,14 +48,12 @@ def write_page(path: Path, report: Mapping[str, Any]) -> None:
 
 def page(folder: Path, report: Mapping[str, Any]) -> str:
     """The whole document; `folder` is where the pictures lie."""
-    bad = "".join(f"<span class='badge bad'>{_safe(FLAGS[flag])}</span>" for flag in report["flags"])
-    good = "" if bad else "<span class='badge done'>sound</span>"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{_safe(report['token'])}: a subject</title><style>{STYLE}{GRID}</style>",
         f"<header><p class=kind>A subject from {len(report['photos'])} photos</p>",
-        f"<h1>{_safe(report['token'])}{bad}{good}{'' if report['done'] else UNDER_WAY}</h1></header>",
+        f"<h1>{_safe(report['token'])}{badges(report)}</h1></header>",
         f"<p class=verdict>{_safe(report['verdict'][:1].upper() + report['verdict'][1:])}</p>",
         _tiles(report),
         _samples(folder, report),
@@ -69,6 +67,15 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         f"<script>{SCRIPT}</script></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def badges(report: Mapping[str, Any]) -> str:
+    """What is wrong, or that nothing is; what cannot be told is neither."""
+    told = "".join(
+        f"<span class='badge{'' if flag == 'unknown' else ' bad'}'>{_safe(FLAGS[flag])}</span>"
+        for flag in report["flags"]
+    )
+    return (told or "<span class='badge done'>sound</span>") + ("" if report["done"] else UNDER_WAY)
 
 
 def _tiles(report: Mapping[str, Any]) -> str:
@@ -223,13 +230,11 @@ def _image(path: Path, words: str) -> str:
 def _small(path: Path) -> bytes:
     """The file itself, or a smaller picture of it: they are shown 83 pixels wide, and a page is to be sent."""
     pixels = srgb(open_image(path))
-    height, width = pixels.shape[:2]
-    if max(height, width) <= SHOWN:
+    longest = max(pixels.shape[:2])
+    if longest <= SHOWN:
         return path.read_bytes()
-    factor = SHOWN / max(height, width)
-    small = resized(pixels, (max(1, round(width * factor)), max(1, round(height * factor))))
     file = io.BytesIO()
-    Image.fromarray(small).save(file, "PNG")
+    Image.fromarray(shrunk(pixels, SHOWN / longest)).save(file, "PNG")
     return file.getvalue()
 
 

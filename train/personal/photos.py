@@ -6,29 +6,34 @@ and so that everybody sees what was learned from. One of four or more is kept as
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ldm.data.doctor import check
 from ldm.data.examples import open_source
 from ldm.data.facts import CLEAR
+from ldm.data.folders import Folder
 from ldm.data.settings import DataSettings
 from ldm.data.source import Source, grey, srgb
-from ldm.data.subject import FEWEST, subject_findings
+from ldm.data.subject import FEWEST
 from ldm.data.survey import Finding
-from ldm.data.transforms import resized
+from ldm.data.transforms import shrunk
 from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
+from ldm.metrics.subject import subject_check
 from ldm.models.prompt import says
 from ldm.store.shards import read_json
 from ldm.store.write import staged
 
 KEPT = "photos.json"
+DIGESTED = 64  # pixels of training: which, does not matter to a digest
 TIMES = 2  # as large as the side of training, at most: random crops and zooms need no more
 
 
@@ -41,6 +46,7 @@ class Photos:
     aside: str | None
     masked: bool
     findings: tuple[dict[str, Any], ...] = ()  # what was worth saying of them
+    digest: str = ""  # of the originals; empty: nobody has taken it
 
     @classmethod
     def read(cls, folder: Path) -> Photos | None:
@@ -49,7 +55,8 @@ class Photos:
         if not kept.is_file():
             return None
         told = read_json(kept)
-        return cls(folder, tuple(told["names"]), told["aside"], told["masked"], tuple(told["findings"]))
+        names, findings = tuple(told["names"]), tuple(told["findings"])
+        return cls(folder, names, told["aside"], told["masked"], findings, told.get("digest", ""))
 
     @property
     def training(self) -> Path:
@@ -61,19 +68,61 @@ class Photos:
         return sorted(found, key=lambda path: path.name)
 
 
-def looked_at(photos: Path, size: int, token: str) -> tuple[Source, tuple[Finding, ...]]:
-    """The photos, and what is worth saying of them; an error where nothing could be learned."""
-    if photos.is_file():
-        what, why = f"{photos.name} is a file.", "The photos of a subject are the pictures in one folder."
-        raise LdmError(Code.USAGE, what, why, "Put it into a folder of its own, and give that.")
-    source = open_source(DataSettings(path=str(photos.absolute()), size=size))
-    report = check(source, size, more=lambda survey: subject_findings(survey, token))
-    if not report.ready:
-        worst = next(finding for finding in report.findings if finding.level == "stop")
+def looked_at(
+    photos: Path, size: int, token: str, see: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Source, tuple[Finding, ...]]:
+    """The photos, and what is worth saying of them; an error where nothing could be learned, or a mask is of no use.
+    `see`: what a CLIP makes of pictures, where one is at hand."""
+    source = source_of(photos, size)
+    in_front = f"nothing: it is put in front of them ({token}, ...)"
+    report = check(source, size, masks=True, more=subject_check(source, size, token, see, in_front))
+    found = [_here(finding) for finding in report.findings]
+    worst = next((finding for finding in found if finding.level == "stop" or finding.kind == "mask"), None)
+    if worst is not None:
         cases = "; ".join(map(str, worst.cases[:3]))
         raise LdmError(Code.FILE, f"{photos}: {worst.what}.", f"{cases or 'Nothing could be learned'}.", worst.fix)
     quiet = {"no caption", "same caption"}  # which are written here
-    return source, tuple(finding for finding in report.findings if finding.kind not in quiet)
+    return source, tuple(finding for finding in found if finding.kind not in quiet)
+
+
+def _here(finding: Finding) -> Finding:
+    """Of a few photos one that is broken is a large share; it is left out all the same, and nothing stops."""
+    if finding.kind != "unreadable":
+        return finding
+    return replace(finding, level="warn", fix="fetch or export them again, or remove them: they are left out here")
+
+
+def source_of(photos: Path, size: int) -> Source:
+    """All pictures of a folder. Folders in it are how somebody sorts photos, not what is to be seen on them, unless
+    kohya's numbers say so."""
+    if photos.is_file():
+        what, why = f"{photos.name} is a file.", "The photos of a subject are the pictures in one folder."
+        raise LdmError(Code.USAGE, what, why, "Put it into a folder of its own, and give that.")
+    settings = DataSettings(path=str(photos.absolute()), size=size)
+    source = open_source(settings)
+    if source.labels and all(isinstance(part, Folder) for part in source.parts):
+        return open_source(settings.model_copy(update={"kind": "folder"}))
+    return source
+
+
+def digest_of(photos: Path) -> str:
+    """sha256 of all that is learned from a folder: names, pictures, captions, masks. Of one that cannot be read: none
+    that a readable one has."""
+    try:
+        return digest(source_of(photos, DIGESTED))
+    except LdmError as error:
+        return str(error.what)
+
+
+def digest(source: Source) -> str:
+    """Of pictures that were opened."""
+    told = hashlib.sha256()
+    for place in range(len(source)):
+        mask = source.mask(place)
+        shown = "" if mask is None else hashlib.sha256(grey(mask).tobytes()).hexdigest()
+        each = [source.name(place), source.content(place), list(source.about(place).captions), shown]
+        told.update(json.dumps(each).encode() + b"\n")
+    return told.hexdigest()
 
 
 def prepared(
@@ -85,20 +134,21 @@ def prepared(
     masked = _masked(source, readable)
     aside = _middle(readable) if len(readable) >= FEWEST else None
     told = tuple(finding.as_dict() for finding in findings)
-    made = Photos(folder, names, None if aside is None else source.name(aside), masked, told)
+    made = Photos(folder, names, None if aside is None else source.name(aside), masked, told, digest(source))
     with staged(folder) as stage:
         for number, place in enumerate(readable):
             home = stage / ("aside" if place == aside else "train")
             (home / "masks").mkdir(parents=True, exist_ok=True) if masked else home.mkdir(parents=True, exist_ok=True)
-            pixels = _shrunk(srgb(source.picture(place)), size)
+            pixels = _sized(srgb(source.picture(place)), size)
             save_image(from_rgb(pixels.astype(np.float32) / 255), home / f"{number:04d}.png")
             words = [_called(text, token) for text in source.about(place).captions if text.strip()]
             (home / f"{number:04d}.txt").write_text("\n".join(words or captions) + "\n", "utf-8")
             if masked:
-                mask = _shrunk(_mask(source, place), size)
+                mask = _sized(_mask(source, place), size)
                 shown = np.repeat(mask[..., None], 3, 2).astype(np.float32) / 255
                 save_image(from_rgb(shown), home / "masks" / f"{number:04d}.png")
         about = {"names": names, "aside": made.aside, "masked": made.masked, "findings": told}
+        about["digest"] = made.digest
         (stage / KEPT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     return made
 
@@ -145,9 +195,5 @@ def _called(text: str, token: str) -> str:
     return text if says(text, token) else f"{token}, {text}"
 
 
-def _shrunk(pixels: np.ndarray, size: int) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    factor = TIMES * size / min(height, width)
-    if factor >= 1:
-        return np.asarray(pixels)
-    return np.asarray(resized(np.asarray(pixels), (max(1, round(width * factor)), max(1, round(height * factor)))))
+def _sized(pixels: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(shrunk(np.asarray(pixels), TIMES * size / min(pixels.shape[:2])))

@@ -83,9 +83,10 @@ class Plan:
         """What the trainer is told. A run of the same wish has the same."""
         wish, run = self.wish, self.wish.out / "run" / self.wish.name  # which is the adapter's title
         mask = "beside" if photos.masked else "none"
-        parts = [Part(path=str(photos.training), repeats=self._repeats(len(list(photos.training.glob("*.png")))))]
+        training = photos.training.resolve()  # a run of data elsewhere is another one, and --out may be said otherwise
+        parts = [Part(path=str(training), repeats=self._repeats(len(list(training.glob("*.png")))))]
         if prior is not None:
-            parts.append(Part(path=str(prior), repeats=self._repeats(self.prior)))
+            parts.append(Part(path=str(prior.resolve()), repeats=self._repeats(self.prior)))
         return RunFile(
             task=self._task(),
             data=DataSettings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,3 @@ def _read(templates: Sequence[str], known: Collection[str], turn: int = 0) -> tu
 
 def _filled(template: str, words: str) -> str:
     return template.replace("{}", words) if "{}" in template else f"{words}, {template}"
-
-
-def as_json(prompts: Prompts) -> str:
-    return json.dumps({"subject": prompts.subject, "kind": prompts.kind, "unrelated": prompts.unrelated})

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from ldm.config import Strict
 
 Method = Literal["lora", "inversion", "pivotal"]
+MOST_SEEDS = 2**62  # pictures count up from it, and their seeds end at 2^63
 
 
 class Wish(Strict):
@@ -30,11 +31,19 @@ class Wish(Strict):
     clip: str | None = None  # whose features judge; None: the one that belongs to the model, if there is one
     checkpoints: int = Field(6, gt=0, le=50)
     flip: bool = True  # photos are also shown left to right; not for writing, or what has a side
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=MOST_SEEDS)
     device: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     licence: str = ""
     out: Path
+
+    @field_validator("prior")
+    @classmethod
+    def _of_use(cls, prior: int | None, others: ValidationInfo) -> int | None:
+        """A word changes nothing that is said without it: such pictures would only take half of each batch."""
+        if prior and others.data.get("method") == "inversion":
+            raise ValueError("pictures of the model itself teach a new word nothing: leave it out with inversion")
+        return prior
 
     @property
     def called(self) -> str:

@@ -15,8 +15,9 @@ from train.signals import Stop
 WEIGHTS = (0.5, 0.75, 1.0, 1.25)
 
 
-def draw_strengths(plan: Plan, adapter: Path, folder: Path, stop: Stop) -> tuple[float, ...]:
-    """One picture for each prompt and weight, from the same seed, into `folder`."""
+def draw_strengths(plan: Plan, adapter: Path, word: Path | None, folder: Path, stop: Stop) -> tuple[float, ...]:
+    """One picture for each prompt and weight, from the same seed, into `folder`. `word`: the one that was learned
+    first, without which the adapter is not what it was trained to be."""
     remove(folder)
     folder.mkdir(parents=True)
     pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
@@ -24,7 +25,8 @@ def draw_strengths(plan: Plan, adapter: Path, folder: Path, stop: Stop) -> tuple
         for place, text in enumerate(plan.prompts.subject):
             stop.check()
             fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
-            sized = {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
-            (result,) = pipeline.results(Request(**fields | sized))
+            fields |= {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
+            fields |= {"embeddings": () if word is None else (word,)}
+            (result,) = pipeline.results(Request(**fields))
             save_image(result.picture, folder / f"{place:02d}-{weight:g}.png")
     return WEIGHTS

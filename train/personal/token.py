@@ -14,22 +14,34 @@ RARE = range(40_000, 48_000)  # among which rare ones are looked for
 
 def remarks(token: str, kind: str, vocabulary: Vocabulary, known: Collection[str]) -> Iterator[str]:
     """What is worth saying of the token, in words. `known`: what a small model has read; none: a large one."""
-    own = token[: -len(kind)].strip() if kind and token.casefold().endswith(kind.casefold()) else token
-    ids = [spot.id for spot in vocabulary.spots([own])[0]]
+    own = _own(token, kind)
     large = not known
-    common = large and len(ids) == 1 and ids[0] < COMMON
-    if common or any(word in known for word in words(own)):
-        rarer = suggestion(vocabulary, known)
+    common = [word for word in words(own) if (_is_common(word, vocabulary) if large else word in known)]
+    pieces = len(vocabulary.spots([own])[0])
+    rarer = f"{suggestion(vocabulary, known)}{' ' + kind if kind else ''}"
+    if common:
         yield (
-            f"the model knows {own!r} already as something else, and will mix the two: "
-            f"a word that it does not know learns better, {rarer + (' ' + kind if kind else '')!r} for example"
+            f"the model knows {' and '.join(map(repr, common))} already as something else, and will mix the two: "
+            f"a word that it does not know learns better, {rarer!r} for example"
         )
-    elif large and len(ids) > PIECES:
-        rarer = suggestion(vocabulary, known)
+    elif pieces > PIECES:
         yield (
-            f"{own!r} falls into {len(ids)} pieces for the text tower: a shorter word takes less of a prompt's room, "
-            f"{rarer + (' ' + kind if kind else '')!r} for example"
+            f"{own!r} falls into {pieces} pieces for the text tower: a shorter word takes less of a prompt's room, "
+            f"{rarer!r} for example"
         )
+
+
+def _own(token: str, kind: str) -> str:
+    """What of a token is not the kind of thing that the subject is: all of it, where it is nothing but that."""
+    told, last = token.split(), kind.split()
+    if last and [word.casefold() for word in told[-len(last) :]] == [word.casefold() for word in last]:
+        told = told[: -len(last)] or told
+    return " ".join(told)
+
+
+def _is_common(word: str, vocabulary: Vocabulary) -> bool:
+    ids = [spot.id for spot in vocabulary.spots([word])[0]]
+    return len(ids) == 1 and ids[0] < COMMON
 
 
 def suggestion(vocabulary: Vocabulary, known: Collection[str]) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ldm.data.subject import FEWEST
+from ldm.metrics.interval import LEVEL, exact_share
 from train.personal.measure import Measures
 
 COPIES, DRIFT, PROMPT, LEAK = 0.05, 0.25, 0.7, 0.5  # most near copies, most drift, least of the prompt, most leak
-LEARNED, PARTLY, COPYING = 0.6, 0.3, 1.1  # of the way from the base to the ceiling
+LEARNED, PARTLY = 0.6, 0.3  # of the way from the base to the ceiling
+# Above the ceiling it is copying, with a margin of a tenth: the ceiling is the mean of few pairs and scatters itself,
+# and a picture without the accidents of any one photo is a little more like each of them than they are like each other.
+COPYING = 1.1
 PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
 RULE = (
     f"the checkpoint that is most like the subject among those that learned it ({LEARNED:.0%}) with at most "
-    f"{COPIES:.0%} near copies, at most {DRIFT:.0%} drift of unrelated prompts, and at least {PROMPT:.0%} of the "
-    "base's understanding of prompts; where there is none, the one that misses these bounds by least"
+    f"{COPIES:.0%} near copies, at most {DRIFT:.0%} drift of unrelated prompts, at most {LEAK:.0%} leak into the plain "
+    f"kind, and at least {PROMPT:.0%} of the base's understanding of prompts; where there is none, the one that misses "
+    "these bounds by least; where features do not tell what was learned, the one with the least loss on the photo that "
+    "was kept aside, and the earliest, where none could be kept aside"
 )
 
 
@@ -23,12 +30,14 @@ class Checkpoint:
 
     step: int
     measures: Measures
-    validation: float | None = None  # loss at fixed noise on the photo that was kept aside
+    validation: float | None = None  # loss at fixed noise
+    unseen: bool = True  # whether that is of a photo that was kept aside; on photos it has learned it only falls
 
 
 def excess(m: Measures) -> float:
     """By how much the bounds are missed, all together; 0: kept."""
     missed = max(0.0, m.copies - COPIES) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
+    missed += max(0.0, (m.leak or 0.0) - LEAK) / LEAK
     if m.prompt is not None:
         missed += max(0.0, PROMPT - m.prompt) / PROMPT
     return missed + max(0.0, (m.subject or 0.0) - COPYING)
@@ -37,8 +46,8 @@ def excess(m: Measures) -> float:
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """By the rule; of equals the earlier."""
     kept = [c for c in checkpoints if excess(c.measures) == 0 and _lacking(c.measures) == 0]
-    if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it
-        return min(kept, key=lambda c: (c.validation if c.validation is not None else 0.0, c.step))
+    if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it, where it can
+        return min(kept, key=lambda c: (c.validation if c.unseen and c.validation is not None else 0.0, c.step))
     if kept:
         return max(kept, key=lambda c: (min(c.measures.subject or 0.0, 1.0), -c.step))
     return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
@@ -67,7 +76,9 @@ def percent(share: float | None) -> str:
 def flags(m: Measures) -> set[str]:
     """What is wrong, in names that programs read."""
     found = set()
-    if m.subject is not None and m.subject < PARTLY:
+    if m.subject is None:
+        found.add("unknown")
+    elif m.subject < PARTLY:
         found.add("not learned")
     if m.copies > COPIES or (m.subject or 0.0) > COPYING:
         found.add("copies")
@@ -82,31 +93,37 @@ def flags(m: Measures) -> set[str]:
 
 def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
     """The verdict, the most important first; each a half-sentence."""
+    found = flags(m)
+    if "copies" in found:  # however like the subject: a copy is no success
+        yield f"copies the photos: {' and '.join(_copies(m, photos, samples))}"
     if m.subject is None:
         yield (
             "whether it learned the subject cannot be told: the photos are no more like each other than the model's "
             "pictures are like them"
         )
-    elif m.subject >= LEARNED:
-        yield "learned the subject"
-    elif m.subject >= PARTLY:
-        yield "learned a part of the subject"
-    else:
+    elif m.subject >= PARTLY and "copies" not in found:
+        yield "learned the subject" if m.subject >= LEARNED else "learned a part of the subject"
+    elif m.subject < PARTLY:
         yield "did not learn the subject: its pictures are hardly more like the photos than before"
     if m.prompt is None:
         yield "whether it follows prompts was not measured"
     else:
         yield "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
-    if m.copied:
-        nearest = [photo for _, photo in m.copied]
-        most = max(sorted(set(nearest)), key=nearest.count)
-        yield f"{len(m.copied)} of {samples} samples are near copies of photos, most of {photos[most]}"
-    if m.subject is not None and m.subject > COPYING:
-        yield "its pictures are more like the photos than these are like each other: that is copying, not success"
+    if "copies" not in found:
+        yield from _copies(m, photos, samples)
     if m.drift > DRIFT:
         yield f"unrelated prompts changed by {m.drift:.0%} of the distance between two seeds"
     if m.leak is not None and m.leak > LEAK:
         yield "the subject comes without its token, too"
+
+
+def _copies(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
+    if m.copied:
+        nearest = [photo for _, photo in m.copied]
+        most = max(sorted(set(nearest)), key=nearest.count)
+        yield f"{len(m.copied)} of {samples} samples are near copies of photos, most of {photos[most]}"
+    if (m.subject or 0.0) > COPYING:
+        yield "its pictures are more like the photos than these are like each other: that is copying, not success"
 
 
 def unknowable(photos: int, samples: int, m: Measures, seen: bool) -> Iterator[str]:
@@ -115,10 +132,15 @@ def unknowable(photos: int, samples: int, m: Measures, seen: bool) -> Iterator[s
         yield "with one photo there is no telling the subject from its picture, nor a copy from a likeness"
     elif photos < 8:
         yield f"the ceiling comes from {photos * (photos - 1) // 2} pairs of photos: it is rough"
-    yield f"{samples} samples tell a share of near copies of 5 % from one of 20 %, not from one of 8 %"
+    told = exact_share(len(m.copied), samples)
+    yield (
+        f"near copies: {len(m.copied)} of {samples} samples mean a share between {percent(told.low)} and "
+        f"{percent(told.high)} of all that it would draw (Clopper and Pearson, {LEVEL:.0%})"
+    )
     if not seen:
         yield "without a CLIP, likeness means colours and edges, not what is seen; --clip names one"
     elif m.prompt is None:
         yield "whether prompts are followed is open: the model tells them too little apart, or there was one alone"
     if m.subject is None:
-        yield "these features do not tell the subject from its kind: the validation loss has chosen the checkpoint"
+        chooser = "the validation loss has chosen the" if photos >= FEWEST else "the rule took the earliest"
+        yield f"these features do not tell the subject from its kind: {chooser} checkpoint within the bounds"

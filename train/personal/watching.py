@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.batch import Batch
+from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, open_image, save_image
 from ldm.metrics.features import squares
 from ldm.store.sampling import read_sampling
@@ -34,6 +35,7 @@ from train.signals import resume_command
 from train.tasks.sampling import Look, start_noise
 from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
+from train.turns import is_out_of_memory, release
 
 log = logging.getLogger("train.personal")
 LOOK = Look()  # where the model says nothing
@@ -56,7 +58,7 @@ class Watching:
     def __post_init__(self) -> None:
         self.home = self.folder / "measures"  # a file for each checkpoint, whole or not there
         kept = sorted(self.home.glob("*.json"), key=lambda path: int(path.stem))
-        self.checkpoints = [_checkpoint(read_json(path)) for path in kept]
+        self.checkpoints = [_checkpoint(read_json(path), self.unseen) for path in kept]
         self.finished = is_done(self.checkpoints)
         self._yardstick: Yardstick | None = None
 
@@ -82,23 +84,39 @@ class Watching:
             write_weights(stage, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
 
     def at(self, trainer: Trainer, step: int) -> None:
-        """An action of the trainer."""
+        """An action of the trainer. Its state is saved first: a look takes long, and may be stopped or run out of room;
+        then it is done again, and training is not."""
         if any(c.step == step for c in self.checkpoints):
             return
+        trainer.keep()
         began = time.perf_counter()
-        kept = self.folder / "checkpoints" / str(step)
+        kept, shown = self.folder / "checkpoints" / str(step), self.folder / "samples" / str(step)
         remove(kept)
-        trainer.save(kept)
-        remove(self.folder / "samples" / str(step))
-        measures = self.yardstick.measure(self._drawn(trainer, step, self.plan.prompts.subject))
-        checkpoint = Checkpoint(step, measures, self._validation(trainer))
+        remove(shown)
+        try:
+            trainer.save(kept)
+            drawn = self._drawn(trainer, step, self.plan.prompts.subject)
+            measures = self.yardstick.measure(drawn)
+            checkpoint = Checkpoint(step, measures, self._validation(trainer), self.unseen)
+            told = {"step": step, "measures": measures.as_dict(), "validation": checkpoint.validation,
+                    "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
+            with staged(self.home / f"{step}.json") as stage:
+                stage.write_text(json.dumps(told) + "\n", "utf-8")
+        except LdmError as error:
+            if error.code is not Code.RESOURCE or step == trainer.run.steps:  # the last one must not be missing
+                raise
+            log.warning("%s %s The look at step %d is left out; training goes on.", error.what, error.why, step)
+            for part in (kept, shown):
+                remove(part)
+            return
         self.checkpoints.append(checkpoint)
         self.finished = is_done(self.checkpoints)
-        told = {"step": step, "measures": measures.as_dict(), "validation": checkpoint.validation,
-                "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
-        with staged(self.home / f"{step}.json") as stage:
-            stage.write_text(json.dumps(told) + "\n", "utf-8")
         self.tell(told)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the validation loss is of a photo that is not trained on."""
+        return self.photos.aside is not None
 
     @property
     def yardstick(self) -> Yardstick:
@@ -143,12 +161,24 @@ class Watching:
             for first in range(0, len(asked), size):
                 self._check(trainer)
                 some = slice(first, first + size)
-                shown = task.pictures(asked[some], noise[some], look, None if hole is None else hole[some])
-                made.append((shown.float().cpu() + 1) / 2)
+                made.append(self._few(task, asked[some], noise[some], look, None if hole is None else hole[some]))
         return torch.cat(made).clamp(0, 1)
 
+    def _few(self, task: SubjectTask, texts: list[str], noise: Tensor, look: Look, hole: Tensor | None) -> Tensor:
+        """Pictures at once; in halves where memory runs out."""
+        try:
+            return (task.pictures(texts, noise, look, hole).float().cpu() + 1) / 2
+        except Exception as error:
+            if len(texts) == 1 or not is_out_of_memory(error):
+                raise
+            log.warning("memory ran out: %d pictures are drawn in halves", len(texts))
+        release()
+        half = -(-len(texts) // 2)
+        parts = (slice(half), slice(half, None))
+        return torch.cat([self._few(task, texts[p], noise[p], look, None if hole is None else hole[p]) for p in parts])
+
     def _check(self, trainer: Trainer) -> None:
-        """A stop while pictures are drawn: what was done since the last checkpoint is done again."""
+        """A stop while pictures are drawn: the look is done again, and nothing of the training is lost."""
         if trainer.stop.wanted:
             log.warning("Stopped while looking at step %d. Go on with: %s", trainer.step, resume_command())
             trainer.stop.check()
@@ -160,7 +190,6 @@ class Watching:
 
     def _keep(self, pictures: Tensor, step: int, group: str) -> None:
         folder = self.folder / "samples" / str(step)
-        folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(pictures):
             save_image(
                 from_rgb(picture.permute(1, 2, 0).numpy().astype(np.float32)), folder / f"{group}-{number:02d}.png"
@@ -168,7 +197,7 @@ class Watching:
 
     def _validation(self, trainer: Trainer) -> float:
         """The loss at fixed noise: of the photo that was kept aside, or of all, where none could be spared."""
-        home = self.photos.folder / ("aside" if self.photos.aside is not None else "train")
+        home = self.photos.folder / ("aside" if self.unseen else "train")
         files = sorted(home.glob("*.png"))
         image = squares([open_image(path) for path in files], self.plan.size) * 2 - 1
         texts = tuple(path.with_suffix(".txt").read_text("utf-8").splitlines()[0] for path in files)
@@ -183,6 +212,6 @@ class Watching:
             return float(trainer.task.validate(draws, batch)["loss"].mean())
 
 
-def _checkpoint(told: dict[str, Any]) -> Checkpoint:
+def _checkpoint(told: dict[str, Any], unseen: bool) -> Checkpoint:
     pairs = {name: tuple(tuple(pair) for pair in told["measures"][name]) for name in ("copied", "nearest")}
-    return Checkpoint(told["step"], Measures(**told["measures"] | pairs), told["validation"])
+    return Checkpoint(told["step"], Measures(**told["measures"] | pairs), told["validation"], unseen)

@@ -37,6 +37,7 @@ class ControlTask:
 
     exact = True
     exception = ""
+    copies = 1  # of what is trained is written, and nothing of the model
 
     def __init__(self, settings: ControlSettings, setting: Setting) -> None:
         self.settings, self.setting = settings, setting

@@ -100,7 +100,7 @@ class DiffusionTask:
             "out_channels": 2 * channels if settings.noise.bound else channels,
             "sample_size": size // self.vae.factor,
         }
-        _warn_of_another_kind(settings)
+        _check_kind(settings)
         different = {k: v for k, v in wanted.items() if unet.config[k] != v}
         if different.keys() <= {"sample_size"}:
             unet.register_to_config(**different)
@@ -203,12 +203,23 @@ class DiffusionTask:
         return {"holes": batch.image * (mask < 0.5), "pictures": self._pictures(noise, texts, channels)}
 
 
-def _warn_of_another_kind(settings: DiffusionSettings) -> None:
-    """Weights of a model with another kind of output start far off: allowed, since it is how models are moved over."""
+def _check_kind(settings: DiffusionSettings) -> None:
+    """Weights of a model with another kind of output start far off. It is how models are moved over, so it is allowed
+    to whoever says it; who says nothing is asked."""
     if is_new(settings.unet):
         return
     folder = find_model(str(settings.unet))
     whole = folder if (folder / "unet").is_dir() else folder.parent
     told = whole / "scheduler" / "scheduler_config.json"
-    if told.is_file() and (kind := prediction_of_scheduler(read_json(told))[0]) != settings.noise.kind:
-        log.warning("%s predicts %s, and task.noise.kind is %s", settings.unet, kind, settings.noise.kind)
+    wanted = settings.noise.kind
+    if not told.is_file() or (kind := prediction_of_scheduler(read_json(told))[0]) == wanted:
+        return
+    if "kind" not in settings.noise.model_fields_set:
+        own = f"task.noise.kind={kind}" + (" and task.noise.schedule=flow" if kind == "flow" else "")
+        raise LdmError(
+            Code.USAGE,
+            f"{settings.unet} predicts {kind}, and the run does not say what it is to predict.",
+            f"Where nothing is said it is {wanted}, and such a model would begin far off.",
+            f"Set {own} to go on as it was trained, or task.noise.kind={wanted} to move it over.",
+        )
+    log.warning("%s predicts %s, and task.noise.kind is %s", settings.unet, kind, wanted)

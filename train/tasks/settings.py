@@ -224,6 +224,10 @@ class InversionSettings(SubjectSettings):
     def _named(self) -> Self:
         if not (self.token and self.begin):
             raise ValueError("name the new word with token, and what it begins as with begin")
+        if self.preserve:
+            raise ValueError(
+                "preserve does nothing with inversion: captions without the new word are read as before; leave it out"
+            )
         return self
 
 

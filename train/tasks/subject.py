@@ -42,6 +42,7 @@ class SubjectTask:
 
     exact = True
     exception = ""
+    copies = 2  # of what is trained are written, under the names of diffusers (or peft) and of kohya; and no base
 
     def __init__(self, settings: LoraSettings | InversionSettings, setting: Setting) -> None:
         self.settings, self.setting = settings, setting

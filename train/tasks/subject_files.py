@@ -39,7 +39,7 @@ def save_subject(
     about = header(parts, settings, setting, name)
     with staged(folder) as stage:
         stage.mkdir(parents=True)
-        if isinstance(settings, LoraSettings):
+        if isinstance(settings, LoraSettings) and (learned is None or _changes(weights)):
             _save_adapter(stage, parts, settings, weights, about, name)
         if learned is not None:
             embedding = learned.embedding(name, parts.family)
@@ -65,6 +65,15 @@ def _save_adapter(
         write_weights(place / "adapter_model.safetensors", tensors, metadata)
         config = metadata["lora_adapter_metadata"]
         (place / "adapter_config.json").write_text(config + "\n", "utf-8")
+
+
+def _changes(weights: Mapping[str, Weights]) -> bool:
+    """Whether an adapter does anything yet: while the word alone is learned it does not, and no loader takes it.
+
+    Each kind begins with a factor of zeros: that of the second matrix, or of the first block (LoKr)."""
+    starts = ("/lora_B/", "/hada_w2_b/", "/lokr_w1/", "/lokr_w1_a/")
+    own = [p for held in weights.values() for name, p in held.named_parameters() if any(s in name for s in starts)]
+    return any(bool(p.detach().count_nonzero()) for p in own)
 
 
 def _kohya(parts: Parts) -> Dialect:

@@ -51,10 +51,11 @@ def convert(
     tensors: dict[str, Tensor] = {}
     pairs = [(part.component or component, part) for part in adapter.parts]
     names = {name for name, _ in pairs}
+    two_towers = TEXT_2 in names or dialect == "kohya-xl" or (family or adapter.base.family) == "xl"
     if dialect == "peft" and len(names) > 1:
         raise _unable(adapter, "peft", f"it changes {' and '.join(sorted(names))}, and a peft file holds one network")
     for name, part in pairs:
-        written = _kohya(adapter, name, part, dialect, TEXT_2 in names) if dialect.startswith("kohya") else None
+        written = _kohya(adapter, name, part, dialect, two_towers) if dialect.startswith("kohya") else None
         tensors.update(written if written is not None else _dotted(adapter, name, part, dialect))
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     metadata = _metadata(adapter, pairs, tensors, fingerprint, family or adapter.base.family)

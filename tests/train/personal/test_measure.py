@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from train.personal.measure import Drawn, Measures, Yardstick
-from train.personal.verdict import Checkpoint, best, excess, flags, in_words, is_done, unknowable
+from train.personal.page import badges
+from train.personal.verdict import RULE, Checkpoint, best, excess, flags, in_words, is_done, unknowable
 
 SUBJECT, KIND, OTHER = 0, 1, 2  # directions
 
@@ -71,12 +72,15 @@ def test_photos_no_more_alike_than_others_are_like_them_tell_nothing() -> None:
     found = varied.measure(Drawn(around(SUBJECT, 12), scale.base.kind, scale.base.unrelated))
     assert found.subject is None and found.leak is None
     found = replace(found, copies=0.0, copied=())
-    assert flags(found) == set() and excess(found) == 0
+    assert flags(found) == {"unknown"} and excess(found) == 0
     said = "; ".join(in_words(found, ["a"] * 5, 12))
     assert "cannot be told" in said
     assert any("validation loss" in text for text in unknowable(5, 12, found, True))
     losses = [Checkpoint(10 * i, found, loss) for i, loss in enumerate((0.4, 0.2, 0.3), start=1)]
     assert best(losses).step == 20 and not is_done(losses * 2)
+    few = [replace(c, validation=1 / c.step, unseen=False) for c in losses]  # of photos that it has learned
+    assert best(few).step == 10
+    assert any("earliest checkpoint" in text for text in unknowable(3, 12, found, True))
 
 
 def test_two_shots_of_one_moment_do_not_hide_copies_and_mirrored_ones_are_found() -> None:
@@ -99,6 +103,7 @@ PLANTED = {
     "healthy": (SOUND, set()),
     "leaking": (replace(SOUND, leak=0.9, drift=0.6), {"leak", "drift"}),
     "no text tower": (replace(SOUND, prompt=None), set()),
+    "unknown": (replace(SOUND, subject=None), {"unknown"}),
 }
 
 
@@ -112,6 +117,36 @@ def test_what_is_wrong_is_flagged_and_told(case: str) -> None:
     assert ("copying, not success" in said) == (case == "overfit")
     assert ("without its token" in said) == (case == "leaking")
     assert ("not measured" in said) == (case == "no text tower")
+    assert said.startswith("copies the photos: ") == (case == "overfit")
+    assert ("learned the subject" in said.split("; ")) == (case in ("healthy", "leaking", "no text tower"))
+
+
+def test_only_what_is_known_to_be_sound_is_green() -> None:
+    shown = {case: badges({"flags": sorted(flags(measures)), "done": True}) for case, (measures, _) in PLANTED.items()}
+    assert {case for case, told in shown.items() if "badge done" in told} == {"healthy", "no text tower"}
+    assert shown["unknown"] == "<span class='badge'>cannot be told</span>"
+    assert "badge bad" in shown["overfit"] and "under way" in badges({"flags": [], "done": False})
+
+
+def test_a_set_of_copies_is_never_called_learned_and_a_single_one_is_told() -> None:
+    all_copies = replace(SOUND, subject=0.95, copies=1.0, copied=tuple((i, 0) for i in range(12)))
+    first, *_ = in_words(all_copies, ["a.jpg"], 12)
+    assert first == "copies the photos: 12 of 12 samples are near copies of photos, most of a.jpg"
+    one = replace(SOUND, copies=1 / 40, copied=((3, 0),))
+    said = list(in_words(one, ["a.jpg"], 40))
+    assert said[0] == "learned the subject" and "1 of 40 samples are near copies of photos, most of a.jpg" in said
+
+
+def test_leak_counts_among_the_bounds() -> None:
+    leaking = replace(SOUND, subject=0.9, leak=0.75)
+    assert excess(leaking) == pytest.approx(0.5) and "leak" in RULE
+    assert best([Checkpoint(10, SOUND), Checkpoint(20, leaking)]).step == 10
+
+
+def test_what_is_unknowable_of_copies_is_an_exact_interval() -> None:
+    said = "; ".join(unknowable(5, 12, replace(SOUND, copies=2 / 12, copied=((0, 1), (4, 1))), True))
+    assert "near copies: 2 of 12 samples mean a share between 2" in said and "48 %" in said
+    assert "between 0 % and 26 %" in "; ".join(unknowable(5, 12, SOUND, True))
 
 
 def test_the_best_is_most_like_the_subject_within_the_bounds() -> None:

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn.functional import normalize
 
+from ldm.data.doctor import check
+from ldm.data.subject import subject_findings
 from ldm.errors import LdmError
 from ldm.images import open_image
 from ldm.models.tokenizer import Vocabulary, clip_tokenizer
 from tests.components import WORDS, tokenizer
 from tests.data.test_doctor import encoded, scene
 from tests.images.make import exif
-from train.personal.photos import Photos, looked_at, prepared
+from train.personal.photos import Photos, looked_at, prepared, source_of
 from train.personal.probe import prompts_for
 from train.personal.settings import Wish
 from train.personal.token import remarks, suggestion
@@ -68,9 +74,70 @@ def test_what_is_opaque_counts_and_masks_are_used_by_all_or_refused(photos: Path
     with pytest.raises(LdmError, match="1 of 5 photos have a mask"):
         prepared(looked_at(photos, 32, "zwx")[0], tmp_path / "again", 32, ("zwx",), "zwx")
     for number in (0, 2, 3, 4):
-        (photos / "masks" / f"p{number}.png").write_bytes(encoded(Image.new("L", (128, 128), number * 50)))
+        (photos / "masks" / f"p{number}.png").write_bytes(encoded(Image.new("L", (128, 128), number * 50 or 10)))
     made = prepared(looked_at(photos, 32, "zwx")[0], tmp_path / "third", 32, ("zwx",), "zwx")
     assert np.rint(open_image(sorted((made.training / "masks").glob("*.png"))[2]).rgb().mean() * 255) == 150
+
+
+def test_masks_are_used_and_said_to_be_and_one_of_another_size_is_refused(photos: Path) -> None:
+    (photos / "masks").mkdir()
+    for number in range(5):
+        (photos / "masks" / f"p{number}.png").write_bytes(encoded(Image.new("L", (128, 128), 200)))
+    assert "unused mask" not in {finding.kind for finding in looked_at(photos, 32, "zwx")[1]}
+    (photos / "masks" / "p3.png").write_bytes(encoded(Image.new("L", (64, 128), 200)))
+    with pytest.raises(LdmError, match="1 mask: of no use") as error:
+        looked_at(photos, 32, "zwx")
+    assert "p3.png: it has 64x128 pixels, the picture 128x128" in error.value.why
+
+
+def test_one_broken_photo_among_a_few_is_left_out_and_told(photos: Path, tmp_path: Path) -> None:
+    (photos / "p2.png").write_bytes(b"no picture")
+    source, findings = looked_at(photos, 32, "zwx")
+    (broken,) = [finding for finding in findings if finding.kind == "unreadable"]
+    assert broken.level == "warn" and "left out here" in broken.fix and "stops" not in broken.fix
+    assert len(prepared(source, tmp_path / "made", 32, ("zwx",), "zwx").names) == 4
+    for path in photos.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(LdmError, match="no picture can be read"):
+        looked_at(photos, 32, "zwx")
+
+
+def test_folders_are_how_photos_are_sorted_unless_kohya_s_numbers_say_what_is_on_them(tmp_path: Path) -> None:
+    for folder, name in (("Camera", "mine"), ("WhatsApp Images", "mine"), ("3_zwx dog", "kohya")):
+        (tmp_path / name / folder).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / name / folder / f"{number}.png").write_bytes(encoded(scene(len(folder) + number)))
+    source, _ = looked_at(tmp_path / "mine", 32, "zwx dog")
+    assert len(source) == 4 and not any(source.about(place).captions for place in range(4))
+    source, _ = looked_at(tmp_path / "kohya", 32, "zwx dog")
+    assert source.about(0).captions == ("zwx dog",)
+
+
+def test_what_is_not_read_is_told_and_a_raw_file_beside_its_jpeg_is_not(photos: Path) -> None:
+    for name in ("IMG_7.HEIC", "p1.dng"):
+        (photos / name).write_bytes(b"of another kind")
+    (told,) = [finding for finding in looked_at(photos, 32, "zwx")[1] if finding.kind == "foreign"]
+    assert [case.names for case in told.cases] == [("IMG_7.HEIC",)] and "JPEG" in told.fix
+
+
+def test_a_clip_finds_two_subjects_among_the_photos(photos: Path) -> None:
+    for number in range(5, 8):
+        (photos / f"p{number}.png").write_bytes(encoded(scene(number, 128)))
+
+    def see(pictures: Tensor) -> Tensor:
+        rows = torch.eye(16)[[0] * 4 + [1] * (len(pictures) - 4)]
+        return normalize(rows + 0.02 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    assert "mixed subjects" in {finding.kind for finding in looked_at(photos, 32, "zwx", see)[1]}
+    assert "mixed subjects" not in {finding.kind for finding in looked_at(photos, 32, "zwx")[1]}
+
+
+def test_what_is_said_of_captions_without_the_token_holds_where_it_is_said(photos: Path) -> None:
+    (photos / "p0.txt").write_text("on the grass")
+    (here,) = [finding for finding in looked_at(photos, 32, "zwx")[1] if finding.kind == "token"]
+    report = check(source_of(photos, 32), 32, more=lambda survey: subject_findings(survey, "zwx"))
+    (elsewhere,) = [finding for finding in report.findings if finding.kind == "token"]
+    assert "put in front of them" in here.fix and "preserve" in elsewhere.fix and "nothing:" not in elsewhere.fix
 
 
 def test_a_few_photos_are_all_trained_on(tmp_path: Path) -> None:
@@ -103,6 +170,14 @@ def test_the_kind_is_the_token_s_last_word() -> None:
     assert (wish("Sks Dog!").name, wish("<zwx>").name, wish("**").name) == ("sks-dog", "zwx", "subject")
 
 
+def test_class_pictures_teach_a_word_nothing_and_seeds_have_an_end() -> None:
+    for fields in ({"prior": 4}, {"method": "inversion", "prior": 0}, {"method": "inversion"}, {"seed": 2**62 - 1}):
+        wish("zwx", **fields)
+    for wrong in ({"method": "inversion", "prior": 4}, {"seed": -1}, {"seed": 2**62}):
+        with pytest.raises(ValidationError):
+            wish("zwx", **wrong)
+
+
 def test_common_words_and_words_in_many_pieces_are_remarked_on() -> None:
     large = Vocabulary(clip_tokenizer())
     assert "knows 'dog' already" in next(iter(remarks("dog", "", large, frozenset())))
@@ -112,6 +187,12 @@ def test_common_words_and_words_in_many_pieces_are_remarked_on() -> None:
     assert len(large.spots([rare])[0]) == 1 and not list(remarks(rare, "", large, frozenset()))
     small, known = Vocabulary(tokenizer()), frozenset(WORDS)
     assert "knows 'red' already" in next(iter(remarks("red dog", "dog", small, known)))
+    for vocabulary, read in ((large, frozenset[str]()), (small, known)):  # the kind is a word, and may be all there is
+        assert "knows 'dog' already" in next(iter(remarks("dog", "dog", vocabulary, read)))
+        assert "knows 'red' already" in next(iter(remarks("red zwx dog", "dog", vocabulary, read)))
+    assert "knows 'hotdog' already" in next(iter(remarks("hotdog", "dog", small, frozenset({"hotdog"}))))
+    assert not list(remarks("sks guinea pig", "guinea pig", large, frozenset()))
+    assert "'qzwxkvjplm' falls into" in next(iter(remarks("qzwxkvjplm dog", "dog", small, known)))
     assert not list(remarks("zwx dog", "dog", small, known))
 
 

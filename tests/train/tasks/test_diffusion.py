@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from ldm.errors import LdmError
+from ldm.errors import Code, LdmError
 from ldm.models.prompt import vocabulary
 from ldm.models.text import TextEncoder
 from ldm.store.parts import load_parts
@@ -29,14 +29,14 @@ from train.tasks.shapes import holes
 
 KINDS = {
     "epsilon": Noise(kind="epsilon", schedule="linear"),
-    "v": Noise(zero_snr=True, weighting="min_snr", floor=0.1, offset=0.1),
+    "v": Noise(kind="v_prediction", zero_snr=True, weighting="min_snr", floor=0.1, offset=0.1),
     "flow": Noise(kind="flow", schedule="flow", times="logit_normal", shift=2.0),
     "bound": Noise(kind="epsilon", schedule="cosine", bound=1e-3),
 }
 
 
 def settings(model: Path, **changes: Any) -> DiffusionSettings:
-    fields: dict[str, Any] = {"unet": model, "vae": model, "text": model}
+    fields: dict[str, Any] = {"unet": model, "vae": model, "text": model, "noise": Noise(kind="v_prediction")}
     return DiffusionSettings(type="diffusion", **(fields | changes))
 
 
@@ -92,6 +92,7 @@ def test_a_tower_that_was_trained_here_tells_the_words_that_it_read(
 ) -> None:
     """A frozen tower goes on knowing what it knew; one that learns on knows the new words as well."""
     fields: dict[str, Any] = {"unet": tiny_sd1, "vae": tiny_sd1, "text": architectures["text"], "vocabulary": 700}
+    fields["noise"] = Noise(kind="v_prediction")
     task = DiffusionTask(DiffusionSettings(type="diffusion", **fields), setting())
     task.save(tmp_path / "first")
     own = set(vocabulary(setting().captions()))
@@ -356,6 +357,13 @@ def test_weights_of_another_kind_are_warned_of(tiny_sd1: Path, caplog: pytest.Lo
         assert not caplog.messages
         made(tiny_sd1, unet=unet, noise=Noise(kind="v_prediction"))
         assert [m for m in caplog.messages if "predicts epsilon" in m and str(unet) in m]
+
+
+@pytest.mark.parametrize("noise", [Noise(), Noise(weighting="min_snr")])
+def test_who_does_not_say_what_another_model_is_to_predict_is_asked(tiny_sd1: Path, noise: Noise) -> None:
+    with pytest.raises(LdmError, match="predicts epsilon, and the run does not say") as error:
+        made(tiny_sd1, noise=noise)
+    assert error.value.code is Code.USAGE and "task.noise.kind=epsilon" in error.value.fix
 
 
 def test_words_beyond_the_window_are_cut(tiny_sd1: Path) -> None:

@@ -160,6 +160,8 @@ def test_pivotal_tuning_learns_the_word_first_and_then_the_adapter(tiny_sd1: Pat
     assert adapter.rates is not None
     shares = {adapter.rates(f"unet_adapter.{name}") for name, _ in task.weights["unet"].named_parameters()}
     assert shares == {1.0, 4.0}
+    task.save(tmp_path / "early")  # while the word alone was learned, the adapter changes nothing, and nobody takes it
+    assert [path.name for path in (tmp_path / "early").iterdir()] == ["learned_embeds.safetensors"]
     moved: list[tuple[bool, bool]] = []
     first = [p.detach().clone() for p in word.params], [p.detach().clone() for p in adapter.params]
     trainer = Trainer(
@@ -269,6 +271,11 @@ def test_a_mask_says_what_of_a_picture_counts(tiny_sd1: Path) -> None:
 def test_settings_that_act_on_nothing_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         LoraSettings(type="lora", model=Path("x"), **changes)
+
+
+def test_pictures_without_the_word_teach_it_nothing() -> None:
+    with pytest.raises(ValidationError, match="preserve does nothing with inversion"):
+        InversionSettings(type="inversion", model=Path("x"), preserve=True, **WORD)
 
 
 def test_what_cannot_be_learned_is_said(tiny_sd1: Path, tiny_refiner: Path) -> None:

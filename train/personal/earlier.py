@@ -1,0 +1,148 @@
+"""What an earlier command like this one has left in its folder, and whether this one may go on with it.
+
+Nothing that was trained is ever removed: where a run has begun to learn, another wish is an error that says how to go
+on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ldm.errors import Code, LdmError
+from ldm.store.write import remove, staged
+from train.checkpoint import candidates
+from train.lock import NAME as LOCK
+from train.lock import Lock
+from train.personal.photos import Photos, digest_of
+from train.personal.settings import Wish
+
+WISH, REPORT, PAGE = "personal.json", "report.json", "report.html"
+# Of a wish, what may change when a run goes on. The photos' path may too: it is their content that counts.
+FREE = frozenset({"device", "precision", "photos", "out"})
+# What goes where nothing was learned; the wish last, since it says whose all of it is.
+BEGUN = ("photos", "run", "samples", "measures", "base.safetensors", PAGE, WISH)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is there when all is done."""
+
+    folder: Path
+    files: tuple[Path, ...]  # the adapter, as diffusers and as kohya name it; a word
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What this command goes on with: all of it, or photos that were prepared; nothing, where it begins anew."""
+
+    learned: Learned | None = None
+    photos: Photos | None = None
+
+
+def earlier(wish: Wish) -> Earlier:
+    """Looks, and changes nothing; an error, if a run of another wish or of other photos has begun to learn there."""
+    kept = wish.out / WISH
+    if not kept.is_file():
+        if wish.out.is_dir() and any(not _ours(path) for path in wish.out.iterdir()):
+            what, why = f"{wish.out} is not empty.", "It holds something else, and nothing is overwritten."
+            raise LdmError(Code.FILE, what, why, "Choose another --out.")
+        return Earlier()
+    photos = Photos.read(wish.out / "photos")
+    if (other := _other(_read(kept), wish, photos)) is not None:
+        if has_learned(wish.out):
+            raise other
+        return Earlier()
+    if not (wish.out / REPORT).is_file():
+        return Earlier(None, photos)
+    report = json.loads((wish.out / REPORT).read_text("utf-8"))
+    return Earlier(Learned(wish.out, tuple(wish.out / name for name in report["files"]), report), photos)
+
+
+@contextmanager
+def held(wish: Wish, before: Earlier) -> Iterator[None]:
+    """The folder for this command alone, while it is open. What another wish began there, without learning anything,
+    goes: `before` is what was found without the lock, and must still be so."""
+    try:
+        wish.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what, why = f"{wish.out} cannot be made.", f"The system says: {error.strerror or error}."
+        raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
+    with _locked(wish.out):
+        with contextlib.ExitStack() as runs:  # somebody may train there by `ldm train`
+            for run in (wish.out / "run").glob("*"):
+                if run.is_dir():
+                    runs.enter_context(_locked(run))
+            if earlier(wish) != before:
+                what, why = f"{wish.out} has changed meanwhile.", "Another command began there, or ended."
+                raise LdmError(Code.BUSY, what, why, "Give the same command again, or choose another --out.")
+            if before.photos is None and not has_learned(wish.out):
+                _begin_anew(wish)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = Lock(folder)
+    try:
+        lock.__enter__()
+    except LdmError as error:
+        raise LdmError(error.code, error.what, error.why, error.fix.replace("run.out", "--out")) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _begin_anew(wish: Wish) -> None:
+    for name in BEGUN:
+        remove(wish.out / name)
+    with staged(wish.out / WISH) as stage:
+        stage.write_text(wish.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def has_learned(out: Path) -> bool:
+    """Whether any training is kept: a result, a checkpoint to choose from, a state of the trainer to go on from."""
+    if (out / REPORT).exists() or any((out / "checkpoints").glob("*")):
+        return True
+    return any(candidates(run) for run in (out / "run").glob("*"))
+
+
+def _read(kept: Path) -> Wish:
+    try:
+        return Wish(**json.loads(kept.read_text("utf-8")))
+    except (ValueError, ValidationError) as error:
+        what, why = f"{kept} is not understood.", f"{type(error).__name__}."
+        raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
+
+
+def _other(before: Wish, wish: Wish, photos: Photos | None) -> LdmError | None:
+    """How this wish differs from the one that was begun; None where it does not."""
+    for name in Wish.model_fields:
+        was, now = getattr(before, name), getattr(wish, name)
+        if name not in FREE and was != now:
+            what, why = f"{wish.out} was begun with another {name}.", f"It was {was!s}, and is to be {now!s}."
+            return LdmError(Code.USAGE, what, why, "Give the same options to go on, or another --out.")
+    if photos is None or not photos.digest or not wish.photos.exists():  # those that were prepared are enough
+        return None
+    if digest_of(wish.photos) == photos.digest:
+        return None
+    return LdmError(
+        Code.USAGE,
+        f"{wish.out} was begun with other photos than {wish.photos} holds.",
+        "Pictures, captions or masks differ from those that were prepared and trained on.",
+        "Give another --out for these photos, or those of before to go on.",
+    )
+
+
+def _ours(path: Path) -> bool:
+    """What a command that was cut short may leave before its wish is written."""
+    return path.name == LOCK or path.name.startswith(f".{WISH}.tmp-")
