@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,14 +17,14 @@ from ldm.errors import Code, LdmError
 def prepare(out: str, sources: Sequence[str], names: str | None, keywords: str | None, as_json: bool) -> int:
     """Writes one new parquet file; tells what is in it."""
     from ldm.data.emoji_table import write_table
+    from ldm.store.write import refuse_existing
 
     goal = Path(out)
     if goal.suffix != ".parquet":
         raise LdmError(
             Code.USAGE, f"{out} is no name for a table.", "It is written as parquet.", "Call it pictures.parquet."
         )
-    if os.path.lexists(goal):  # told before thousands of pictures are read
-        raise LdmError(Code.FILE, f"{out} exists already.", "Nothing is overwritten.", "Choose another name.")
+    refuse_existing(goal)
     rows = prepared(_rows(sources, names, keywords))
     write_table(rows, goal)
     told = _counted(rows)

@@ -21,8 +21,7 @@ LONG = 1.5  # and so is a side that is longer than so many of the model's own
 def remarks(request: Request, model: Model, size: tuple[int, int], batch: Sequence[Job]) -> Iterator[str]:
     """Notes for the recipes of a batch that is drawn at `size`."""
     yield from _size(request, model, size)
-    told = {(job.prompt.text, tuple(job.loras)): job for job in batch}
-    for job in told.values():
+    for job in batch:
         yield from _words(request, model, job)
 
 

@@ -33,7 +33,6 @@ from ldm.images import open_image
 from ldm.metrics.features import Extractor, clips, colour_and_edges, extracted, squares
 from ldm.metrics.retrieval import Gallery, Wanted, hits, mean_over_groups
 from ldm.store.clip import load_clip
-from ldm.store.parts import load_parts
 from ldm.store.write import free
 from train.sampled import Pictures, Sampled, as_tensor, psnr
 from train.scenes_check import save_sheet
@@ -99,11 +98,13 @@ class Judges:
         for row, place in zip(rows, self.places, strict=True):
             names[place].update(row.bases)
             styles[place].add(row.style)
-        self.names, self.styles = tuple(map(frozenset, names)), tuple(map(frozenset, styles))
+        every = tuple(map(frozenset, names)), tuple(map(frozenset, styles))
         shown = as_tensor(list(dict(zip(self.places, real, strict=True)).values()))
-        self.galleries = {
-            kind: Gallery(extracted(extract, shown), self.names, self.styles) for kind, extract in kinds.items()
-        }
+        self.galleries = {kind: Gallery(extracted(extract, shown), *every) for kind, extract in kinds.items()}
+        self.of_name: dict[str, list[tuple[int, frozenset[str]]]] = defaultdict(list)  # rows, and who uses the picture
+        for number, row in enumerate(rows):
+            for name in row.bases:
+                self.of_name[name].append((number, every[1][self.places[number]]))
 
     def shares(
         self, made: Pictures, asked: Sequence[Pair], shift: int = 0, without: Sequence[int] | None = None
@@ -123,15 +124,13 @@ class Judges:
         told = {kind: mean_over_groups(each, wanted) for kind, each in found.items()}
         return {kind: round(share, 4) for kind, share in {**told, "all": mean_over_groups(together, wanted)}.items()}
 
-    def elsewhere(self, rows: Sequence[Emoji], asked: Sequence[Pair]) -> dict[int, int]:
+    def elsewhere(self, asked: Sequence[Pair]) -> dict[int, int]:
         """For each pair, by its number, the row of another style's picture of the thing; not where that is the same."""
         told = {}
         for number, pair in enumerate(asked):
-            for place, row in enumerate(rows):
-                own = pair.row.style in self.styles[self.places[place]]
-                if not own and pair.name in row.bases:
-                    told[number] = place
-                    break
+            others = (row for row, styles in self.of_name[pair.name] if pair.row.style not in styles)
+            if (first := next(others, None)) is not None:
+                told[number] = first
         return told
 
 
@@ -146,7 +145,7 @@ def report(model: Path, table: Path, judges: Sequence[Path], out: Path, *, each:
             raise LdmError(Code.USAGE, what, why, fix)
     judged, drawn = Judges(rows, real, kinds_of(judges)), Sampled(model, look)
     result: dict[str, Any] = {
-        "model": load_parts(model, components={"unet"}).fingerprint,
+        "model": drawn.fingerprint,
         "sampling": asdict(look),
         "judges": len(judges),
         "pictures": len(rows),
@@ -156,7 +155,7 @@ def report(model: Path, table: Path, judges: Sequence[Path], out: Path, *, each:
         own = [real[pair.place] for pair in asked]
         made = drawn.pictures([pair.prompt for pair in asked])
         again = drawn.round_trip(own)
-        other = judged.elsewhere(rows, asked)
+        other = judged.elsewhere(asked)
         copied, places = [asked[number] for number in other], list(other.values())
         result[split] = {
             "pairs": len(asked),

@@ -23,6 +23,7 @@ from typing import Any
 
 from ldm.data.emoji import Emoji
 from ldm.errors import Code, LdmError
+from ldm.store.write import refuse_existing
 from train.emoji_report import FEWEST, Judges, Pair, kinds_of, least, pairs, read
 from train.sampled import Sampled
 from train.tasks.sampling import Look
@@ -72,8 +73,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Measures every setting, and keeps those that are done after each: a stop loses one."""
-    if args.out.exists():
-        raise LdmError(Code.FILE, f"{args.out} exists already.", "Nothing is overwritten.", "Choose another --out.")
+    refuse_existing(args.out)
     rows, real = read(args.pictures)
     judged, asked = Judges(rows, real, kinds_of(args.judges)), others(rows, args.reported)
     if len(asked) < FEWEST:

@@ -28,7 +28,7 @@ class Sampled:
 
     def __init__(self, folder: Path, look: Look) -> None:
         parts = load_parts(folder)
-        self.look, self.scheduler = look, parts.scheduler
+        self.look, self.scheduler, self.fingerprint = look, parts.scheduler, parts.fingerprint
         self.vae = Autoencoder(parts.vae)
         self.network = UNet(parts.unet, parts.prediction)
         self.captions = Captions(parts.towers, trained=False)

@@ -84,11 +84,10 @@ def _kept(rows: Sequence[Emoji]) -> set[tuple[str, str]]:
     drawn_by: dict[bytes, set[str]] = defaultdict(set)
     pictures: dict[tuple[str, str], set[bytes]] = defaultdict(set)
     for row in rows:
-        picture = hashlib.sha256(row.image).digest()
-        drawn_by[picture].add(row.style)
+        drawn_by[row.image].add(row.style)
         for name in row.bases:
             styles[name].add(row.style)
-            pictures[name, row.style].add(picture)
+            pictures[name, row.style].add(row.image)
     kept = set()
     for name, known in styles.items():
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])

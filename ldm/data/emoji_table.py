@@ -13,7 +13,9 @@ from ldm.errors import Code, LdmError
 from ldm.store.write import staged
 
 NEEDED = ("image", "name", "style")
-LISTS, NUMBERS = ("tags", "names"), ("group", "subgroup")
+_LIST = (list, "a list of words is needed", "make lists of")
+_NUMBER = (int, "a whole number is needed", "number")
+KINDS = {"tags": _LIST, "names": _LIST, "group": _NUMBER, "subgroup": _NUMBER}
 KNOWN = (*NEEDED, "tags", "group", "subgroup", "codepoints", "license", "names", "split")
 
 
@@ -41,14 +43,10 @@ def _row(row: dict[str, Any]) -> Emoji:
     if not isinstance(image, bytes) or not row["name"] or not row["style"]:
         what = f"the row of {listed([str(row['name'])])} in style {row['style']} is not complete"
         raise LdmError(Code.FILE, what, "picture bytes, a name and a style are needed", "mend or remove the row")
-    for column in LISTS:
-        if not isinstance(row.get(column) or [], list):
-            what, why = f"{column} of {listed([str(row['name'])])} is {row[column]!r:.60}", "a list of words is needed"
-            raise LdmError(Code.FILE, what, why, f"make lists of the column {column}, or leave it out")
-    for column in NUMBERS:
-        if not isinstance(row.get(column) or 0, int):
-            what, why = f"{column} of {listed([str(row['name'])])} is {row[column]!r:.60}", "a whole number is needed"
-            raise LdmError(Code.FILE, what, why, f"number the column {column}, or leave it out")
+    for column, (kind, why, mend) in KINDS.items():
+        if not isinstance(row.get(column) or kind(), kind):
+            what = f"{column} of {listed([str(row['name'])])} is {row[column]!r:.60}"
+            raise LdmError(Code.FILE, what, why, f"{mend} the column {column}, or leave it out")
     return Emoji(
         image,
         str(row["name"]),

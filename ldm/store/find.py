@@ -110,11 +110,10 @@ def find_model(where: str) -> Path:
         )
     path = Path(where).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
-        ours = where in (*shipped(), *shipped_beside())
-        if path.exists() and not (ours and not _may_be_model(path)):  # any folder that is called emoji hides no model
+        if path.exists() and (_may_be_model(path) or not _ships(where)):  # any folder called emoji hides no model
             _refuse_run(path)
             return path
-    if where in (*shipped(), *shipped_beside()):
+    if _ships(where):
         return _PRETRAINED / where
     if HUB_ID.fullmatch(where) and (found := fetched(where)) is not None:
         return found
@@ -129,6 +128,10 @@ def find_model(where: str) -> Path:
         f"It is no path here, no shipped model ({names}) and no fetched hub id ({pulled}).",
         _nearest(where, path),
     )
+
+
+def _ships(name: str) -> bool:
+    return name in (*shipped(), *shipped_beside())
 
 
 def _refuse_run(path: Path) -> None:

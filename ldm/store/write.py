@@ -44,8 +44,7 @@ def staged(goal: Path) -> Iterator[Path]:
     """A path beside `goal` to build a file or a folder at; renamed to `goal` when all of it is on the disk."""
     if "\0" in str(goal):  # the system raises no OSError for it
         raise _unwritten(goal, OSError(errno.EINVAL, "the name holds a NUL character"))
-    if os.path.lexists(goal):
-        raise _exists(goal)
+    refuse_existing(goal)
     stage = goal.with_name(f".{goal.name}.tmp-{os.getpid()}")
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +52,7 @@ def staged(goal: Path) -> Iterator[Path]:
         yield stage
         for path in [*sorted(stage.rglob("*")), stage] if stage.is_dir() else [stage]:
             sync(path)
-        if os.path.lexists(goal):  # somebody else was faster
-            raise _exists(goal)
+        refuse_existing(goal)  # somebody else was faster
         stage.rename(goal)
         sync(goal.parent)
     except OSError as error:
@@ -70,10 +68,11 @@ def free(wish: Path) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _exists(goal: Path) -> LdmError:
-    return LdmError(
-        Code.FILE, f"{goal} exists already.", "Nothing is ever overwritten.", "Choose another name, or remove it first."
-    )
+def refuse_existing(goal: Path) -> None:
+    """For whoever works long before it writes: what is in the way is said first."""
+    if os.path.lexists(goal):
+        what, why = f"{goal} exists already.", "Nothing is ever overwritten."
+        raise LdmError(Code.FILE, what, why, "Choose another name, or remove it first.")
 
 
 def _unwritten(goal: Path, error: OSError) -> LdmError:

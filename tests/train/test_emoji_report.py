@@ -50,13 +50,13 @@ def test_equal_pictures_are_one_with_the_styles_and_names_of_all() -> None:
     rows = [row("flag", "noto"), row("flag", "blob"), row("octopus", "noto"), row("octopus", "blob")]
     real = [picture(1, 0, 0), picture(1, 0, 0), picture(0, 1, 0), picture(0, 0, 1)]
     judges = Judges(rows, real, {"colours": mean_colours})
-    assert judges.places == [0, 0, 1, 2] and judges.styles[0] == {"noto", "blob"}
+    assert judges.places == [0, 0, 1, 2] and judges.galleries["colours"].styles[0] == {"noto", "blob"}
     asked = pairs(rows, False)
     assert judges.shares([real[pair.place] for pair in asked], asked) == {"colours": 1.0, "all": 1.0}
     assert judges.shares([real[pair.place] for pair in asked], asked, shift=1)["all"] < 1.0
     octopus = next(number for number, pair in enumerate(asked) if pair.place == 2)
     flags = {number for number, pair in enumerate(asked) if pair.name == "flag"}
-    other = judges.elsewhere(rows, asked)
+    other = judges.elsewhere(asked)
     assert other[octopus] == 3 and not flags & set(other)  # the other style's flag is the same picture
 
 

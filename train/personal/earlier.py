@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ldm.errors import Code, LdmError
+from ldm.images.save import make_folder
 from ldm.store.write import remove, staged
 from train.checkpoint import candidates
 from train.lock import NAME as LOCK
@@ -71,11 +72,7 @@ def earlier(wish: Wish) -> Earlier:
 def held(wish: Wish, before: Earlier) -> Iterator[None]:
     """The folder for this command alone, while it is open. What another wish began there, without learning anything,
     goes: `before` is what was found without the lock, and must still be so."""
-    try:
-        wish.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what, why = f"{wish.out} cannot be made.", f"The system says: {error.strerror or error}."
-        raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
+    make_folder(wish.out)
     with _locked(wish.out):
         with contextlib.ExitStack() as runs:  # somebody may train there by `ldm train`
             for run in (wish.out / "run").glob("*"):
@@ -91,15 +88,12 @@ def held(wish: Wish, before: Earlier) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = Lock(folder)
-    try:
-        lock.__enter__()
-    except LdmError as error:
-        raise LdmError(error.code, error.what, error.why, error.fix.replace("run.out", "--out")) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(Lock(folder))
+        except LdmError as error:
+            raise LdmError(error.code, error.what, error.why, error.fix.replace("run.out", "--out")) from error
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _begin_anew(wish: Wish) -> None:

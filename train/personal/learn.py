@@ -62,19 +62,26 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     judge = Judge(wish.clip, base.path)
     looked = None
     if before.photos is None:  # whatever is wrong with them is said before anything is written
-        looked = looked_at(wish.photos, wish.size or base.size, wish.token, judge.see)
-        hooks.planned(planned(wish, base, len(looked[0])), looked[1])
+        looked = _looked(wish, base, judge, hooks)
     with held(wish, before):
         photos = before.photos if looked is None else _prepared(wish, base, *looked)
         assert photos is not None
         return _learned(wish, base, judge, photos, hooks, stop)
 
 
-def _prepared(wish: Wish, base: Base, source: Source, findings: Sequence[Finding]) -> Photos:
+def _looked(wish: Wish, base: Base, judge: Judge, hooks: Hooks) -> tuple[Source, Sequence[Finding], Plan]:
+    """At the photos, and what is planned with them, told."""
+    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token, judge.see)
+    plan = planned(wish, base, len(source))
+    hooks.planned(plan, findings)
+    return source, findings, plan
+
+
+def _prepared(wish: Wish, base: Base, source: Source, findings: Sequence[Finding], plan: Plan) -> Photos:
     """Into the folder, in place of what was left half done."""
     home = wish.out / "photos"
     remove(home)
-    return prepared(source, home, wish.size or base.size, captions_for(wish.token, base), wish.token, findings)
+    return prepared(source, home, plan.size, captions_for(wish.token, base), wish.token, findings)
 
 
 def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks, stop: Stop) -> Learned:
@@ -123,10 +130,7 @@ def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks,
 def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     """What it would cost; nothing is written where it would go."""
     base = base_of(wish.model)
-    see = Judge(wish.clip, base.path).see
-    source, findings = looked_at(wish.photos, wish.size or base.size, wish.token, see)
-    plan = planned(wish, base, len(source))
-    hooks.planned(plan, findings)
+    source, _, plan = _looked(wish, base, Judge(wish.clip, base.path), hooks)
     with TemporaryDirectory(prefix="ldm-photos-") as place:
         photos = prepared(source, Path(place) / "photos", plan.size, captions_for(wish.token, base), wish.token)
         cost = cost_of(plan, photos)
