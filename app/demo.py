@@ -12,25 +12,24 @@ from PIL import Image, ImageDraw
 
 from app.demo_page import Section, contact_sheet, page
 from ldm.data import masks
-from ldm.data.scenes import make_scene, outline
 from ldm.images import Picture, from_rgb, save_image
-from ldm.store.find import find_model
+from ldm.store.find import find_adapter, find_model
 from ldm.store.sampling import read_sampling
 from ldm.store.write import free
 from pipelines.pipeline import Pipeline
 from pipelines.ranking import Ranker
 from pipelines.recipe import chunks
-from pipelines.request import ControlUse, GuidanceUse, Request
+from pipelines.request import ControlUse, GuidanceUse, LoraUse, Request
 from pipelines.steps import Result
 
-MODEL, CLIP, SHAPES = "emoji", "emoji-clip", "scenes"
+MODEL, FAST, SCRIBBLE, CLIP = "emoji", "emoji-fast", "emoji-scribble", "emoji-clip"
 SIDE = 64
 PROMPTS = (  # with a seed that draws it well, chosen by eye
-    ("crying face, noto style", 1), ("red apple, noto style", 3), ("sun with face, noto style", 2),
-    ("tulip, noto style", 1), ("hamburger, noto style", 1), ("Santa Claus, noto style", 1),
-    ("globe showing Americas, noto style", 1), ("mushroom, noto style", 2), ("strawberry, noto style", 3),
-    ("guitar, twemoji style", 2), ("cactus, noto style", 1), ("alarm clock, noto style", 2), ("panda, noto style", 5),
-    ("rocket, noto style", 3), ("lemon, noto style", 1), ("broken heart, noto style", 1),
+    ("crying face, noto style", 5), ("red apple, noto style", 5), ("sun with face, noto style", 2),
+    ("tulip, noto style", 1), ("hamburger, noto style", 8), ("Santa Claus, noto style", 1),
+    ("globe showing Americas, noto style", 1), ("mushroom, noto style", 5), ("strawberry, noto style", 5),
+    ("guitar, twemoji style", 3), ("cactus, noto style", 1), ("alarm clock, noto style", 4), ("cherries, noto style", 5),
+    ("rocket, noto style", 3), ("lemon, noto style", 3), ("broken heart, noto style", 1),
 )  # fmt: skip
 
 
@@ -40,10 +39,11 @@ class Demo:
     def __init__(self, pipeline: Pipeline, folder: Path, tell: Callable[[str], None]) -> None:
         self.pipeline, self.folder, self.tell, self.made = pipeline, folder, tell, 0
         self.suited = read_sampling(find_model(MODEL)).request_fields()
+        self.steps = self.suited["steps"]
 
     def sections(self) -> list[Section]:
-        return [self.prompts(), self.styles(), self.variations(), self.inpainting(), self.control(), self.strokes(),
-                self.ranked(), self.mixed()]  # fmt: skip
+        return [self.prompts(), self.styles(), self.variations(), self.inpainting(), self.scribbles(), self.fast(),
+                self.strokes(), self.ranked(), self.mixed()]  # fmt: skip
 
     def prompts(self) -> Section:
         section = self._section("Prompts", "Each picture's recipe is inside its PNG: try ldm verify on one.")
@@ -84,15 +84,28 @@ class Demo:
         self._keep(section, (changed * 255).astype(np.uint8)[..., None], f"changed; outside the mask: {outside} pixels")
         return section
 
-    def control(self) -> Section:
-        section = self._section("Control", f"Outlines say where, the prompt says what; by {SHAPES}, a model of shapes.")
-        hint = from_rgb(outline(make_scene("triangle", "red", size="big", position="centre")).astype(np.float32))
-        self._keep(section, hint.pixels, "drawn outlines")
-        pipeline = Pipeline.load(SHAPES)
-        for colour in ("yellow", "blue", "purple"):
-            prompt, use = f"a {colour} triangle", ControlUse(model="edges", image=hint)
-            request = Request(prompt=prompt, controls=(use,), seed=5, guidance=GuidanceUse(scale=4.0))
-            self._add(section, pipeline.results(request), prompt)
+    def scribbles(self) -> Section:
+        section = self._section("Control", "A scribble says where, the prompt says what.")
+        for drawing, prompts in (
+            (scribbled_face(), ("smiling face, noto style", "sun with face, noto style", "cat face, noto style")),
+            (scribbled_house(), ("house, noto style", "house, twemoji style")),
+        ):
+            self._keep(section, drawing.pixels, "a scribble")
+            for prompt in prompts:
+                use = ControlUse(model=SCRIBBLE, image=drawing)
+                self._add(section, self._run(prompt=prompt, controls=(use,), seed=2), prompt)
+        return section
+
+    def fast(self) -> Section:
+        section = self._section(
+            "Few steps", f"The student {FAST} needs one to four steps where the model takes {self.steps}."
+        )
+        suited = read_sampling(find_adapter(FAST)).request_fields()
+        prompt = "red apple, noto style"
+        self._add(section, self._run(prompt=prompt, seed=3), "the model itself")
+        for steps in (4, 2, 1):
+            fields = {**suited, "steps": steps, "loras": (LoraUse(path=Path(FAST)),)}
+            self._add(section, self._run(prompt=prompt, seed=3, **fields), f"{FAST}, {steps} step{'s' * (steps > 1)}")
         return section
 
     def strokes(self) -> Section:
@@ -121,10 +134,11 @@ class Demo:
         made = self._run(
             prompt="face with tongue, twemoji style", negative="noto style", image=face, strength=1.0, seed=8,
             mask=from_rgb(np.repeat(hole[..., None], 3, axis=2).astype(np.float32)), guidance=guidance,
+            controls=(ControlUse(model=SCRIBBLE, image=scribbled_face(), weight=0.6),),
             solver="dpm++ 2m", spacing="karras",
         )  # fmt: skip
         self._keep(section, face.pixels, "the picture; its lower half is painted")
-        how = "mask + negative prompt + limited, rescaled guidance"
+        how = "mask + control + negative prompt + limited, rescaled guidance"
         self._add(section, made, f"{made[0].recipe.prompt}: {how}")
         return section
 
@@ -158,6 +172,25 @@ def strokes() -> Picture:
     canvas, pen = _canvas("white")
     pen.polygon((14, 20, 50, 20, 33, 58), fill="#d8342c")
     pen.line((18, 18, 46, 14), fill="#3c9a3c", width=7)
+    return _picture(canvas)
+
+
+def scribbled_face() -> Picture:
+    """A round face with two eyes and a smile, white on black."""
+    canvas, pen = _canvas("black")
+    pen.ellipse((6, 6, 57, 57), outline="white", width=2)
+    for x in (20, 38):
+        pen.ellipse((x, 22, x + 6, 30), outline="white", width=2)
+    pen.arc((18, 26, 46, 48), 20, 160, fill="white", width=2)
+    return _picture(canvas)
+
+
+def scribbled_house() -> Picture:
+    """A gable, walls and a door, white on black."""
+    canvas, pen = _canvas("black")
+    pen.line((6, 30, 32, 8, 58, 30), fill="white", width=2)
+    pen.rectangle((13, 28, 51, 57), outline="white", width=2)
+    pen.rectangle((28, 40, 38, 57), outline="white", width=2)
     return _picture(canvas)
 
 

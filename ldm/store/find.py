@@ -48,11 +48,14 @@ def shipped_adapters() -> dict[str, Path]:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """An adapter that is there stays as it is; else the name of a shipped one is its file."""
+    """An adapter that is there stays as it is (in a folder as `train.ship` writes it, the file of the folder's name);
+    else the name of a shipped one is its file."""
     path = Path(path).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
         if path.is_file() or (path / PEFT_WEIGHTS).is_file():
             return path
+        if (own := path / f"{path.resolve().name}.safetensors").is_file():
+            return own
     return shipped_adapters().get(str(path), path)
 
 
@@ -148,7 +151,9 @@ def _nearest(where: str, path: Path) -> str:
     beside: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         beside = [str(path.parent / p.name) for p in sorted(path.parent.iterdir())[:MAX_BESIDE] if _may_be_model(p)]
-    if near := difflib.get_close_matches(where, [*shipped(), *fetched_ids(), *beside], n=1, cutoff=0.7):
+    if near := difflib.get_close_matches(
+        where, [*shipped(), *shipped_beside(), *fetched_ids(), *beside], n=1, cutoff=0.7
+    ):
         return f"Use {printable(near[0])} if that is what you mean."
     a_path = path.suffix.lower() in _SUFFIXES or path.parent.is_dir()
     if HUB_ID.fullmatch(where) and not a_path:

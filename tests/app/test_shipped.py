@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import ldm as package
 from ldm.errors import Code
-from ldm.images import open_image
+from ldm.images import from_rgb, open_image, save_image
 from ldm.store import find
 from pipelines.pipeline import Pipeline
 from pipelines.recipe import read_recipe
@@ -88,6 +88,17 @@ def test_of_several_prompts_each_has_the_settings_of_its_own_tags(ldm: Ldm, ship
     done = ldm("generate", "--prompts", "prompts.txt", "--model", "scenes", "--seed", 1)
     assert done.status == 0, done.err
     assert [read_recipe(f"outputs/000{i}-1.png").steps for i in (1, 2)] == [2, 25]
+
+
+def test_the_folder_of_an_adapter_as_it_is_shipped_stands_for_its_file(shipped: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(shipped / "scenes-fast", tmp_path / "elsewhere/scenes-fast")
+    assert find.find_adapter(elsewhere) == elsewhere / "scenes-fast.safetensors"
+
+
+def test_a_control_that_is_nearly_named_right_is_suggested(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
+    save_image(from_rgb(np.zeros((32, 32, 3), np.float32)), tmp_path / "lines.png")
+    wrong = ldm("generate", "a red circle", "--model", "scenes", "--control", "model=scenes-scribbel,image=lines.png")
+    assert wrong.status == Code.FILE and "Use scenes-scribble" in wrong.err
 
 
 def test_a_folder_of_that_name_is_no_adapter_and_hides_none(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
