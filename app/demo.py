@@ -28,8 +28,8 @@ PROMPTS = (  # with a seed that draws it well, chosen by eye
     ("crying face, noto style", 5), ("red apple, noto style", 5), ("sun with face, noto style", 2),
     ("tulip, noto style", 1), ("hamburger, noto style", 8), ("Santa Claus, noto style", 1),
     ("globe showing Americas, noto style", 1), ("mushroom, noto style", 5), ("strawberry, noto style", 5),
-    ("guitar, twemoji style", 3), ("cactus, noto style", 1), ("alarm clock, noto style", 4), ("cherries, noto style", 5),
-    ("rocket, noto style", 3), ("lemon, noto style", 3), ("broken heart, noto style", 1),
+    ("guitar, twemoji style", 3), ("cactus, noto style", 1), ("alarm clock, noto style", 4),
+    ("cherries, noto style", 5), ("rocket, noto style", 3), ("lemon, noto style", 3), ("broken heart, noto style", 1),
 )  # fmt: skip
 
 
