@@ -13,13 +13,11 @@ from PIL import Image, ImageDraw
 from app.demo_page import Section, contact_sheet, page
 from ldm.data import masks
 from ldm.images import Picture, from_rgb, save_image
-from ldm.store.find import find_adapter, find_model
-from ldm.store.sampling import read_sampling
 from ldm.store.write import free
 from pipelines.pipeline import Pipeline
 from pipelines.ranking import Ranker
 from pipelines.recipe import chunks
-from pipelines.request import ControlUse, GuidanceUse, LoraUse, Request
+from pipelines.request import ControlUse, GuidanceUse, LoraUse
 from pipelines.steps import Result
 
 MODEL, FAST, SCRIBBLE, CLIP = "emoji", "emoji-fast", "emoji-scribble", "emoji-clip"
@@ -38,8 +36,6 @@ class Demo:
 
     def __init__(self, pipeline: Pipeline, folder: Path, tell: Callable[[str], None]) -> None:
         self.pipeline, self.folder, self.tell, self.made = pipeline, folder, tell, 0
-        self.suited = read_sampling(find_model(MODEL)).request_fields()
-        self.steps = self.suited["steps"]
 
     def sections(self) -> list[Section]:
         return [self.prompts(), self.styles(), self.variations(), self.inpainting(), self.scribbles(), self.fast(),
@@ -97,15 +93,13 @@ class Demo:
         return section
 
     def fast(self) -> Section:
-        section = self._section(
-            "Few steps", f"The student {FAST} needs one to four steps where the model takes {self.steps}."
-        )
-        suited = read_sampling(find_adapter(FAST)).request_fields()
-        prompt = "red apple, noto style"
-        self._add(section, self._run(prompt=prompt, seed=3), "the model itself")
+        section = self._section("Few steps", f"The student {FAST} needs four steps, and in a hurry two or one.")
+        prompt, student = "red apple, noto style", (LoraUse(path=Path(FAST)),)
+        whole = self._run(prompt=prompt, seed=3)
+        self._add(section, whole, f"the model itself, {whole[0].recipe.steps} steps")
         for steps in (4, 2, 1):
-            fields = {**suited, "steps": steps, "loras": (LoraUse(path=Path(FAST)),)}
-            self._add(section, self._run(prompt=prompt, seed=3, **fields), f"{FAST}, {steps} step{'s' * (steps > 1)}")
+            made = self._run(prompt=prompt, seed=3, loras=student, steps=steps)
+            self._add(section, made, f"{FAST}, {steps} step{'s' * (steps > 1)}")
         return section
 
     def strokes(self) -> Section:
@@ -146,8 +140,8 @@ class Demo:
         self.tell(title)
         return Section(title, text)
 
-    def _run(self, **fields: Any) -> list[Result]:
-        return self.pipeline.results(Request(**{**self.suited, **fields}))
+    def _run(self, prompt: str, **fields: Any) -> list[Result]:
+        return self.pipeline.results(self.pipeline.request(prompt, **fields))
 
     def _add(self, section: Section, results: Sequence[Result], caption: str) -> None:
         for result in results:

@@ -51,7 +51,7 @@ def page(sections: Sequence[Section], model: str, side: int, seconds: float) -> 
             parts.append(f"<figure><img src='{name}' alt='{shown}'><figcaption>{shown}</figcaption></figure>")
         parts.append("</div>")
     parts.append(
-        "<footer>Try <code>ldm generate 'octopus, blob style'</code> and <code>ldm verify</code>.</footer></html>"
+        "<footer>Try <code>ldm generate 'tulip, noto style'</code> and <code>ldm verify</code>.</footer></html>"
     )
     return "\n".join(parts)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from app.errors import INTERRUPTED, NOTHING_YET
-from app.grids import Grid, merged
+from app.grids import Grid
 from app.inputs import check_words, opened, prompts_of, request_file
 from app.options import bad, existing, option_of, refuse_empty, request_fields
 from app.outputs import Outputs
@@ -88,7 +88,7 @@ def _generate(words: list[str], given: Mapping[str, Any]) -> int:
 def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     """Everything that can be wrong in a command line is found here, before anything heavy is loaded."""
     from ldm.store.find import find_model
-    from pipelines.suited import suited
+    from pipelines.suited import merged, settled
 
     fields = request_fields(given)
     recipe, notes = None, list[str]()
@@ -105,9 +105,10 @@ def understand(words: list[str], given: Mapping[str, Any]) -> Order:
     cells = grid.cells() if grid else [{}]
     model = given.get("model_") or (_model_of(recipe.model, given) if recipe else "") or DEFAULT_MODEL
     where = str(find_model(model))
-    wishes = [{} if recipe else suited(Path(where), prompt, fields) for prompt in prompts]
-    base = [merged(merged(wish, fields), {"prompt": prompt}) for wish, prompt in zip(wishes, prompts, strict=True)]
-    requests = tuple(make_request(opened(merged(b, cell), where), option_of) for b in base for cell in cells)
+    asked = [merged(fields | {"prompt": prompt}, cell) for prompt in prompts for cell in cells]
+    if recipe is None:
+        asked = [settled(Path(where), each["prompt"], each) for each in asked]
+    requests = tuple(make_request(opened(each, where), option_of) for each in asked)
     for request in requests:
         check_words(request)
     outputs = Outputs(
@@ -146,6 +147,7 @@ def _repeated(
     """The recipe of `--from`, its fields with the given ones over them, and what to say about it."""
     from pipelines.recipe import read_recipe
     from pipelines.repeat import request_fields as recipe_fields
+    from pipelines.suited import merged
 
     path = existing(given["from_"], "--from")
     recipe = read_recipe(path)

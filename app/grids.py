@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,8 @@ class Grid:
 
     def cells(self) -> list[dict[str, Any]]:
         """The fields of each cell."""
+        from pipelines.suited import merged
+
         ys = [self.y.fields(v) for v in self.y.values] if self.y else [{}]
         xs = [self.x.fields(v) for v in self.x.values] if self.x else [{}]
         return [merged(y, x) for y, x in product(ys, xs)]
@@ -127,15 +129,6 @@ class Grid:
         for i, picture in enumerate(pictures):
             table.paste(picture.convert("RGB"), (left + width * (i % self.columns), top + height * (i // self.columns)))
         return table
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested fields, the second over the first."""
-    made = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, dict) and isinstance(made.get(name), dict)
-        made[name] = merged(made[name], value) if both else value
-    return made
 
 
 def _length(font: Any, text: str) -> int:

@@ -125,7 +125,10 @@ def convert(model: str, out: str | None, trusted: bool, as_json: bool) -> int:
         from ldm.store.parts import load_parts
         from ldm.store.save import save_folder, save_single
 
-        (save_single if goal.suffix.lower() == ".safetensors" else save_folder)(load_parts(model), goal)
+        if goal.suffix.lower() == ".safetensors":
+            save_single(load_parts(model), goal)
+        else:
+            save_folder(load_parts(model), goal, along=source if source.is_dir() else None)
     typer.echo(json.dumps({"path": str(goal)}) if as_json else str(goal))
     return 0
 

@@ -336,7 +336,8 @@ def plain_value(text: str) -> Any:
 
 def existing(path: str, option: str, *, peft: bool = False) -> Path:
     """A file that is there; with `peft` also a folder as peft writes adapters, or the name of one that ships."""
-    from ldm.store.find import PEFT_WEIGHTS, find_adapter, shipped_adapters
+    from app.validation import did_you_mean
+    from ldm.store.find import LORA_WEIGHTS, PEFT_WEIGHTS, find_adapter, shipped, shipped_adapters, shipped_beside
 
     if peft and path:
         path = str(find_adapter(path))
@@ -346,12 +347,16 @@ def existing(path: str, option: str, *, peft: bool = False) -> Path:
     if "\0" not in path and found.is_dir():
         if peft and (found / PEFT_WEIGHTS).is_file():
             return found
-        why = f"Of folders it takes those of peft, which hold {PEFT_WEIGHTS}." if peft else "A file is needed."
+        whose = f"those of diffusers or peft ({LORA_WEIGHTS}, {PEFT_WEIGHTS}), and those of one .safetensors file"
+        why = f"Of folders it takes {whose}." if peft else "A file is needed."
         raise LdmError(Code.FILE, f"{option}: {name or path} is a folder.", why, "Name a file in it.")
     if "\0" in path or not found.is_file():
         ours = f", and no shipped adapter: {', '.join(shipped_adapters())}" if peft and shipped_adapters() else ""
         why = f"There is no file of that name{ours}."
-        raise LdmError(Code.FILE, f"{option}: {name} was not found.", why, "Check the path.")
+        near = did_you_mean(path, list(shipped_adapters())) if peft else ""
+        if peft and path in (*shipped_beside(), *shipped()):
+            why = f"{path} ships, but is no adapter: ldm models list says how it is used."
+        raise LdmError(Code.FILE, f"{option}: {name} was not found.", why, f"{near}Check the path.")
     return found
 
 

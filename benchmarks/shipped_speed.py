@@ -17,11 +17,12 @@ import torch
 
 from benchmarks.machine import write
 from benchmarks.startup import LDM, seconds
-from ldm.store.find import find_model, shipped
+from ldm.store.find import find_adapter, find_model, shipped
+from ldm.store.sampling import read_sampling
 from pipelines.pipeline import Pipeline
 from pipelines.request import LoraUse
 
-REPEATS, STEPS = 7, 25
+REPEATS, STEPS, SCALE = 7, 25, 4.0  # those of ours and of diffusers
 
 
 def taking_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -43,8 +44,9 @@ def warm(model: str, student: str | None, prompt: str) -> dict[str, float]:
     stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
     stock.set_progress_bar_config(disable=True)
     calls: dict[str, Callable[[], Any]] = {
-        "ours": lambda: ours(prompt, steps=STEPS, solver="ddim", guidance={"scale": 4.0}, seed=1),
-        "diffusers": lambda: stock(prompt, num_inference_steps=STEPS, guidance_scale=4.0),
+        "ours": lambda: ours(prompt, steps=STEPS, solver="ddim", guidance={"scale": SCALE}, seed=1),
+        "diffusers": lambda: stock(prompt, num_inference_steps=STEPS, guidance_scale=SCALE),
+        "ours, its own settings": lambda: ours(prompt, seed=1),
     }
     if student:
         fast = Pipeline.load(model, device="cpu", dtype="float32")
@@ -64,6 +66,10 @@ def measure(model: str, student: str | None, prompt: str) -> dict[str, Any]:
     return {
         "model": model,
         "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "ours and diffusers": {"solver": "ddim", "steps": STEPS, "guidance": SCALE},
+        "its own settings": read_sampling(find_model(model)).model_dump(exclude_none=True),
+        **({"student": read_sampling(find_adapter(student)).model_dump(exclude_none=True)} if student else {}),
         "seconds a picture, warm": spent,
         "times diffusers": round(spent["diffusers"] / spent["ours"], 2),
         "ldm generate from a cold shell, seconds": cold(model, prompt),

@@ -111,7 +111,7 @@ class Making:
             self.notes["controls act in the base model's part, not in the refiner's"] = None
         for model, _, _ in passes:
             conditions.perturbed_layers(request, model.network)  # refuses places that the network has not
-        self.notes |= dict.fromkeys(remarks(request, self.model, self.size, self.batch))
+        self.notes |= dict.fromkeys(remarks(request, self.model, self.size, self.solver_name, self.batch))
         if request.negative and request.guidance.scale <= 1:
             self.notes["the negative prompt is not used: the guidance scale is 1 or less"] = None
         return [p for p, count in counted if count] or passes[:1]

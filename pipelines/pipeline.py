@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm.config.explain import explain
 from ldm.diffusion.level import Kind
 from ldm.diffusion.schedule import SPACINGS, Spacing
+from ldm.diffusion.solver import SOLVERS
 from ldm.errors import Code, LdmError
 from ldm.images import Picture
 from ldm.models.autoencoder import Autoencoder
@@ -23,7 +24,7 @@ from ldm.models.preview import Preview, TinyPreview
 from ldm.models.text import TextEncoder, Tower
 from ldm.models.unet import UNet
 from ldm.store.describe import describe
-from ldm.store.find import find_model
+from ldm.store.find import TINY_DECODER, find_model
 from ldm.store.parts import Parts, load_controlnet, load_parts, load_vae
 from ldm.store.shards import read_json
 from pipelines.adapting import Adapting, check_tags
@@ -35,7 +36,7 @@ from pipelines.making import Making, guidance_of
 from pipelines.recipe import ModelId
 from pipelines.request import Request
 from pipelines.steps import Result, Step
-from pipelines.suited import suited
+from pipelines.suited import settled
 
 # The stock default of SD 1.x (PNDM) averages raw outputs and does not fit the loop; DPM++ 2M needs fewer steps anyway.
 DEFAULT_SOLVERS = {
@@ -51,7 +52,6 @@ DEFAULT_SOLVERS = {
     "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
-TINY_DECODER = "tiny-decoder"  # in the folder of a model: an AutoencoderTiny that was taught the same latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +114,14 @@ class Pipeline:
     def __call__(self, request: Request | str, **fields: Any) -> list[Image.Image]:
         """The finished pictures of a request (or of a prompt and the fields of one) as PIL images."""
         if not isinstance(request, Request):
-            prompt = request if isinstance(request, str) else ""  # what else it may be is refused below
-            request = request_of(request, {**suited(self.model.parts.source, prompt, fields), **fields})
+            request = self.request(request, **fields)
         return [pil(r.picture) for r in self.results(request)]
+
+    def request(self, prompt: str, **fields: Any) -> Request:
+        """What is asked for, with the settings that suit the model and its adapters where nothing is said. A `Request`
+        made by hand holds what it says, and plain defaults."""
+        text = prompt if isinstance(prompt, str) else ""  # what else it may be is refused below
+        return request_of(prompt, settled(self.model.parts.source, text, fields))
 
     def results(self, request: Request) -> list[Result]:
         """The finished pictures of a request with their recipes."""
@@ -134,6 +139,9 @@ class Pipeline:
             return "flow-euler"
         scheduler = self.model.parts.scheduler
         name = DEFAULT_SOLVERS.get(scheduler.get("_class_name", ""), "dpm++ 2m")
+        wished = "sigmas" if request.sigmas is not None else request.spacing
+        if wished in SPACINGS and wished not in SOLVERS[name].spacings:  # the user chose it, and no solver
+            name = "dpm++ 2m"
         return "dpm++ 2m sde" if name == "dpm++ 2m" and "sde" in scheduler.get("algorithm_type", "") else name
 
     def spacing(self, request: Request) -> Spacing | Literal["auto"]:

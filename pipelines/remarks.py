@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ldm.models.prompt import parse, remark
 from ldm.store.find import adapter_file, find_tagged, shipped_adapters
+from ldm.store.sampling import read_sampling
 from pipelines.jobs import Job
 from pipelines.request import Request
 
@@ -18,11 +20,12 @@ OTHER = 1.25  # an area that is so many times a model's own, or its part, is ano
 LONG = 1.5  # and so is a side that is longer than so many of the model's own
 
 
-def remarks(request: Request, model: Model, size: tuple[int, int], batch: Sequence[Job]) -> Iterator[str]:
-    """Notes for the recipes of a batch that is drawn at `size`."""
+def remarks(request: Request, model: Model, size: tuple[int, int], solver: str, batch: Sequence[Job]) -> Iterator[str]:
+    """Notes for the recipes of a batch that is drawn at `size` with a solver."""
     yield from _size(request, model, size)
     for job in batch:
         yield from _words(request, model, job)
+        yield from _adapters(request, solver, job)
 
 
 def _size(request: Request, model: Model, size: tuple[int, int]) -> Iterator[str]:
@@ -44,6 +47,22 @@ def _words(request: Request, model: Model, job: Job) -> Iterator[str]:
     if {*given, *tagged} <= set(shipped_adapters().values()):
         told = _remark(job.prompt.text, request.dialect, request.steps, known)
         yield from [told] if told else []
+
+
+def _adapters(request: Request, solver: str, job: Job) -> Iterator[str]:
+    """Adapters that are run with other settings than were measured to suit them, and those that act twice."""
+    given = [adapter_file(use.path) for use in request.loras if use.weight != 0]
+    given += [find_tagged(name, request.lora_folder) for name, *_ in job.loras]
+    for file, times in Counter(given).items():
+        if times > 1:
+            yield f"{file.name} is given {times} times, and its changes add up"
+        told = read_sampling(file)
+        other_solver = told.solver not in (None, solver)
+        if other_solver or told.guidance not in (None, request.guidance.scale):
+            suits = told.model_dump(exclude_none=True, exclude={"steps", "spacing"})
+            asked = f"solver {solver} and guidance {request.guidance.scale:g}"
+            fit = " and ".join(f"{name} {value}" for name, value in suits.items())
+            yield f"{file.name} was made for {fit}: with {asked} pictures may come out spoilt"
 
 
 @lru_cache(maxsize=64)

@@ -134,7 +134,9 @@ class Judges:
         return told
 
 
-def report(model: Path, table: Path, judges: Sequence[Path], out: Path, *, each: int, look: Look) -> dict[str, Any]:
+def report(
+    model: Path, table: Path, judges: Sequence[Path], out: Path, *, each: int, look: Look, lora: Path | None = None
+) -> dict[str, Any]:
     """Measures a model and writes report.json and sheets into a new folder."""
     rows, real = read(table)
     splits = {"seen": pairs(rows, False, each), "unseen": pairs(rows, True)}
@@ -143,10 +145,11 @@ def report(model: Path, table: Path, judges: Sequence[Path], out: Path, *, each:
             what, why = f"{table} has {len(asked)} {split} pairs.", f"Shares of fewer than {FEWEST} say nothing."
             fix = "Pairs are kept unseen where three styles know a name: prepare a table of three, and raise --each."
             raise LdmError(Code.USAGE, what, why, fix)
-    judged, drawn = Judges(rows, real, kinds_of(judges)), Sampled(model, look)
+    judged, drawn = Judges(rows, real, kinds_of(judges)), Sampled(model, look, lora)
     result: dict[str, Any] = {
         "model": drawn.fingerprint,
         "sampling": asdict(look),
+        **({} if lora is None else {"adapter": lora.stem}),
         "judges": len(judges),
         "pictures": len(rows),
     }
@@ -202,16 +205,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="the prepared table")
     parser.add_argument("--judges", type=Path, nargs="+", required=True, help="CLIP folders of other seeds")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the report")
-    parser.add_argument("--each", type=int, default=60, help="seen pairs of each group at most")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--scale", type=float, default=4.0)
+    parser.add_argument("--each", type=int, default=30, help="seen pairs of each group at most")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--scale", type=float, default=3.0)
     parser.add_argument("--solver", default="ddim")
+    parser.add_argument("--lora", type=Path, help="an adapter over the model: the student, with its solver and scale")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     out = free(args.out)
     look = Look(args.solver, args.steps, args.scale)
     try:
-        result = report(args.model, args.pictures, args.judges, out, each=args.each, look=look)
+        result = report(args.model, args.pictures, args.judges, out, each=args.each, look=look, lora=args.lora)
     except LdmError as error:
         raise SystemExit(f"error: {error}") from None
     for split, told in result["bars"].items():

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ldm.images import from_tensor
+from ldm.models.adapters import AdapterStack
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond, Control
 from ldm.models.unet import UNet
 from ldm.store.parts import load_parts
+from pipelines.adapting import read_adapter
 from train.tasks.captions import Captions
 from train.tasks.latents import moments
 from train.tasks.sampling import Look, pictures, start_noise
@@ -26,8 +28,12 @@ Pictures = Sequence[np.ndarray]  # each [H,W,3] in [0,1]
 class Sampled:
     """Every autoencoder and every kind of output will do."""
 
-    def __init__(self, folder: Path, look: Look) -> None:
+    def __init__(self, folder: Path, look: Look, lora: Path | None = None) -> None:
         parts = load_parts(folder)
+        if lora is not None:
+            towers = [tower for _, tower in parts.towers]
+            stack = AdapterStack(parts.unet, towers, parts.family, parts.fingerprint)
+            stack.use([(read_adapter(lora), 1.0, None)])
         self.look, self.scheduler, self.fingerprint = look, parts.scheduler, parts.fingerprint
         self.vae = Autoencoder(parts.vae)
         self.network = UNet(parts.unet, parts.prediction)

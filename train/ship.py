@@ -14,16 +14,17 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ldm.errors import Code, LdmError
 from ldm.models.adapters.base import hint, refuse_other_base
+from ldm.store.find import LORA_WEIGHTS, OPEN_CLIP
 from ldm.store.parts import load_parts
 from ldm.store.weights import load_weights
 from ldm.store.write import HASH, staged, write_weights
 from train.report import read_story
-from train.tasks.lora import FILE as LORA
 
 log = logging.getLogger("train.ship")
 # Towers that lie in open_clip's file already, once more for transformers.
@@ -56,7 +57,9 @@ def ship(
                 what, why = f"{run}={name}: the model has that part itself.", "Parts lie beside each other in it."
                 raise LdmError(Code.USAGE, what, why, "Choose another name.")
             shutil.copytree(chain / run / "model", stage / name)
-        (stage / "training.json").write_text(json.dumps(costs(chain), indent=2) + "\n", "utf-8")
+        parts = {"autoencoder", "clip", "diffusion", *inside, *beside}
+        told = {run: cost for run, cost in costs(chain).items() if run in parts}
+        (stage / "training.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
         _finish(stage, out.name, suited)
     for run, name in beside.items():
         with staged(out.with_name(name)) as stage:
@@ -86,17 +89,17 @@ def _check(needed: Sequence[Path], goals: Sequence[Path], suited: Path | None) -
 def _check_base(model: Path, parts: Sequence[Path]) -> None:
     """An adapter that was learned on other weights would be refused by everybody who puts it on these."""
     for part in parts:
-        if (file := part / LORA).is_file():
+        if (file := part / LORA_WEIGHTS).is_file():
             base, adapter = load_parts(model, components={"unet"}), load_weights(file)
             refuse_other_base(str(file), hint(adapter.metadata, adapter), base.family, base.fingerprint, any_base=False)
 
 
 def _copy_part(made: Path, stage: Path, name: str) -> None:
     """A CLIP without its second copy; an adapter under the name it is asked for by."""
-    clip = (made / "open_clip_config.json").is_file()
+    clip = (made / OPEN_CLIP).is_file()
     shutil.copytree(made, stage, ignore=_TWICE if clip else None)
-    if (stage / LORA).is_file():
-        (stage / LORA).rename(stage / f"{name}.safetensors")
+    if (stage / LORA_WEIGHTS).is_file():
+        (stage / LORA_WEIGHTS).rename(stage / f"{name}.safetensors")
 
 
 def _finish(stage: Path, name: str, suited: Path | None) -> None:
@@ -115,9 +118,10 @@ def halve(file: Path) -> None:
     write_weights(file, half, {"format": "pt"} | metadata)
 
 
-def costs(chain: Path) -> dict[str, dict[str, float | int]]:
-    """For each run of the chain its steps, the seconds of all its starts by the clock, and its last processes."""
-    told: dict[str, dict[str, float | int]] = {}
+def costs(chain: Path) -> dict[str, dict[str, Any]]:
+    """For each run of the chain its steps, the seconds of all its starts by the clock, its last processes, and what
+    its last validation said."""
+    told: dict[str, dict[str, Any]] = {}
     for log in sorted(chain.glob("*/log.jsonl")):
         story = read_story(log.parent)
         last = story.starts[-1]
@@ -127,6 +131,8 @@ def costs(chain: Path) -> dict[str, dict[str, float | int]]:
             "processes": last["processes"],
             "threads": last["machine"]["threads"],
         }
+        if story.validation:
+            told[log.parent.name]["validation"] = {k: round(points[-1][1], 4) for k, points in story.validation.items()}
     return told
 
 

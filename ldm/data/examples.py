@@ -84,8 +84,10 @@ def _check_where(part: Part, name: str) -> None:
 
 
 def _missing(name: str) -> LdmError:
-    why = "there is no such file or folder"
-    return LdmError(Code.FILE, f"data.path {name!r} is not there", why, "check the path for a spelling mistake")
+    why, fix = "there is no such file or folder", "check the path for a spelling mistake"
+    if Path(name).suffix == ".parquet":
+        fix += ", or make such a table: ldm data prepare for emoji (docs/data.md), and any program for others"
+    return LdmError(Code.FILE, f"data.path {name!r} is not there", why, fix)
 
 
 def check_captions(source: Source, settings: DataSettings) -> None:

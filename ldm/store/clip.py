@@ -24,13 +24,14 @@ from ldm.models.open_clip_config import check_fits, image_facts, side_of, text_f
 from ldm.models.open_clip_image import open_clip_image_model
 from ldm.models.open_clip_text import open_clip_text_model
 from ldm.models.tokenizer import CLIPS_OWN, clip_tokenizer
+from ldm.store.find import OPEN_CLIP
 from ldm.store.folder import tokenizer_at
 from ldm.store.header import printable
 from ldm.store.shards import read_json
 from ldm.store.weights import Weights, load_weights
 from ldm.store.write import staged, write_weights
 
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS, CONFIG = "open_clip_model.safetensors", OPEN_CLIP
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenAI's CLIP learned from; everybody's default
 STD = (0.26862954, 0.26130258, 0.27577711)
 _HERE = "local-dir"  # told to open_clip, which then takes the tokenizer of the folder itself

@@ -18,6 +18,7 @@ from ldm.store.detect import (
     prediction_of_file,
     prediction_of_scheduler,
 )
+from ldm.store.find import OPEN_CLIP
 from ldm.store.fingerprint import fingerprint, unet_fingerprint
 from ldm.store.header import Header
 from ldm.store.shards import headers_of, read_json
@@ -110,7 +111,7 @@ def _folder(path: Path) -> Description:
     """A model folder, or the folder of one part."""
     if not (path / "unet" / "config.json").is_file():
         files = _weight_files(path)
-        if files and any((path / name).is_file() for name in ("config.json", "open_clip_config.json")):
+        if files and any((path / name).is_file() for name in ("config.json", OPEN_CLIP)):
             return describe(files[0])
         raise LdmError(
             Code.FILE,

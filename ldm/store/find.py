@@ -15,6 +15,9 @@ from ldm.store.header import printable
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 MAX_BESIDE = 2_000  # entries of a folder that are looked at for a name like the one that is missing
 PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder as peft writes it, beside adapter_config.json
+TINY_DECODER = "tiny-decoder"  # in the folder of a model: an AutoencoderTiny that was taught the same latents
+OPEN_CLIP = "open_clip_config.json"  # in the folder of both towers of a CLIP
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # in a folder as diffusers writes it, and as the task lora does
 _SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"})
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -48,14 +51,15 @@ def shipped_adapters() -> dict[str, Path]:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """An adapter that is there stays as it is (in a folder as `train.ship` writes it, the file of the folder's name);
-    else the name of a shipped one is its file."""
+    """An adapter that is there: a file, a folder of peft's, or the file in a folder of diffusers' or of one file; else
+    the name of a shipped one is its file."""
     path = Path(path).expanduser()
     with contextlib.suppress(OSError, ValueError):  # a name that the system itself refuses is no path
         if path.is_file() or (path / PEFT_WEIGHTS).is_file():
             return path
-        if (own := path / f"{path.resolve().name}.safetensors").is_file():
-            return own
+        inside = sorted(path.glob("*.safetensors"))
+        if (own := path / LORA_WEIGHTS) in inside or len(inside) == 1:
+            return own if own in inside else inside[0]
     return shipped_adapters().get(str(path), path)
 
 
@@ -108,7 +112,7 @@ def find_model(where: str) -> Path:
         raise LdmError(
             Code.USAGE,
             "The name of a model is empty.",
-            f"A path, a shipped model ({', '.join(shipped()) or 'none'}) or a fetched hub id is needed.",
+            f"A path, what ships ({', '.join(_ours()) or 'nothing'}) or a fetched hub id is needed.",
             "Give a name, or leave the option out.",
         )
     path = Path(where).expanduser()
@@ -121,16 +125,26 @@ def find_model(where: str) -> Path:
     if HUB_ID.fullmatch(where) and (found := fetched(where)) is not None:
         return found
     if where in shipped_adapters():
-        why = "It changes the weights of a model, and is none itself."
-        raise LdmError(Code.MODEL, f"'{where}' is an adapter.", why, f"Give it with --lora {where}.")
-    names = ", ".join(shipped()) or "none"
+        fix = f"Give it with --lora {where}; ldm adapter inspect {where} shows it."
+        raise LdmError(
+            Code.MODEL, f"'{where}' is an adapter.", "It changes the weights of a model, and is none itself.", fix
+        )
+    if where in shipped_controls():
+        home = controls_inside()[where.removeprefix("controlnet-")].parent.name
+        why = "It lies in that model, and fits no other."
+        raise LdmError(Code.MODEL, f"'{where}' is a control of {home}.", why, f"Use it with --model {home}.")
+    names = ", ".join(_ours()) or "none"
     pulled = ", ".join(fetched_ids()) or "none"
     raise LdmError(
         Code.FILE,
         f"The model '{printable(where)}' was not found.",
-        f"It is no path here, no shipped model ({names}) and no fetched hub id ({pulled}).",
+        f"It is no path here, nothing that ships ({names}) and no fetched hub id ({pulled}).",
         _nearest(where, path),
     )
+
+
+def _ours() -> list[str]:
+    return [*shipped(), *shipped_beside(), *shipped_adapters()]
 
 
 def _ships(name: str) -> bool:
@@ -151,9 +165,7 @@ def _nearest(where: str, path: Path) -> str:
     beside: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         beside = [str(path.parent / p.name) for p in sorted(path.parent.iterdir())[:MAX_BESIDE] if _may_be_model(p)]
-    if near := difflib.get_close_matches(
-        where, [*shipped(), *shipped_beside(), *fetched_ids(), *beside], n=1, cutoff=0.7
-    ):
+    if near := difflib.get_close_matches(where, [*_ours(), *fetched_ids(), *beside], n=1, cutoff=0.7):
         return f"Use {printable(near[0])} if that is what you mean."
     a_path = path.suffix.lower() in _SUFFIXES or path.parent.is_dir()
     if HUB_ID.fullmatch(where) and not a_path:
@@ -162,7 +174,7 @@ def _nearest(where: str, path: Path) -> str:
 
 
 def _may_be_model(path: Path) -> bool:
-    told = ("config.json", "model_index.json", "open_clip_config.json", "unet/config.json")
+    told = ("config.json", "model_index.json", OPEN_CLIP, "unet/config.json")
     return path.suffix.lower() in _SUFFIXES or any((path / name).is_file() for name in told)
 
 

@@ -13,6 +13,7 @@ from ldm.diffusion.level import Kind
 from ldm.errors import Code, LdmError
 from ldm.store.build import build, check, fill, known_class
 from ldm.store.detect import facts_of_config, facts_of_shapes, family_of, prediction_of_scheduler
+from ldm.store.find import OPEN_CLIP
 from ldm.store.fingerprint import unet_fingerprint
 from ldm.store.header import printable
 from ldm.store.names import Piece
@@ -228,12 +229,23 @@ def _refuse_foreign(path: Path, classes: Mapping[str, str], index: Mapping[str, 
                 "Use a model of the Stable Diffusion 1, 2 or XL family.",
             )
     if not (path / "unet" / "config.json").is_file():
+        _refuse_part(path)
         raise LdmError(
             Code.FILE,
             f"{path} is not a model folder.",
             "It has no unet/config.json.",
             "Point to the folder that holds model_index.json, unet/, vae/ and text_encoder/.",
         )
+
+
+def _refuse_part(path: Path) -> None:
+    """A folder that is something else than a whole model is named as what it is, and with its place."""
+    if (path / OPEN_CLIP).is_file():
+        why, fix = "It scores pictures and draws none.", f"Use it as --best-of 4 --ranker {path.name}."
+        raise LdmError(Code.MODEL, f"{path} is a CLIP, not a whole model.", why, fix)
+    if (path / "config.json").is_file() and read_config(path).get("_class_name") == "ControlNetModel":
+        why, fix = "It steers a model and draws nothing alone.", f"Use it as --control model={path.name},image=FILE."
+        raise LdmError(Code.MODEL, f"{path} is a ControlNet, not a whole model.", why, fix)
 
 
 def _both(role: str, config: Mapping[str, Any], weights: Weights) -> dict[str, str]:

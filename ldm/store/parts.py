@@ -88,7 +88,7 @@ def load_vae(
 def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> ControlNetModel:
     """A ControlNet: a folder with config.json, or a file in the diffusers or the original layout (control_model.*)."""
     from ldm.store import folder, single
-    from ldm.store.find import find_model
+    from ldm.store.find import OPEN_CLIP, find_model
 
     path = find_model(str(where))
     if (path / "unet").is_dir():
@@ -98,6 +98,9 @@ def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> Co
             "It holds a U-Net of its own in unet/.",
             "Point to the ControlNet's own folder or file.",
         )
+    if (path / OPEN_CLIP).is_file():
+        why, fix = "It scores pictures and steers nothing.", "Point to the ControlNet's own folder or file."
+        raise LdmError(Code.MODEL, f"{path} is a CLIP, not a ControlNet.", why, fix)
     if path.is_dir():
         return folder.load_component(path, "controlnet", dtype)[0]
     return single.load_single_controlnet(path, dtype)

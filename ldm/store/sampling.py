@@ -1,4 +1,4 @@
-"""Settings that suit a model, measured by whoever trained it: `sampling.json` beside its weights.
+"""Settings that suit a model, measured by whoever trained it: `sampling.json` beside its weights, and its like.
 
 They stand where a user says nothing; what they were is in the recipe of each picture.
 """
@@ -6,7 +6,7 @@ They stand where a user says nothing; what they were is in the recipe of each pi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -14,7 +14,8 @@ from ldm.config import Strict
 from ldm.errors import Code, LdmError
 from ldm.store.shards import read_json
 
-NAME = "sampling.json"
+SAMPLING, PROMPTS = "sampling.json", "prompts.json"
+Told = TypeVar("Told", bound=Strict)
 
 
 class Suited(Strict):
@@ -35,13 +36,17 @@ class Suited(Strict):
 
 def read_sampling(path: Path) -> Suited:
     """Of a model's folder, or of the folder that an adapter's file lies in."""
-    file = (path if path.is_dir() else path.parent) / NAME
+    return read_beside((path if path.is_dir() else path.parent) / SAMPLING, Suited)
+
+
+def read_beside(file: Path, form: type[Told]) -> Told:
+    """What a file beside weights says; where there is none, nothing."""
     if not file.is_file():
-        return Suited()
+        return form()
     try:
-        return Suited(**read_json(file, 100_000))
+        return form(**read_json(file, 100_000))
     except (ValidationError, TypeError) as error:
         told = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "it is no table"}
         why = f"{'.'.join(map(str, told['loc']))}: {told['msg']}"[:200]
-        fix = f"It may hold {', '.join(Suited.model_fields)}; mend it, or remove it."
+        fix = f"It may hold {', '.join(form.model_fields)}; mend it, or remove it."
         raise LdmError(Code.FILE, f"{file} is not understood.", why, fix) from error

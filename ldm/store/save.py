@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from ldm.errors import Code, LdmError
 from ldm.models.tokenizer import CLIPS_OWN
+from ldm.store.find import TINY_DECODER
 from ldm.store.folder import WORDS
 from ldm.store.names import Piece, clip_plan, open_clip_plan, unet_plan, vae_plan
 from ldm.store.parts import Parts
+from ldm.store.sampling import PROMPTS, SAMPLING
 from ldm.store.single import UNET, VAE, towers_of
 from ldm.store.write import staged, write_weights
 
@@ -28,8 +31,9 @@ _ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "xl
                  "xl-refiner": "stable-diffusion-xl-v1-refiner", "own": "ldm"}  # fmt: skip
 
 
-def save_folder(parts: Parts, path: str | Path) -> Path:
-    """The diffusers layout, complete or not at all."""
+def save_folder(parts: Parts, path: str | Path, along: Path | None = None) -> Path:
+    """The diffusers layout, complete or not at all. What else this project keeps beside the networks in the folder
+    `along` (settings and prompts that suit the model, its tiny decoder) goes with them."""
     goal = Path(path)
     with staged(goal) as stage:
         stage.mkdir()
@@ -52,6 +56,11 @@ def save_folder(parts: Parts, path: str | Path) -> Path:
         index["scheduler"] = ["diffusers", scheduler["_class_name"]]
         _write(stage / "scheduler" / "scheduler_config.json", scheduler)
         _write(stage / "model_index.json", {**index, **_empties(parts)})
+        for beside in () if along is None else (along / name for name in (SAMPLING, PROMPTS, TINY_DECODER)):
+            if beside.is_dir():
+                shutil.copytree(beside, stage / beside.name)
+            elif beside.is_file():
+                shutil.copy2(beside, stage / beside.name)
     return goal
 
 

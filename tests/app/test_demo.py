@@ -26,6 +26,13 @@ def test_the_demonstration_shows_every_mode_and_overwrites_nothing(tmp_path: Pat
     assert "http" not in page
     assert str(index.parent) in told[0]  # what is going to happen
     assert all(any(name in line for line in told) for name in made)
+    few, control = (page.partition(title)[2].partition("<h2")[0] for title in ("<h2>Few steps", "<h2>Control"))
+    fast = [read_recipe(index.parent / name) for name in made if name in few]
+    assert [(recipe.steps, [a.name for a in recipe.adapters]) for recipe in fast[1:]] == [
+        (steps, ["emoji-fast.safetensors"]) for steps in (4, 2, 1)
+    ]
+    steered = [read_recipe(index.parent / name) for name in made if name in control]
+    assert len(steered) == 5 and all(recipe.controls for recipe in steered)
     mixed = page.partition("Any mix")[2]
     captions = re.findall(r"<figcaption>([^<]+)", mixed)
     prompts = [read_recipe(index.parent / name).prompt for name in made if name in mixed]
@@ -37,5 +44,5 @@ def test_the_lines_of_python_in_the_readme_run(capsys: pytest.CaptureFixture[str
     block = text.partition("From Python:\n\n")[2].partition("\nA run is")[0]
     names: dict[str, list[object]] = {}
     exec(compile(textwrap.dedent(block), "README.md", "exec"), names)
-    assert capsys.readouterr().out.splitlines() == ["3 (64, 64, 3) 25", "4 (64, 64, 3) 25"]
+    assert capsys.readouterr().out.splitlines() == ["3 (64, 64, 3) 15", "4 (64, 64, 3) 15"]
     assert len(names["pictures"]) == 1 and names["rough"] is not None

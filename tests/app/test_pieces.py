@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from app.errors import INTERRUPTED, TERMINATED
-from app.grids import Axis, Grid, merged
+from app.grids import Axis, Grid
 from app.outputs import Outputs
 from app.progress import Clock, Stop, duration
 from ldm.errors import Code, LdmError
@@ -164,10 +164,6 @@ def test_small_pictures_are_enlarged_by_whole_factors() -> None:
     dot.putpixel((0, 0), (0, 255, 0))
     table = np.asarray(grid.draw([dot, Image.new("RGB", (32, 24), (0, 0, 255))]))
     assert [(table == c).all(axis=2).sum() for c in [(0, 255, 0), (0, 0, 255)]] == [4 * 4, 128 * 96]
-
-
-def test_nested_fields_are_merged() -> None:
-    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}
 
 
 def step(index: int, pictures: tuple[int, int] = (0, 4), total: int = 8) -> Step:

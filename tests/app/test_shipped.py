@@ -101,6 +101,42 @@ def test_a_control_that_is_nearly_named_right_is_suggested(ldm: Ldm, shipped: Pa
     assert wrong.status == Code.FILE and "Use scenes-scribble" in wrong.err
 
 
+def test_each_cell_of_a_grid_has_the_settings_of_its_own_adapters(ldm: Ldm, shipped: Path) -> None:
+    prompts = "x=prompt:a red circle,a red circle <lora:scenes-fast:1>"
+    done = ldm("generate", "a red circle", "--model", "scenes", "--seed", 1, "--grid", prompts)
+    assert done.status == 0, done.err
+    assert [read_recipe(f"outputs/000{i}-1.png").steps for i in (1, 2)] == [25, 2]
+
+
+def test_what_a_wildcard_brings_says_what_it_was_made_for(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "wild").mkdir()
+    (tmp_path / "wild/fast.txt").write_text("<lora:scenes-fast:1>\n", "utf-8")
+    prompt = ("generate", "a red circle __fast__", "--model", "scenes", "--wildcards", "wild")
+    done = ldm(*prompt, "--seed", 1, "--steps", 3)
+    assert done.status == 0 and "scenes-fast.safetensors was made for solver euler" in done.err, done.err
+
+
+def test_parts_asked_for_in_the_wrong_place_say_where_they_belong(ldm: Ldm, tmp_path: Path) -> None:
+    save_image(from_rgb(np.zeros((64, 64, 3), np.float32)), tmp_path / "lines.png")
+    for options, told in (
+        (["--model", "emoji-clip"], "--ranker emoji-clip"),
+        (["--model", "emoji-scribble"], "--control model=emoji-scribble"),
+        (["--control", "model=emoji-clip,image=lines.png"], "is a CLIP, not a ControlNet"),
+        (["--control", "model=edges,image=lines.png"], "--model scenes"),
+        (["--lora", "emoji-fats"], "emoji-fast"),
+        (["--lora", "emoji-scribble"], "is no adapter"),
+        (["--model", "emoji-fas"], "Use emoji-fast"),
+    ):
+        wrong = ldm("generate", "red apple", "--seed", 1, *options)
+        assert wrong.status != 0 and told in wrong.err, (options, wrong.err)
+
+
+def test_a_converted_model_keeps_its_settings_and_its_tiny_decoder(ldm: Ldm) -> None:
+    assert ldm("models", "convert", "emoji", "copy").status == 0
+    for name in ("sampling.json", "prompts.json", "tiny-decoder/config.json"):
+        assert Path("copy", name).read_bytes() == (PRETRAINED / "emoji" / name).read_bytes()
+
+
 def test_a_folder_of_that_name_is_no_adapter_and_hides_none(ldm: Ldm, shipped: Path, tmp_path: Path) -> None:
     (tmp_path / "scenes-fast").mkdir()
     done = ldm("generate", "a red circle", "--model", "scenes", "--lora", "scenes-fast", "--seed", 1)

@@ -15,9 +15,10 @@ from PIL import Image
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, open_image, save_image
 from ldm.models.autoencoder import Autoencoder
+from ldm.store.find import TINY_DECODER
 from ldm.store.parts import load_vae
 from pipelines.conditions import Words
-from pipelines.pipeline import TINY_DECODER, Pipeline
+from pipelines.pipeline import Pipeline
 from pipelines.request import ControlUse, HiresUse, Request, TileUse
 from train.tasks.decoder import small_config
 

@@ -14,6 +14,7 @@ from typing import Any
 from ldm.data.source import Source
 from ldm.data.survey import Finding
 from ldm.errors import LdmError
+from ldm.store.find import LORA_WEIGHTS
 from ldm.store.write import remove, staged
 from train.config import RunFile
 from train.log import Listener
@@ -31,7 +32,6 @@ from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
 from train.run import Run, opened
 from train.signals import Stop
-from train.tasks.lora import FILE
 from train.tasks.subject_files import WORD
 from train.trainer import Action, Step
 from train.turns import is_out_of_memory, release
@@ -153,7 +153,7 @@ def _trained(plan: Plan, file: RunFile, watching: Watching, hooks: Hooks, stop: 
 
 def _strengths(plan: Plan, files: Sequence[Path], folder: Path, stop: Stop) -> tuple[float, ...]:
     """A part of the report that a lack of memory does not stop the rest for; of an adapter, with its word beside."""
-    adapter, word = (plan.wish.out / f"{plan.wish.name}{ENDINGS[name]}" for name in (FILE, WORD))
+    adapter, word = (plan.wish.out / f"{plan.wish.name}{ENDINGS[name]}" for name in (LORA_WEIGHTS, WORD))
     if adapter not in files:
         return ()
     try:

@@ -6,14 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ldm.config import Strict
-from ldm.errors import Code, LdmError
 from ldm.models.prompt.words import words
-from ldm.store.shards import read_json
+from ldm.store.sampling import PROMPTS, read_beside
 
-NAME = "prompts.json"  # in the folder of a model: prompts that suit it, for those who train on it
 SUBJECT = (
     "a photo of {}", "a photo of {} on a beach", "a painting of {} in the style of van gogh",
     "{} in the snow", "a pencil drawing of {}", "{} at night, city lights",
@@ -28,8 +24,8 @@ PRIOR = (
 )  # fmt: skip
 
 
-class Suited(Strict):
-    """`prompts.json`: with {} where the token goes."""
+class Own(Strict):
+    """`prompts.json` in the folder of a model: prompts for those who train on it, with {} where the token goes."""
 
     subject: tuple[str, ...] = ()
     unrelated: tuple[str, ...] = ()
@@ -51,25 +47,12 @@ def prompts_for(
 ) -> Prompts:
     """Those that were asked for; else those that lie beside the model; else general ones, as far as the model can read
     them."""
-    suited = _suited(model)
-    subject = tuple(asked) or suited.subject or _read(SUBJECT, known)
-    others = tuple(unrelated) or suited.unrelated or _read(UNRELATED, known)
+    own = read_beside(model / PROMPTS, Own)
+    subject = tuple(asked) or own.subject or _read(SUBJECT, known)
+    others = tuple(unrelated) or own.unrelated or _read(UNRELATED, known)
     plain = tuple(_filled(text, kind) for text in subject) if kind else ()
-    prior = tuple(text for text in suited.prior or _read(PRIOR, known, 1) if text not in others)
+    prior = tuple(text for text in own.prior or _read(PRIOR, known, 1) if text not in others)
     return Prompts(tuple(_filled(text, token) for text in subject), plain, others, (*((kind,) if kind else ()), *prior))
-
-
-def _suited(model: Path) -> Suited:
-    file = model / NAME
-    if not file.is_file():
-        return Suited()
-    try:
-        return Suited(**read_json(file, 100_000))
-    except (ValidationError, TypeError) as error:
-        what, why = f"{file} is not understood.", f"{type(error).__name__}: lists of texts are needed."
-        raise LdmError(
-            Code.FILE, what, why, f"It may hold {', '.join(Suited.model_fields)}; mend it, or remove it."
-        ) from error
 
 
 def _read(templates: Sequence[str], known: Collection[str], turn: int = 0) -> tuple[str, ...]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ldm.store.find import LORA_WEIGHTS
 from ldm.version import __version__
 from train.personal.photos import Photos
 from train.personal.plan import Plan
 from train.personal.verdict import RULE, Checkpoint, flags, in_words, unknowable
 from train.personal.watching import Watching
-from train.tasks.lora import FILE
 from train.tasks.subject_files import KOHYA, PEFT, WORD
 
 # What a checkpoint's files are called in the end, behind the subject's name.
-ENDINGS = {FILE: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safetensors", PEFT: "-peft"}
+ENDINGS = {LORA_WEIGHTS: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safetensors", PEFT: "-peft"}
 
 
 def report_of(

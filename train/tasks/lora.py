@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm.models.adapters import convert, parse_adapter
+from ldm.store.find import LORA_WEIGHTS
 from ldm.store.parts import Parts
 from ldm.store.write import staged, write_weights
 from train.tasks.parts import seeded
@@ -26,7 +27,6 @@ RESIDUAL = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsampler
 LAYERS = [*ATTENTION, *RESIDUAL]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 _ROLE = re.compile(r"\.(lora_|hada_|lokr_)")
-FILE = "pytorch_lora_weights.safetensors"
 
 
 class Weights(nn.ParameterDict):
@@ -118,6 +118,6 @@ class Lora:
         tensors, metadata = convert(adapter, "diffusers", fingerprint=parts.fingerprint, family=parts.family)
         with staged(folder) as stage:
             (stage / "scheduler").mkdir(parents=True)
-            write_weights(stage / FILE, tensors, metadata)
+            write_weights(stage / LORA_WEIGHTS, tensors, metadata)
             text = json.dumps(dict(scheduler), indent=2, sort_keys=True) + "\n"
             (stage / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ldm.models.adapters import Adapter, Dialect, convert, parse_adapter
 from ldm.models.adapters.convert import ARCHITECTURES
+from ldm.store.find import LORA_WEIGHTS
 from ldm.store.parts import Parts
 from ldm.store.write import staged, write_weights
 from ldm.version import __version__
 from train.task import Setting
 from train.tasks.learned import Learned
-from train.tasks.lora import ATTENTION, FILE, Weights, config_of, factors, told
+from train.tasks.lora import ATTENTION, Weights, config_of, factors, told
 from train.tasks.settings import InversionSettings, LoraSettings
 
 KOHYA, PEFT, WORD = "kohya.safetensors", "peft", "learned_embeds.safetensors"
@@ -56,7 +57,7 @@ def _save_adapter(
     base = {"fingerprint": parts.fingerprint, "family": parts.family}
     write_weights(stage / KOHYA, *convert(adapter, _kohya(parts), **base))
     if settings.kind == "lora":
-        write_weights(stage / FILE, *convert(adapter, "diffusers", **base))
+        write_weights(stage / LORA_WEIGHTS, *convert(adapter, "diffusers", **base))
         return
     for component, held in weights.items():
         place = stage / PEFT / component
