@@ -122,7 +122,7 @@ class Captions:
         """
         if not batch.text and "text_states" not in batch.extra:
             return self.null(len(batch))
-        dropped = draws.uniform("drop caption") < drop
+        dropped = dropped_captions(draws, drop)
         cached = batch.extra.get("text_states")
         if cached is not None and not self.trained and self.learned is None:
             null = self.null(len(batch))
@@ -181,3 +181,8 @@ def _repeated(one: Cond, count: int) -> Cond:
     assert one.text is not None
     pooled = None if one.pooled is None else one.pooled.expand(count, -1)
     return Cond(text=one.text.expand(count, -1, -1), pooled=pooled)
+
+
+def dropped_captions(draws: Draws, drop: float) -> Tensor:
+    """[n]: which captions of a batch are dropped to the empty prompt."""
+    return draws.uniform("drop caption") < drop

@@ -171,6 +171,7 @@ class SubjectSettings(Strict):
     token: str = ""  # the words that stand for the subject in the captions; also the trigger phrase of what is saved
     begin: str = ""  # learned vectors begin as these words: the kind of thing that is learned
     preserve: bool = False  # pictures without the token in their caption: the model's own answer is the aim
+    preserve_weight: float = Field(1.0, gt=0)  # of those pictures in the loss
     drop_caption: Share = 0.0
     levels: int = Field(1, gt=0)  # noise levels for each picture and caption of a batch
     noise: Noise | None = None  # None: as the model was trained

@@ -25,7 +25,7 @@ from ldm.store.parts import load_parts
 from pipelines.pipeline import zeroes_null
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
-from train.tasks.captions import Captions
+from train.tasks.captions import Captions, dropped_captions
 from train.tasks.denoising import Denoising, answer, check_sizes, conditions, drawing, schedule_of
 from train.tasks.latents import moments, whole_hole
 from train.tasks.learned import Learned
@@ -132,18 +132,21 @@ class SubjectTask:
         return turn.mean(each), {name: turn.mean(value.detach()) for name, value in figures.items()}
 
     def _preserved(self, draws: Draws, batch: Batch, output: Tensor, each: Tensor) -> Tensor:
-        """[n] losses, those of captions without the token replaced by |output - what the model as it was says|^2.
+        """[n] losses, those of captions without the token replaced by w |output - what the model as it was says|^2.
 
+        So is that of a caption which was dropped: the empty prompt does not name the token either, and what it stands
+        for is half of every guided picture.
         All that is random is a function of the places, so the model is asked about the same noise.
         """
-        others = [i for i, text in enumerate(batch.text) if not says(text, self.settings.token)]
+        dropped = dropped_captions(draws, self.denoising.drop).tolist()
+        others = [i for i, text in enumerate(batch.text) if dropped[i] or not says(text, self.settings.token)]
         if not others:
             return each
         some = batch.chosen(others)
         with torch.no_grad(), switched_off(self.unet, self.captions.model):
             said = answer(self.network, self.denoising.rows(replace(draws, places=some.places), some)).float()
         ours = output.float().view(-1, len(batch), *output.shape[1:])[:, others]
-        wrong = (ours - said.view_as(ours)).square().flatten(2).mean((0, 2))
+        wrong = self.settings.preserve_weight * (ours - said.view_as(ours)).square().flatten(2).mean((0, 2))
         return each.index_put((torch.tensor(others, device=each.device),), wrong)
 
     def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:

@@ -221,6 +221,12 @@ def test_where_the_token_is_not_said_the_aim_is_what_the_model_says(kind: str, t
     assert kept < 0.5 * gone
 
 
+def test_a_dropped_caption_does_not_name_the_token(tiny_sd1: Path) -> None:
+    task, whole = lora(tiny_sd1, token="cat", preserve=True, drop_caption=1.0), batch(3)
+    with torch.no_grad():
+        assert float(task.loss(turn(1, whole.places[2:]), whole[2:])[0]) < 1e-10  # the third says cat
+
+
 @pytest.mark.parametrize("kind", ["lora", "with the text tower"])
 def test_micro_batches_are_one_batch(kind: str, tiny_sd1: Path) -> None:
     task, whole = lora(tiny_sd1, drop_caption=0.3, **KINDS[kind]), batch(6)
