@@ -335,7 +335,7 @@ def plain_value(text: str) -> Any:
 
 
 def existing(path: str, option: str, *, peft: bool = False) -> Path:
-    """A file that is there; with `peft` also a folder as peft writes adapters, or the name of one that ships."""
+    """A file that is there; with `peft` whatever names an adapter: a folder that holds one, or one that ships."""
     from app.validation import did_you_mean
     from ldm.store.find import LORA_WEIGHTS, PEFT_WEIGHTS, find_adapter, shipped, shipped_adapters, shipped_beside
 

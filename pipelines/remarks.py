@@ -25,7 +25,7 @@ def remarks(request: Request, model: Model, size: tuple[int, int], solver: str, 
     yield from _size(request, model, size)
     for job in batch:
         yield from _words(request, model, job)
-        yield from _adapters(request, solver, job)
+    yield from _adapters(request, solver, batch[0])  # a batch has the same adapters throughout
 
 
 def _size(request: Request, model: Model, size: tuple[int, int]) -> Iterator[str]:
