@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,14 +14,15 @@ from ldm.store.parts import Parts, load_parts
 from pipelines.device import pick_device
 from train.config import OptimSettings, RunFile, RunSettings
 from train.personal.photos import Photos
-from train.personal.probe import Prompts, prompts_for
+from train.personal.probe import CAPTIONS, PHOTO, Prompts, filled, own_prompts, prompts_for
 from train.personal.settings import Wish
 from train.personal.token import remarks
 from train.tasks.settings import InversionSettings, LoraSettings
 
 SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trained fast and at high rates
 PRIOR = 96  # pictures of the model itself
-PRESERVED = 4.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
+PART = 1 / 3  # of each batch that they are
+PRESERVED = 12.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Base:
 
 
 def base_of(model: str) -> Base:
-    """Reads no more than headers, configurations and the tokenizer."""
+    """Of the weights nothing is kept: training loads its own."""
     path = find_model(model)
     parts: Parts = load_parts(path)
     factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
@@ -70,7 +72,12 @@ class Plan:
     @property
     def batch(self) -> int:
         """Photos of a step."""
-        return self.wish.batch or (4 if self.base.small else 1)
+        return self.wish.batch or (5 if self.base.small else 1)
+
+    @property
+    def together(self) -> int:
+        """Photos of a step, and beside them pictures of the model itself."""
+        return math.ceil(self.batch / (1 - PART))
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
@@ -87,11 +94,12 @@ class Plan:
         training = photos.training.resolve()  # a run of data elsewhere is another one, and --out may be said otherwise
         parts = [Part(path=str(training), repeats=self._repeats(len(list(training.glob("*.png")))))]
         if prior is not None:
-            parts.append(Part(path=str(prior.resolve()), repeats=self._repeats(self.prior)))
+            parts[0].weight = 1 - PART
+            parts.append(Part(path=str(prior.resolve()), repeats=self._repeats(self.prior), weight=PART))
         return RunFile(
             task=self._task(),
             data=DataSettings(
-                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=1.15
+                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=1.1
             ),
             optim=OptimSettings(
                 lr=self._rate(), warmup=min(20, self.steps // 5), decay="linear", decay_from=0.5, ema=0.98
@@ -100,7 +108,7 @@ class Plan:
                 out=run,
                 seed=wish.seed,
                 steps=self.steps,
-                batch=self.batch * (2 if prior is not None else 1),
+                batch=self.together if prior is not None else self.batch,
                 precision=self.precision,
                 device=wish.device,
                 checkpointing=not self.base.small,
@@ -123,24 +131,24 @@ class Plan:
         if wish.method == "inversion":
             return InversionSettings(type="inversion", begin=begin, vectors=4, **common)
         word = {"vectors": 2, "begin": begin} if wish.method == "pivotal" else {}
-        return LoraSettings(type="lora", rank=wish.rank, drop_caption=0.1, **word, **common)
+        text = self.base.small and not word  # a rare word means little to a small tower, and its neighbours much
+        return LoraSettings(type="lora", rank=wish.rank, text=text, drop_caption=0.1, **word, **common)
 
     def _rate(self) -> float:
         if self.wish.method == "inversion":
             return 5e-3 if self.base.small else 5e-4
-        return 1e-3 if self.base.small else 1e-4
+        return 2e-3 if self.base.small else 1e-4
 
 
 def captions_for(token: str, base: Base) -> tuple[str, ...]:
     """Of photos without words of their own."""
-    if not base.small:
-        return (f"a photo of {token}",)
-    return (token, f"{token} emoji") if "emoji" in base.known else (token, f"a {token}")
+    own = own_prompts(base.path).captions
+    return tuple(filled(text, token) for text in own or (CAPTIONS if base.small else PHOTO))
 
 
 def planned(wish: Wish, base: Base, photos: int) -> Plan:
     """What will be done."""
-    steps = wish.steps or (300 if base.small else max(400, min(1500, 100 * photos)))
+    steps = wish.steps or (500 if base.small else max(400, min(1500, 100 * photos)))
     prior = wish.prior if wish.prior is not None else (PRIOR if base.small and wish.method != "inversion" else 0)
     prompts = prompts_for(wish.token, wish.called, base.path, base.known, wish.prompts, wish.unrelated)
     notes = tuple(remarks(wish.token, wish.called, base.vocabulary, base.known))

@@ -22,6 +22,8 @@ PRIOR = (
     "a photo of a forest path", "a cup of coffee", "a blue bicycle", "a portrait of a young man", "a train station",
     "a watercolour of a village", "a cat on a sofa", "a plate of pasta", "a wooden chair", "a crowd in a square",
 )  # fmt: skip
+PHOTO = ("a photo of {}",)
+CAPTIONS = ("{}", "a {}")  # of small models, who have not read much
 
 
 class Own(Strict):
@@ -30,6 +32,7 @@ class Own(Strict):
     subject: tuple[str, ...] = ()
     unrelated: tuple[str, ...] = ()
     prior: tuple[str, ...] = ()  # other ones still: what is looked at is not what is trained on
+    captions: tuple[str, ...] = ()  # of photos without words
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ def prompts_for(
 ) -> Prompts:
     """Those that were asked for; else those that lie beside the model; else general ones, as far as the model can read
     them."""
-    own = read_beside(model / PROMPTS, Own)
+    own = own_prompts(model)
     subject = tuple(asked) or own.subject or _read(SUBJECT, known)
     others = tuple(unrelated) or own.unrelated or _read(UNRELATED, known)
-    plain = tuple(_filled(text, kind) for text in subject) if kind else ()
+    plain = tuple(filled(text, kind) for text in subject) if kind else ()
     prior = tuple(text for text in own.prior or _read(PRIOR, known, 1) if text not in others)
-    return Prompts(tuple(_filled(text, token) for text in subject), plain, others, (*((kind,) if kind else ()), *prior))
+    return Prompts(tuple(filled(text, token) for text in subject), plain, others, (*((kind,) if kind else ()), *prior))
 
 
 def _read(templates: Sequence[str], known: Collection[str], turn: int = 0) -> tuple[str, ...]:
@@ -68,5 +71,9 @@ def _read(templates: Sequence[str], known: Collection[str], turn: int = 0) -> tu
     return ("{}", *(f"{{}} {word}" for word in picked[:5])) if "{}" in templates[0] else tuple(picked)
 
 
-def _filled(template: str, words: str) -> str:
+def own_prompts(model: Path) -> Own:
+    return read_beside(model / PROMPTS, Own)
+
+
+def filled(template: str, words: str) -> str:
     return template.replace("{}", words) if "{}" in template else f"{words}, {template}"

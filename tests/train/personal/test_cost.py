@@ -38,7 +38,7 @@ def test_pictures_at_several_weights_and_whole_ones_of_the_class_count(
     made = SimpleNamespace(step_seconds=12.0, memory=SimpleNamespace(total=5), free=9, fits=True, disk=1000, saved=50)
     monkeypatch.setattr(cost, "forecasted", lambda file: made)
     drawn, word = cost_of(plan(photos), photos), cost_of(plan(photos, method="inversion"), photos)
-    each = 12.0 / 4 / (1 + cost.BACKWARD)  # one picture, once through the network: 4 photos a step
+    each = 12.0 / 5 / (1 + cost.BACKWARD)  # one picture, once through the network: 5 photos a step
     assert drawn.looking is not None and word.looking is not None
     assert drawn.looking - word.looking == pytest.approx(each * (2 * 25 + 2) * len(WEIGHTS) * 2)
     pixels = 3 * 32 * 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.components import WORDS, tokenizer
 from tests.data.test_doctor import encoded, scene
 from tests.images.make import exif
 from train.personal.photos import Photos, looked_at, prepared, source_of
+from train.personal.plan import Base, captions_for
 from train.personal.probe import prompts_for
 from train.personal.settings import Wish
 from train.personal.token import remarks, suggestion
@@ -208,3 +210,11 @@ def test_prompts_are_those_asked_for_those_beside_the_model_or_ones_that_it_can_
     (tmp_path / "prompts.json").write_text('{"subject": ["{} blob"], "unrelated": ["a b"], "prior": ["c", "a b"]}')
     beside = prompts_for("zwx", "", tmp_path, frozenset(WORDS), (), ())
     assert (beside.subject, beside.unrelated, beside.prior) == (("zwx blob",), ("a b",), ("c",))
+
+
+def test_captions_of_photos_without_words_are_those_beside_the_model_or_general_ones(tmp_path: Path) -> None:
+    small = Base(tmp_path, 32, True, frozenset(WORDS), Vocabulary(tokenizer()))
+    assert captions_for("zwx cat", small) == ("zwx cat", "a zwx cat")
+    assert captions_for("zwx cat", replace(small, small=False)) == ("a photo of zwx cat",)
+    (tmp_path / "prompts.json").write_text('{"captions": ["small {}", "blob"]}')
+    assert captions_for("zwx cat", small) == ("small zwx cat", "zwx cat, blob")
