@@ -36,7 +36,10 @@ def _personalize(
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=1, max=1024, help="Of the LoRA; 16.")] = None,
     size: Annotated[int | None, typer.Option("--size", metavar="N", min=8, max=4096, help="The model's own.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", metavar="N", min=1, max=1024, help="Photos of a step; 5, of large models 1.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", metavar="N", min=1, max=1024, help="Photos of a step; 5, of large models 1."),
+    ] = None,
     prior: Annotated[
         int | None,
         typer.Option("--prior", metavar="N", min=0, max=10_000, help="Pictures of the model itself, trained along."),

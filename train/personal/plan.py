@@ -92,9 +92,8 @@ class Plan:
         wish, run = self.wish, self.wish.out / "run" / self.wish.name  # which is the adapter's title
         mask = "beside" if photos.masked else "none"
         training = photos.training.resolve()  # a run of data elsewhere is another one, and --out may be said otherwise
-        parts = [Part(path=str(training), repeats=self._repeats(len(list(training.glob("*.png")))))]
+        parts = [Part(path=str(training), repeats=self._repeats(len(list(training.glob("*.png")))), weight=1 - PART)]
         if prior is not None:
-            parts[0].weight = 1 - PART
             parts.append(Part(path=str(prior.resolve()), repeats=self._repeats(self.prior), weight=PART))
         return RunFile(
             task=self._task(),

@@ -55,3 +55,10 @@ def test_the_base_that_stays_as_it_is_is_not_written(photos: Photos) -> None:
     adapter = sum(count for name, (count, trained) in made.networks.items() if trained)
     assert made.saved == 2 * 4 * adapter < made.memory.weights / 2
     assert made.disk == made.checkpoint * (file.run.keep + 1) + made.saved
+
+
+def test_of_each_batch_a_third_are_pictures_of_the_model_itself(photos: Photos, tmp_path: Path) -> None:
+    alone, kept = plan(photos).run_file(photos, None), plan(photos, prior=10).run_file(photos, tmp_path)
+    assert [part.weight for part in kept.data.mix] == pytest.approx([2 / 3, 1 / 3]) and len(alone.data.mix) == 1
+    assert (alone.run.batch, kept.run.batch) == (5, 8)
+    assert [part.repeats for part in kept.data.mix] == [3, 1]  # enough of each for a batch of it alone
