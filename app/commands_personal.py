@@ -38,7 +38,7 @@ def _personalize(
     size: Annotated[int | None, typer.Option("--size", metavar="N", min=8, max=4096, help="The model's own.")] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", metavar="N", min=1, max=1024, help="Photos of a step; 5, of large models 1."),
+        typer.Option("--batch", metavar="N", min=1, max=1024, help="Photos of a step."),
     ] = None,
     prior: Annotated[
         int | None,

@@ -16,7 +16,7 @@ from train.run import forecasted
 
 BACKWARD = 2.0  # of a forward pass, that the rest of a step takes
 # Of a step: the model as it was is asked about its own pictures and about dropped captions, without gradients.
-KEEPING = 0.4 / (1 + BACKWARD)
+KEEPING = 0.55 / (1 + BACKWARD)
 
 
 @dataclass(frozen=True)

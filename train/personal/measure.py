@@ -39,6 +39,7 @@ class Measures:
     copies: float
     copied: tuple[tuple[int, int], ...]  # (sample, photo) of near copies
     nearest: tuple[tuple[int, float], ...] = ()  # of each sample the nearest photo, and how far it is
+    chance: float = 0.0  # the share of near copies among new photos, of which none is a copy
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +74,13 @@ class Yardstick:
         real = apart[apart >= SAME]  # two shots of one moment would let every copy pass
         return float(real.min()) if len(real) else SAME
 
+    @property
+    def chance(self) -> float:
+        """How often one more photo would be nearer to one of them than they are to each other: as often as it is in the
+        closest pair of n + 1 photos, any of which could be the new one."""
+        n = len(self.photos)
+        return 2 / (n + 1) if n > 1 else 0.0
+
     def measure(self, drawn: Drawn) -> Measures:
         """Of one checkpoint."""
         likeness = drawn.subject @ self.photos.T
@@ -91,6 +99,7 @@ class Yardstick:
             len(copied) / max(1, len(near)),
             tuple(copied),
             tuple(near),
+            self.chance,
         )
 
     def _way(self, reached: float, start: float) -> float | None:

@@ -21,8 +21,8 @@ from train.tasks.settings import InversionSettings, LoraSettings
 
 SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trained fast and at high rates
 PRIOR = 96  # pictures of the model itself
-PART = 1 / 3  # of each batch that they are
-PRESERVED = 12.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
+PART = 1 / 2  # of each batch that they are
+PRESERVED = 5.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plan:
     @property
     def batch(self) -> int:
         """Photos of a step."""
-        return self.wish.batch or (5 if self.base.small else 1)
+        return self.wish.batch or (4 if self.base.small else 1)
 
     @property
     def together(self) -> int:
@@ -98,7 +98,7 @@ class Plan:
         return RunFile(
             task=self._task(),
             data=DataSettings(
-                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=1.1
+                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=1.15
             ),
             optim=OptimSettings(
                 lr=self._rate(), warmup=min(20, self.steps // 5), decay="linear", decay_from=0.5, ema=0.98
@@ -130,8 +130,7 @@ class Plan:
         if wish.method == "inversion":
             return InversionSettings(type="inversion", begin=begin, vectors=4, **common)
         word = {"vectors": 2, "begin": begin} if wish.method == "pivotal" else {}
-        text = self.base.small and not word  # a rare word means little to a small tower, and its neighbours much
-        return LoraSettings(type="lora", rank=wish.rank, text=text, drop_caption=0.1, **word, **common)
+        return LoraSettings(type="lora", rank=wish.rank, drop_caption=0.1, **word, **common)
 
     def _rate(self) -> float:
         if self.wish.method == "inversion":

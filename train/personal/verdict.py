@@ -17,10 +17,10 @@ COPYING = 1.1
 PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
 RULE = (
     f"the checkpoint that is most like the subject among those that learned it ({LEARNED:.0%}) with at most "
-    f"{COPIES:.0%} near copies, at most {DRIFT:.0%} drift of unrelated prompts, at most {LEAK:.0%} leak into the plain "
-    f"kind, and at least {PROMPT:.0%} of the base's understanding of prompts; where there is none, the one that misses "
-    "these bounds by least; where features do not tell what was learned, the one with the least loss on the photo that "
-    "was kept aside, and the earliest, where none could be kept aside"
+    f"{COPIES:.0%} near copies (or as many as new photos would be), at most {DRIFT:.0%} drift of unrelated prompts, at "
+    f"most {LEAK:.0%} leak into the plain kind, and at least {PROMPT:.0%} of the base's understanding of prompts; "
+    "where there is none, the one that misses these bounds by least; where features do not tell what was learned, the "
+    "one with the least loss on the photo that was kept aside, and the earliest, where none could be kept aside"
 )
 
 
@@ -34,9 +34,14 @@ class Checkpoint:
     unseen: bool = True  # whether that is of a photo that was kept aside; on photos it has learned it only falls
 
 
+def most_copies(m: Measures) -> float:
+    """A share of near copies that is no copying: of few photos new ones come as near, too."""
+    return max(COPIES, m.chance)
+
+
 def excess(m: Measures) -> float:
     """By how much the bounds are missed, all together; 0: kept."""
-    missed = max(0.0, m.copies - COPIES) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
+    missed = max(0.0, m.copies - most_copies(m)) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
     missed += max(0.0, (m.leak or 0.0) - LEAK) / LEAK
     if m.prompt is not None:
         missed += max(0.0, PROMPT - m.prompt) / PROMPT
@@ -80,7 +85,7 @@ def flags(m: Measures) -> set[str]:
         found.add("unknown")
     elif m.subject < PARTLY:
         found.add("not learned")
-    if m.copies > COPIES or (m.subject or 0.0) > COPYING:
+    if _surely_copied(m) > most_copies(m) or (m.subject or 0.0) > COPYING:
         found.add("copies")
     if m.prompt is not None and m.prompt < PROMPT:
         found.add("ignores prompts")
@@ -89,6 +94,11 @@ def flags(m: Measures) -> set[str]:
     if m.leak is not None and m.leak > LEAK:
         found.add("leak")
     return found
+
+
+def _surely_copied(m: Measures) -> float:
+    """The least share of near copies that these samples allow for."""
+    return exact_share(len(m.copied), len(m.nearest)).low if m.nearest else m.copies
 
 
 def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
@@ -137,6 +147,11 @@ def unknowable(photos: int, samples: int, m: Measures, seen: bool) -> Iterator[s
         f"near copies: {len(m.copied)} of {samples} samples mean a share between {percent(told.low)} and "
         f"{percent(told.high)} of all that it would draw (Clopper and Pearson, {LEVEL:.0%})"
     )
+    if m.chance > COPIES:
+        yield (
+            f"of new photos {percent(m.chance)} would count as near copies (the closest pair of {photos + 1} holds the "
+            f"new one with a chance of 2 in {photos + 1}): only a share that is surely above that is called copying"
+        )
     if not seen:
         yield "without a CLIP, likeness means colours and edges, not what is seen; --clip names one"
     elif m.prompt is None:

@@ -38,7 +38,7 @@ def test_pictures_at_several_weights_and_whole_ones_of_the_class_count(
     made = SimpleNamespace(step_seconds=12.0, memory=SimpleNamespace(total=5), free=9, fits=True, disk=1000, saved=50)
     monkeypatch.setattr(cost, "forecasted", lambda file: made)
     drawn, word = cost_of(plan(photos), photos), cost_of(plan(photos, method="inversion"), photos)
-    each = 12.0 / 5 / (1 + cost.BACKWARD)  # one picture, once through the network: 5 photos a step
+    each = 12.0 / 4 / (1 + cost.BACKWARD)  # one picture, once through the network: 4 photos a step
     assert drawn.looking is not None and word.looking is not None
     assert drawn.looking - word.looking == pytest.approx(each * (2 * 25 + 2) * len(WEIGHTS) * 2)
     pixels = 3 * 32 * 32
@@ -57,8 +57,8 @@ def test_the_base_that_stays_as_it_is_is_not_written(photos: Photos) -> None:
     assert made.disk == made.checkpoint * (file.run.keep + 1) + made.saved
 
 
-def test_of_each_batch_a_third_are_pictures_of_the_model_itself(photos: Photos, tmp_path: Path) -> None:
+def test_half_of_each_batch_are_pictures_of_the_model_itself(photos: Photos, tmp_path: Path) -> None:
     alone, kept = plan(photos).run_file(photos, None), plan(photos, prior=10).run_file(photos, tmp_path)
-    assert [part.weight for part in kept.data.mix] == pytest.approx([2 / 3, 1 / 3]) and len(alone.data.mix) == 1
-    assert (alone.run.batch, kept.run.batch) == (5, 8)
-    assert [part.repeats for part in kept.data.mix] == [3, 1]  # enough of each for a batch of it alone
+    assert [part.weight for part in kept.data.mix] == pytest.approx([1 / 2, 1 / 2]) and len(alone.data.mix) == 1
+    assert (alone.run.batch, kept.run.batch) == (4, 8)
+    assert [part.repeats for part in kept.data.mix] == [2, 1]  # enough of each for a batch of it alone

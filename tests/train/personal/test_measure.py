@@ -173,3 +173,21 @@ def test_it_stops_when_more_has_stopped_paying_and_not_before() -> None:
     assert not is_done(slow)  # it has not learned yet
     broken = [Checkpoint(i, replace(SOUND, subject=0.5, drift=0.9)) for i in range(1, 5)]
     assert is_done(broken)
+
+
+def test_of_few_photos_new_ones_come_as_near_as_copies_and_are_not_called_that() -> None:
+    assert yardstick(5).chance == pytest.approx(1 / 3) and yardstick(1).chance == 0
+    torch.manual_seed(0)
+    new = around(SUBJECT, 4000, seed=31).view(800, 5, 16)  # each time five photos, and one more
+    more = around(SUBJECT, 800, seed=32)
+    scale = [replace(yardstick(), photos=photos) for photos in new]
+    near = [bool(s.measure(replace(s.base, subject=m[None])).copied) for s, m in zip(scale, more, strict=True)]
+    assert sum(near) / len(near) == pytest.approx(1 / 3, abs=0.05)
+    far = tuple((0, 0.1) for _ in range(12))
+    some = replace(SOUND, chance=1 / 3, nearest=far, copies=5 / 12, copied=tuple((i, 0) for i in range(5)))
+    assert not flags(some)
+    most = replace(some, copies=10 / 12, copied=tuple((i, 0) for i in range(10)))
+    assert flags(most) == {"copies"} and excess(most) > 0 == excess(replace(some, copies=1 / 3))
+    said = list(in_words(some, ["a.jpg"], 12))
+    assert said[0] == "learned the subject" and "5 of 12 samples are near copies of photos, most of a.jpg" in said
+    assert any("33 % would count" in text for text in unknowable(5, 12, some, True))
