@@ -9,14 +9,13 @@ The judges are CLIPs that the command has not looked with, and, for themselves, 
 reached or missed, by the CLIPs; a missed one ends with status 1.
 
 A near copy is a sample nearer to a drawing than the closest two of the five are to each other. Of other drawings of the
-creature, which copy nothing, one in three is: among six drawings, any two could be the closest. So creatures are taken
-whose other drawings keep the bar themselves; their share stands in the table as `real_near_copies`.
+creature, which copy nothing, one in three is on average: among six drawings, any two could be the closest. Their share
+stands in the table as `real_near_copies`, and is the bar where it is above 5 %.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import random
@@ -51,7 +50,6 @@ PROMPTS = ("{}, noto style", "{}, twemoji style", "{}, blob style", "{} waving",
 UNRELATED = ("dog face, twemoji style", "airplane, noto style", "banana, blob style", "snowman, twemoji style",
              "guitar, noto style", "sun, twemoji style")  # fmt: skip
 SEEDS, POSES, DISTRACTORS = 2, 20, 100
-CREATURES = 3  # that are learned, where nobody names them
 # What is asked of the defaults, by the name of the figure: at least, or at most.
 LEAST, MOST = {"hits": 0.90}, {"seconds": 600.0, "drift": 0.25, "near_copies": 0.05}
 Look = Callable[[Tensor], Tensor]
@@ -98,17 +96,6 @@ def own_and_photos(creature: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def telling(look: Look, count: int) -> Iterator[int]:
-    """The first creatures whose other drawings are no near copies."""
-    for creature in itertools.count(1):
-        own, photos = (extracted(look, shown) for shown in own_and_photos(creature))
-        if near_copies(own, photos) <= MOST["near_copies"]:
-            yield creature
-            count -= 1
-            if not count:
-                return
-
-
 def near_copies(pictures: Tensor, photos: Tensor) -> float:
     """The share of pictures that are nearer to a photo than two photos are to each other, all as features."""
     closest = (photos @ photos.T).fill_diagonal_(-1).max()
@@ -142,19 +129,29 @@ def _figures(f: dict[str, Tensor]) -> dict[str, float]:
     return {key: round(float(value), 4) for key, value in told.items()}
 
 
+def figures(row: Mapping[str, Any]) -> dict[str, float]:
+    return {"seconds": row["seconds"], **row["clip"]}
+
+
+def bar(name: str, row: Mapping[str, Any]) -> float:
+    """What is asked of a figure of this row."""
+    if name == "near_copies":
+        return max(MOST[name], figures(row)["real_near_copies"])
+    return (LEAST | MOST)[name]
+
+
 def bars(row: Mapping[str, Any]) -> dict[str, bool]:
     """Which of them a creature's row reaches."""
-    figures = {"seconds": row["seconds"], **row["clip"]}
-    least = {name: figures[name] >= bar for name, bar in LEAST.items()}
-    return least | {name: figures[name] <= bar for name, bar in MOST.items()}
+    found = figures(row)
+    least = {name: found[name] >= bar(name, row) for name in LEAST}
+    return least | {name: found[name] <= bar(name, row) for name in MOST}
 
 
 def told(creature: str, row: Mapping[str, Any]) -> Iterator[str]:
     """The same in words, a line each."""
-    figures = {"seconds": row["seconds"], **row["clip"]}
     for name, reached in bars(row).items():
-        bar = f"at least {LEAST[name]:g}" if name in LEAST else f"at most {MOST[name]:g}"
-        yield f"{creature}: {name} {figures[name]:g}, {bar}: {'reached' if reached else 'MISSED'}"
+        asked = f"at {'least' if name in LEAST else 'most'} {bar(name, row):g}"
+        yield f"{creature}: {name} {figures(row)[name]:g}, {asked}: {'reached' if reached else 'MISSED'}"
 
 
 def main() -> int:
@@ -162,7 +159,7 @@ def main() -> int:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--pictures", type=Path, required=True, help="the prepared table of emoji")
     parser.add_argument("--judges", type=Path, nargs="+", required=True)
-    parser.add_argument("--creatures", type=int, nargs="+", help=f"the first {CREATURES} that fit")
+    parser.add_argument("--creatures", type=int, nargs="+", default=[3, 5, 8])
     parser.add_argument("--write", action="store_true", help="write docs/results/personal.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -173,7 +170,7 @@ def main() -> int:
     rows = random.Random(0).sample(list(read_table(args.pictures)), DISTRACTORS)
     emoji = squares([open_image(row.image) for row in rows], SIDE)
     found = {}
-    for creature in args.creatures or list(telling(looks["clip"], CREATURES)):
+    for creature in args.creatures:
         with tempfile.TemporaryDirectory() as folder:
             report, adapter, seconds = learned(creature, args.model, Path(folder))
             row = {"seconds": round(seconds, 1), "step": report["step"], "verdict": report["verdict"],
