@@ -22,7 +22,7 @@ from train.tasks.settings import InversionSettings, LoraSettings
 SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trained fast and at high rates
 PRIOR = 96  # pictures of the model itself
 PART = 1 / 2  # of each batch that they are
-PRESERVED = 5.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
+PRESERVED = 7.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
 
 
 @dataclass(frozen=True)
