@@ -16,11 +16,12 @@ LEARNED, PARTLY = 0.6, 0.3  # of the way from the base to the ceiling
 COPYING = 1.1
 PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
 RULE = (
-    f"the checkpoint that is most like the subject among those that learned it ({LEARNED:.0%}) with at most "
-    f"{COPIES:.0%} near copies (or as many as new photos would be), at most {DRIFT:.0%} drift of unrelated prompts, at "
-    f"most {LEAK:.0%} leak into the plain kind, and at least {PROMPT:.0%} of the base's understanding of prompts; "
-    "where there is none, the one that misses these bounds by least; where features do not tell what was learned, the "
-    "one with the least loss on the photo that was kept aside, and the earliest, where none could be kept aside"
+    f"the checkpoint that is most like the subject (of those within {GAIN:.0%} of it, the one with the least drift) "
+    f"among those that learned it ({LEARNED:.0%}) with at most {COPIES:.0%} near copies (or as many as new photos would "
+    f"be), at most {DRIFT:.0%} drift of unrelated prompts, at most {LEAK:.0%} leak into the plain kind, and at least "
+    f"{PROMPT:.0%} of the base's understanding of prompts; where there is none, the one that misses these bounds by "
+    "least; where features do not tell what was learned, the one with the least loss on the photo that was kept aside, "
+    "and the earliest, where none could be kept aside"
 )
 
 
@@ -49,13 +50,18 @@ def excess(m: Measures) -> float:
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """By the rule; of equals the earlier."""
+    """By the rule; of equals the earlier. Few samples tell likeness to a few percent: among such, the rest decides."""
     kept = [c for c in checkpoints if excess(c.measures) == 0 and _lacking(c.measures) == 0]
     if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it, where it can
         return min(kept, key=lambda c: (c.validation if c.unseen and c.validation is not None else 0.0, c.step))
     if kept:
-        return max(kept, key=lambda c: (min(c.measures.subject or 0.0, 1.0), -c.step))
+        most = max(map(_reached, kept))
+        return min((c for c in kept if _reached(c) >= most - GAIN), key=lambda c: (c.measures.drift, c.step))
     return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
+
+
+def _reached(checkpoint: Checkpoint) -> float:
+    return min(checkpoint.measures.subject or 0.0, 1.0)
 
 
 def _lacking(m: Measures) -> float:

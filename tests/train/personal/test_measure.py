@@ -160,6 +160,9 @@ def test_the_best_is_most_like_the_subject_within_the_bounds() -> None:
     wild = [Checkpoint(c.step, replace(c.measures, drift=0.3 + c.step / 100)) for c in run]
     assert best(wild).step == 20  # nothing is within: learned, and missed by least
     assert best([Checkpoint(10, replace(SOUND, subject=0.0))]).step == 10
+    alike = [Checkpoint(10, replace(SOUND, subject=0.83, drift=0.17)), Checkpoint(20, replace(SOUND, subject=0.82))]
+    assert best(alike).step == 20  # a percent of likeness is chance, and less drift is not
+    assert best([alike[0], Checkpoint(20, replace(SOUND, subject=0.79))]).step == 10
     early = [Checkpoint(66, replace(SOUND, subject=0.05)), Checkpoint(400, replace(SOUND, subject=0.85, drift=0.27))]
     assert best(early).step == 400  # to be within the bounds by doing nothing is no merit
 
