@@ -19,9 +19,9 @@ RULE = (
     f"the checkpoint that is most like the subject (of those within {GAIN:.0%} of it, the one with the least drift) "
     f"among those that learned it ({LEARNED:.0%}) with at most {COPIES:.0%} near copies (or as many as new photos "
     f"would be), at most {DRIFT:.0%} drift of unrelated prompts, at most {LEAK:.0%} leak into the plain kind, and at "
-    f"least {PROMPT:.0%} of the base's understanding of prompts; where there is none, the one that misses these bounds by "
-    "least; where features do not tell what was learned, the one with the least loss on the photo that was kept aside, "
-    "and the earliest, where none could be kept aside"
+    f"least {PROMPT:.0%} of the base's understanding of prompts; where there is none, the one that misses these "
+    "bounds by least; where features do not tell what was learned, the one with the least loss on the photo that was "
+    "kept aside, and the earliest, where none could be kept aside"
 )
 
 
