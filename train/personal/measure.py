@@ -111,11 +111,16 @@ class Yardstick:
         return moved / max(_mean(1 - (self.again * self.base.unrelated).sum(1)), 1e-3)
 
     def _followed(self, seen: Tensor | None) -> float | None:
-        """How much more a picture is like its own prompt than like the others, beside the same of the base."""
+        """How much more a picture is like its own prompt than like the others, beside the same of the base.
+
+        Where nobody says what kind of thing the subject is, the base drew the rest of the prompt alone; beside a
+        subject it has half of the picture, and half as much is full.
+        """
         if seen is None or self.base.seen is None or self.prompts is None or len(self.prompts) < 2:
             return None
         base = _told_apart(self.base.seen, self.prompts)
-        return _told_apart(seen, self.prompts) / base if base > LEAST else None
+        full = base if len(self.base.kind) else base / 2
+        return _told_apart(seen, self.prompts) / full if base > LEAST else None
 
 
 def _told_apart(pictures: Tensor, prompts: Tensor) -> float:

@@ -55,6 +55,9 @@ def test_following_prompts_is_being_like_the_own_prompt_more_than_like_others() 
     assert scale.measure(drawn).prompt == pytest.approx(1)
     deaf = replace(drawn, seen=told.mean(0, keepdim=True).expand(6, -1))
     assert scale.measure(deaf).prompt == pytest.approx(0, abs=1e-6)
+    kindless = replace(scale, base=replace(scale.base, kind=scale.base.kind[:0]))  # it drew the rest of prompts alone
+    half = replace(drawn, seen=(told + deaf.seen) / 2)
+    assert kindless.measure(half).prompt == pytest.approx(1) == (scale.measure(half).prompt or 0) * 2
     turned = replace(drawn, seen=told.roll(1, 0))
     assert (scale.measure(turned).prompt or 0) < 0
     assert yardstick().measure(drawn).prompt is None
