@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.startup import LDM
+from ldm.images import open_image
 
 PAGE, INTO = Path("docs/your-subject.md"), Path("docs/images/subject")
 HEIGHT, GAP = 128, 8  # of what is shown; small pictures are enlarged
@@ -41,7 +42,7 @@ def made(folder: Path, name: str) -> list[Path]:
 
 
 def side_by_side(files: list[Path]) -> Image.Image:
-    pictures = [Image.open(file).convert("RGB") for file in files]
+    pictures = [Image.fromarray(open_image(file).pixels) for file in files]  # of 8 bits, as our commands write them
     pictures = [p.resize((round(p.width * HEIGHT / p.height), HEIGHT), Image.Resampling.LANCZOS) for p in pictures]
     strip = Image.new("RGB", (sum(p.width + GAP for p in pictures) - GAP, HEIGHT), "white")
     left = 0
