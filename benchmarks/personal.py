@@ -91,9 +91,8 @@ def learned(creature: int, model: str, folder: Path) -> tuple[dict[str, Any], Pa
 
 def own_and_photos(creature: int) -> tuple[Tensor, Tensor]:
     """Of one creature: drawings that nobody trains on, and those that are learned from."""
-    return stacked([drawing(creature, 500 + i) for i in range(POSES)]), stacked(
-        [drawing(creature, i) for i in range(5)]
-    )
+    own, photos = ([drawing(creature, how) for how in poses] for poses in (range(500, 500 + POSES), range(5)))
+    return stacked(own), stacked(photos)
 
 
 def near_copies(pictures: Tensor, photos: Tensor) -> float:

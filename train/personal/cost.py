@@ -9,14 +9,14 @@ from ldm.store.sampling import read_sampling
 from pipelines.request import Request
 from train.personal.page import SHOWN
 from train.personal.photos import Photos
-from train.personal.plan import Plan
+from train.personal.plan import DROPPED, PART, Plan
 from train.personal.strengths import WEIGHTS
 from train.personal.watching import LOOK
 from train.run import forecasted
 
 BACKWARD = 2.0  # of a forward pass, that the rest of a step takes
 # Of a step: the model as it was is asked about its own pictures and about dropped captions, without gradients.
-KEEPING = 0.55 / (1 + BACKWARD)
+KEEPING = (PART + (1 - PART) * DROPPED) / (1 + BACKWARD)
 
 
 @dataclass(frozen=True)

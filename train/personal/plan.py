@@ -22,6 +22,7 @@ from train.tasks.settings import InversionSettings, LoraSettings
 SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trained fast and at high rates
 PRIOR = 96  # pictures of the model itself
 PART = 1 / 2  # of each batch that they are
+DROPPED = 0.1  # of captions
 PRESERVED = 12.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
 
 
@@ -130,7 +131,7 @@ class Plan:
         if wish.method == "inversion":
             return InversionSettings(type="inversion", begin=begin, vectors=4, **common)
         word = {"vectors": 2, "begin": begin} if wish.method == "pivotal" else {}
-        return LoraSettings(type="lora", rank=wish.rank, drop_caption=0.1, **word, **common)
+        return LoraSettings(type="lora", rank=wish.rank, drop_caption=DROPPED, **word, **common)
 
     def _rate(self) -> float:
         if self.wish.method == "inversion":
