@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ldm.data.settings import DataSettings
     from ldm.data.source import Source
     from ldm.data.survey import Case, Finding, Survey
+    from train.config import RunFile
 
 SHOWN = {"stop": 12, "warn": 8, "note": 2}  # cases of a finding that are printed
 SAME_SHOWN, BUCKETS_SHOWN = 5, 12  # names of a case, and shapes
@@ -53,7 +54,8 @@ def check(
             what, why = f"{option} does nothing here.", "It belongs to the check of one subject's pictures."
             raise LdmError(Code.USAGE, what, why, "Add --subject, or leave it out.")
     start = time.perf_counter()
-    settings, sized = _settings(path, size, buckets)
+    file = _run_file(path)
+    settings, sized = _settings(path, file, size, buckets)
     source = open_source(settings)
     if not sized:
         settings = settings.model_copy(update={"size": likely_size(source)})
@@ -62,7 +64,8 @@ def check(
             source,
             settings.size,
             cache(partial(frame, settings)),
-            masks=settings.mask == "beside",
+            masks=settings.mask == "beside" or (subject and file is None),  # ldm personalize uses them by itself
+            refuses_masks=file is not None and file.refuses_masks,
             least=settings.least_side,
             more=_of_a_subject(source, settings.size, token, clip) if subject else lambda survey: (),
             on_progress=show,
@@ -97,20 +100,23 @@ def _of_a_subject(source: Source, size: int, token: str, clip: str | None) -> Ca
     return subject_check(source, size, token, clips([load_clip(find_model(clip)).eval()]))
 
 
-def _settings(path: str, size: int | None, buckets: bool) -> tuple[DataSettings, bool]:
+def _run_file(path: str) -> RunFile | None:
+    """What it says, where it is one."""
+    if not path.lower().endswith((".yaml", ".yml")):
+        return None
+    from ldm.config import find, load
+    from train.config import RunFile
+
+    return load(find(path), RunFile)
+
+
+def _settings(path: str, file: RunFile | None, size: int | None, buckets: bool) -> tuple[DataSettings, bool]:
     """What a run would read: a run file's data section, or the path with every default. And whether a size was told."""
     from ldm.data.settings import Buckets, DataSettings
 
-    if path.lower().endswith((".yaml", ".yml")):
-        from ldm.config import find, load
-        from train.config import RunFile
-
-        told = load(find(path), RunFile).data
-        sized = True
-    else:
-        told, sized = DataSettings(path=path, size=size or 32), size is not None
+    told = DataSettings(path=path, size=size or 32) if file is None else file.data
     changed = {**({"size": size} if size else {}), **({"buckets": Buckets()} if buckets and not told.buckets else {})}
-    return told.model_copy(update=changed), sized
+    return told.model_copy(update=changed), file is not None or size is not None
 
 
 def _check_sheet(path: Path) -> None:

@@ -59,7 +59,7 @@ def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quie
         except Stopped as stopped:
             view.stopped(resume_command(), 0)
             return int(stopped.code or 143)
-    _tell_result(made, as_json, quiet)
+    _tell_result(wish, made, as_json, quiet)
     return 0
 
 
@@ -126,25 +126,28 @@ def _tell_measures(view: QuietView, told: dict[str, Any], as_json: bool, speaks:
         )
 
 
-def _tell_result(made: Learned, as_json: bool, quiet: bool) -> None:
+def _tell_result(wish: Wish, made: Learned, as_json: bool, quiet: bool) -> None:
     files = [str(path) for path in made.files]
     if as_json:
         told = {"out": str(made.folder), "files": files, "report": str(made.folder / "report.html")}
         typer.echo(json.dumps({"result": told | {k: made.report[k] for k in ("verdict", "flags", "step", "measures")}}))
         return
-    word = next((f for f in files if f.endswith("-word.safetensors")), None)
-    adapter = next((f for f in files if not f.endswith(("-kohya.safetensors", "-word.safetensors", "-peft"))), None)
+    from ldm.store.find import LORA_WEIGHTS
+    from train.personal.report import file_of
+    from train.tasks.subject_files import WORD
+
+    adapter, word = (path if (path := file_of(wish, kind)) in made.files else None for kind in (LORA_WEIGHTS, WORD))
     if quiet:
         for needed in filter(None, (adapter, word)):
-            typer.echo(printable(needed))
+            typer.echo(printable(str(needed)))
         return
     colour = "yellow" if made.report["flags"] else "green"
     typer.echo(
         typer.style(printable(made.report["verdict"][:1].upper() + made.report["verdict"][1:]), fg=colour, bold=True)
     )
     typer.echo(f"report   {printable(str(made.folder / 'report.html'))}")
-    for path in files:
-        typer.echo(f"adapter  {printable(path)}")
+    for file in files:
+        typer.echo(f"adapter  {printable(file)}")
     uses = [f"--lora {adapter}"] * (adapter is not None) + [f"--embedding {word}"] * (word is not None)
     prompt, model = made.report["prompts"]["subject"][0], made.report["model"]
     typer.echo(printable(f'try      ldm generate "{prompt}" --model {model} {" ".join(uses)}'))

@@ -59,6 +59,9 @@ class RunSettings(Strict):
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio, ...: by accelerate's names
 
 
+OF_A_SUBJECT = ("lora", "inversion")
+
+
 class RunFile(Strict):
     """The whole file."""
 
@@ -66,3 +69,9 @@ class RunFile(Strict):
     data: DataSettings
     optim: OptimSettings = OptimSettings()
     run: RunSettings
+
+    @property
+    def refuses_masks(self) -> bool:
+        """In a few pictures of a subject a mask says what the subject is: one that lies there and does nothing is a
+        mistake that no figure shows."""
+        return self.task.type in OF_A_SUBJECT and self.data.mask == "none"

@@ -32,9 +32,6 @@ WORDS: Mapping[str, bool | None] = {
 }
 
 
-OF_A_SUBJECT = ("lora", "inversion")
-
-
 def processes_of(file: RunFile) -> Processes:
     """Joined with the others of a launch; threads as the file says."""
     if file.run.threads is not None:
@@ -45,14 +42,13 @@ def processes_of(file: RunFile) -> Processes:
 def data_of(file: RunFile, processes: Processes) -> tuple[Source, Loader]:
     """The data set, and the loader of this process's share."""
     source = open_source(file.data)
-    if file.task.type in OF_A_SUBJECT and file.data.mask == "none":
+    if file.refuses_masks:
         _refuse_masks(source)
     return source, loader_of(file, source, processes)
 
 
 def _refuse_masks(source: Source) -> None:
-    """In a few pictures of a subject a mask says what the subject is: one that lies there and does nothing is a mistake
-    that no figure shows."""
+    """An error that names the first."""
     for place in range(len(source)):
         with contextlib.suppress(LdmError):  # one that cannot be read lies there, too
             if source.mask(place) is None:

@@ -84,14 +84,15 @@ def check(
     frame: Frame | None = None,
     *,
     masks: bool = False,
+    refuses_masks: bool = False,
     least: int = 1,
     more: Callable[[Survey], Sequence[Finding]] = lambda survey: (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Decodes every picture of `source` for training at `size` pixels. `frame` tells the size that each is trained at
-    (None: all squares), `masks` whether masks that lie beside are used, `least` the shortest side that is kept, `more`
-    what else is worth saying of such a set."""
+    (None: all squares), `masks` whether masks that lie beside are used, `refuses_masks` whether training stops at those
+    that are not, `least` the shortest side that is kept, `more` what else is worth saying of such a set."""
     seen: list[Seen] = []
     stopped = False
     for one in survey(source, size, least):
@@ -99,7 +100,7 @@ def check(
         on_progress(len(seen), len(source))
         if stopped := stop():
             break
-    found = Survey(seen, size, frame or square(size), masks, source.foreign)
+    found = Survey(seen, size, frame or square(size), masks, refuses_masks, source.foreign)
     widths, heights = ([getattr(f, side) for _, f in found.good] for side in ("width", "height"))
     typical = (round(statistics.median(widths)), round(statistics.median(heights))) if found.good else None
     told = tuple(findings(found, more(found)))

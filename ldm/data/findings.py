@@ -262,7 +262,7 @@ def masks(survey: Survey) -> Iterator[Finding]:
     unused = () if survey.masks else tuple(Case((s.place,), (s.name,)) for s in survey.seen if s.masked)
     yield Finding(
         "unused mask",
-        "warn",
+        "stop" if survey.refuses_masks else "warn",
         f"{many(len(unused), 'picture')}: a mask lies beside, and is not used",
         "say data.mask: beside in the run file, if the loss is to look at what is white in it",
         unused,

@@ -63,6 +63,7 @@ class Survey:
     size: int
     frame: Frame
     masks: bool = False  # whether the run uses masks that lie beside the pictures
+    refuses_masks: bool = False  # whether it stops at masks that it would not use
     foreign: Sequence[str] = ()  # files of pictures that are not read
     good: list[tuple[Seen, Facts]] = field(init=False)
 

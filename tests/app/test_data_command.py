@@ -146,3 +146,24 @@ def test_pictures_of_one_subject_are_checked_as_such(ldm: Ldm, tmp_path: Path) -
     (tmp_path / "none").mkdir()
     assert ldm("data", "check", "none", "--subject").status == Code.FILE
     assert ldm("data", "check", "one", "--subject", "--clip", "nothing").status == Code.FILE
+
+
+RUN = """
+task: {{type: lora, model: emoji, token: zwx}}
+data: {{path: photos, size: 64, caption: "zwx"{mask}}}
+run: {{out: runs/zwx, steps: 1, batch: 1}}
+"""
+
+
+@pytest.mark.parametrize(("mask", "status"), [("", Code.FILE), (", mask: beside", 0)])
+def test_a_mask_that_training_refuses_stops_it_here(
+    ldm: Ldm, photos: Path, tmp_path: Path, mask: str, status: int
+) -> None:
+    (photos / "masks").mkdir()
+    for number in range(12):
+        Image.new("L", (64, 64), 255).save(photos / "masks" / f"{number}.png")
+    (tmp_path / "run.yaml").write_text(RUN.format(mask=mask))
+    done = ldm("data", "check", "run.yaml")
+    assert (done.status, "and is not used" in done.out) == (status, status != 0), done.out
+    assert "and is not used" not in ldm("data", "check", "photos", "--subject").out  # ldm personalize uses them
+    assert ldm("data", "check", "photos").status == 0 and "and is not used" in ldm("data", "check", "photos").out

@@ -183,3 +183,8 @@ def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_l
     assert json.loads((tmp_path / "word" / "report.json").read_text())["weights"] == []
     drawn = ldm("generate", "zwx circle", "--steps", 2, "--embedding", *word.out.split(), "--model", "scenes")
     assert drawn.status == 0, drawn.err
+
+
+def test_a_token_may_end_as_the_name_of_a_file_of_another_kind_does(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+    done = ldm("personalize", "photos", "--token", "my-word", "--model", "scenes", *SHORT, "--kind", "", "--quiet")
+    assert done.out.split() == ["runs/my-word/my-word.safetensors"], done

@@ -25,7 +25,7 @@ from train.personal.page import write_page
 from train.personal.photos import Photos, looked_at, prepared
 from train.personal.plan import Base, Plan, base_of, captions_for, planned
 from train.personal.prior import class_pictures
-from train.personal.report import ENDINGS, report_of
+from train.personal.report import ENDINGS, file_of, report_of
 from train.personal.settings import Wish
 from train.personal.strengths import draw_strengths
 from train.personal.verdict import Checkpoint, best
@@ -153,7 +153,7 @@ def _trained(plan: Plan, file: RunFile, watching: Watching, hooks: Hooks, stop: 
 
 def _strengths(plan: Plan, files: Sequence[Path], folder: Path, stop: Stop) -> tuple[float, ...]:
     """A part of the report that a lack of memory does not stop the rest for; of an adapter, with its word beside."""
-    adapter, word = (plan.wish.out / f"{plan.wish.name}{ENDINGS[name]}" for name in (LORA_WEIGHTS, WORD))
+    adapter, word = (file_of(plan.wish, kind) for kind in (LORA_WEIGHTS, WORD))
     if adapter not in files:
         return ()
     try:
@@ -169,8 +169,8 @@ def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:
     """The best checkpoint's files under the subject's name."""
     kept = wish.out / "checkpoints" / str(chosen.step)
     made = []
-    for name, ending in ENDINGS.items():
-        source, goal = kept / name, wish.out / f"{wish.name}{ending}"
+    for kind in ENDINGS:
+        source, goal = kept / kind, file_of(wish, kind)
         if not source.exists():
             continue
         if not goal.exists():

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ldm.store.find import LORA_WEIGHTS
 from ldm.version import __version__
 from train.personal.photos import Photos
 from train.personal.plan import Plan
+from train.personal.settings import Wish
 from train.personal.verdict import RULE, Checkpoint, flags, in_words, unknowable
 from train.personal.watching import Watching
 from train.tasks.subject_files import KOHYA, PEFT, WORD
 
 # What a checkpoint's files are called in the end, behind the subject's name.
 ENDINGS = {LORA_WEIGHTS: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safetensors", PEFT: "-peft"}
+
+
+def file_of(wish: Wish, kind: str) -> Path:
+    """Where it goes in the end, what is called `kind` in a checkpoint."""
+    return wish.out / f"{wish.name}{ENDINGS[kind]}"
 
 
 def report_of(
@@ -37,7 +44,7 @@ def report_of(
         "token": wish.token,
         "kind": wish.called,
         "method": wish.method,
-        "files": [f"{wish.name}{ending}" for name, ending in ENDINGS.items() if (kept / name).exists()],
+        "files": [file_of(wish, kind).name for kind in ENDINGS if (kept / kind).exists()],
         "step": chosen.step,
         "rule": RULE,
         "done": done,
