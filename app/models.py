@@ -17,12 +17,12 @@ OTHERS = frozenset(
     | {".json", ".yaml", ".txt", ".png", ".jpg", ".jpeg", ".webp"}
 )
 # What ships in a folder of its own beside models, and how it is used.
-_USES = {"controlnet": "a control: --control model={},...", "clip": "a CLIP: --best-of 4 --ranker {}"}
+_USES = {"controlnet": "a control{1}: --control model={0},...", "clip": "a CLIP{1}: --best-of 4 --ranker {0}"}
 
 
 def list_models(as_json: bool) -> int:
     """The shipped models with the controls inside them, what ships beside them, and those that were pulled."""
-    from ldm.store.find import controls_inside, fetched_ids, find_model, shipped, shipped_adapters, shipped_beside
+    from ldm.store.find import controls_inside, fetched_ids, find_model, shipped, shipped_adapters, shipped_beside, whose
 
     controls = {name: path.parent.name for name, path in controls_inside().items()}
     beside = {name: _kind(find_model(name)) for name in shipped_beside()}
@@ -31,10 +31,11 @@ def list_models(as_json: bool) -> int:
         told = {"shipped": shipped(), "controls": controls, "beside": beside, "adapters": adapters, "pulled": pulled}
         typer.echo(json.dumps(told))
         return 0
+    of = {name: f" of {base}" if (base := whose(name)) else "" for name in (*beside, *adapters)}
     rows = [(name, "shipped") for name in shipped()]
     rows += [(name, f"shipped, a control of {base}: --control model={name},...") for name, base in controls.items()]
-    rows += [(name, f"shipped, {_USES.get(kind, kind).format(name)}") for name, kind in beside.items()]
-    rows += [(name, f"shipped, an adapter: --lora {name}") for name in adapters]
+    rows += [(name, f"shipped, {_USES.get(kind, kind).format(name, of[name])}") for name, kind in beside.items()]
+    rows += [(name, f"shipped, an adapter{of[name]}: --lora {name}") for name in adapters]
     rows += [(name, "pulled") for name in pulled]
     typer.echo("\n".join(f"{name:<40} {origin}" for name, origin in rows) or "no model is here")
     return 0

@@ -108,8 +108,11 @@ def lora(text: str) -> dict[str, Any]:
     if found is None:
         raise bad("--lora", text, "It names no file", "Write --lora file.safetensors:0.8")
     path, weight, text_weight = found.groups()
+    from ldm.store.find import shipped_adapters
+
     file, _, word = path.rpartition(":")
-    if file.endswith(".safetensors") and not Path(path).expanduser().exists():
+    named = file.endswith(".safetensors") or file in shipped_adapters()
+    if named and not Path(path).expanduser().exists():
         raise bad("--lora", text, f"The weight {word[:40]!r} is no number", f"Write --lora {file[-80:]}:0.8")
     told = {"path": path, "weight": weight, "text_weight": text_weight, "any_base": any_base}
     return {key: value for key, value in told.items() if value}

@@ -50,6 +50,11 @@ def shipped_adapters() -> dict[str, Path]:
     return {name: file for name, file in files if file.is_file()}
 
 
+def whose(name: str) -> str | None:
+    """The shipped model that what ships beside it belongs to, and is called after: "emoji" of "emoji-fast"."""
+    return max((model for model in shipped() if name.startswith(f"{model}-")), key=len, default=None)
+
+
 def find_adapter(path: str | Path) -> Path:
     """An adapter that is there: a file, a folder of peft's, or the file in a folder of diffusers' or of one file; else
     the name of a shipped one is its file."""

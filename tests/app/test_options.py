@@ -113,6 +113,7 @@ def test_controls_are_read() -> None:
         ({"seed_": "-2"}, ["--seed: '-2'", f"Use 0 to {2**63 - 1}, or -1 for any."]),
         ({"variation_seed_": str(2**63)}, [f"Use 0 to {2**63 - 1}."]),
         ({"lora_": ["a.safetensors:abc"]}, ["--lora: 'a.safetensors:abc'", "'abc' is no number"]),
+        ({"lora_": ["emoji-fast:abc"]}, ["--lora: 'emoji-fast:abc'", "'abc' is no number", "emoji-fast:0.8"]),
         ({"set_": ["guidance.scal=3"]}, ["guidance.scal is not a field", "Did you mean scale?"]),
         ({"set_": ["stepz=3"]}, ["stepz is not a field", "Did you mean steps?"]),
         ({"set_": ["steps"]}, ["--set: 'steps'"]),
