@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ldm.models.adapters import Dialect
 
 
@@ -35,14 +38,14 @@ def convert(file: str, out: str, to: str, as_json: bool) -> int:
     """The same adapter under the names of another program."""
     from ldm.images.save import make_folder
     from ldm.models.adapters import convert as renamed
-    from ldm.store.write import staged, write_weights
     from pipelines.adapting import read_adapter
 
-    dialect, source, goal = dialect_of(to), existing(file, "FILE", peft=True), adapter_goal(out)
+    dialect, source = dialect_of(to), existing(file, "FILE", peft=True)
+    goal = adapter_goal(out, dialect)
     make_folder(goal.parent)
-    tensors, metadata = renamed(read_adapter(source), dialect)
-    with staged(goal) as stage:
-        write_weights(stage, tensors, metadata)
+    adapter = read_adapter(source)
+    tensors, metadata = renamed(adapter, as_usual(dialect, adapter.base.family))
+    write_adapter(goal, dialect, tensors, metadata)
     typer.echo(
         json.dumps({"path": str(goal), "tensors": len(tensors)}) if as_json else f"{goal}: {len(tensors)} tensors"
     )
@@ -64,13 +67,31 @@ def dialect_of(to: str) -> Dialect:
     )
 
 
-def adapter_goal(out: str) -> Path:
-    """Where an adapter is written."""
+def as_usual(dialect: Dialect, family: str | None) -> Dialect:
+    """kohya's files for XL have the names of the original code: all other tools look for those."""
+    return "kohya-xl" if dialect == "kohya" and family == "xl" else dialect
+
+
+def adapter_goal(out: str, dialect: Dialect) -> Path:
+    """Where an adapter is written: a file, or peft's folder."""
     goal = Path(out).expanduser()
+    if dialect == "peft":
+        if goal.suffix:
+            what, why = f"OUT: {goal.name[:80]!r} is not written.", "peft keeps an adapter and its rank in a folder."
+            raise LdmError(Code.USAGE, what, why, f"Name a folder: {goal.stem}.")
+        return goal
     if goal.suffix.lower() != ".safetensors":
         what = f"OUT: {goal.name[:80]!r} is not written."
         raise LdmError(Code.USAGE, what, "Adapters are written as .safetensors.", f"Name it {goal.stem}.safetensors.")
     return goal
+
+
+def write_adapter(goal: Path, dialect: Dialect, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Whole or not at all."""
+    from ldm.store.write import staged, write_peft, write_weights
+
+    with staged(goal) as stage:
+        (write_peft if dialect == "peft" else write_weights)(stage, tensors, metadata)
 
 
 def _is_embedding(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.adapter import adapter_goal, dialect_of
+from app.adapter import adapter_goal, as_usual, dialect_of, write_adapter
 from app.errors import printable
 from app.options import existing, lora
 from ldm.errors import Code, LdmError
@@ -35,7 +35,8 @@ def merge(
     if into is not None:
         _refuse_beside_into(rank, base, to)
         return _into(uses, Path(out).expanduser(), into, as_json)
-    dialect, goal = dialect_of(to or "diffusers"), adapter_goal(out)
+    dialect = dialect_of(to or "diffusers")
+    goal = adapter_goal(out, dialect)
     if any("text_weight" in use for use in uses):
         what, why = (
             "Two weights of one FILE are not merged into an adapter.",
@@ -43,16 +44,15 @@ def merge(
         )
         raise LdmError(Code.USAGE, what, why, "Give one weight, as in FILE:0.8; or merge into a model with --into.")
     from ldm.models.adapters import convert, mixed
-    from ldm.store.write import staged, write_weights
     from pipelines.adapting import read_adapter
 
-    items = [(read_adapter(use["path"]), _number(use, "weight")) for use in uses]
+    items = [(read_adapter(use["path"], use.get("any_base", False)), _number(use, "weight")) for use in uses]
     stack = None if base is None else _loaded(base)[1]
-    made = mixed(items, goal.stem, rank, stack, any_base=any(use.get("any_base") for use in uses))
+    made = mixed(items, goal.stem, rank, stack)
     family, fingerprint = (None, None) if stack is None else (stack.family, stack.fingerprint)
-    tensors, metadata = convert(made.adapter, dialect, fingerprint=fingerprint, family=family)
-    with staged(goal) as stage:
-        write_weights(stage, tensors, metadata)
+    usual = as_usual(dialect, family or made.adapter.base.family)
+    tensors, metadata = convert(made.adapter, usual, fingerprint=fingerprint, family=family)
+    write_adapter(goal, dialect, tensors, metadata)
     told = {"path": str(goal), "tensors": len(tensors), "ranks": _ranks(made.adapter), "left_out": made.left_out}
     left = f"; its rank leaves out {made.left_out:.2%} of the squared change" if rank is not None else ""
     typer.echo(json.dumps(told) if as_json else printable(f"{goal}: {len(tensors)} tensors{left}"))
@@ -66,9 +66,9 @@ def extract(
     if rank is not None and keep is not None:
         what, why = "--rank and --keep do not go together.", "Each of them says how much of a layer's change is kept."
         raise LdmError(Code.USAGE, what, why, "Give one of them.")
-    dialect, goal = dialect_of(to), adapter_goal(out)
+    dialect = dialect_of(to)
+    goal = adapter_goal(out, dialect)
     from ldm.models.adapters import convert, extracted
-    from ldm.store.write import staged, write_weights
 
     (parts, ours), (other, theirs) = _loaded(base), _loaded(tuned)
     if parts.family != other.family:
@@ -82,9 +82,9 @@ def extract(
         keep=KEPT if keep is None else keep,
         convolutions=convolutions,
     )
-    tensors, metadata = convert(made.adapter, dialect, fingerprint=parts.fingerprint, family=parts.family)
-    with staged(goal) as stage:
-        write_weights(stage, tensors, metadata)
+    usual = as_usual(dialect, parts.family)
+    tensors, metadata = convert(made.adapter, usual, fingerprint=parts.fingerprint, family=parts.family)
+    write_adapter(goal, dialect, tensors, metadata)
     told = {"path": str(goal), "tensors": len(tensors), "ranks": _ranks(made.adapter),
             "left_out": made.left_out, "elsewhere": made.elsewhere}  # fmt: skip
     typer.echo(json.dumps(told) if as_json else printable(_extraction(goal, len(tensors), told)))
@@ -127,13 +127,13 @@ def _into(uses: Sequence[dict[str, Any]], goal: Path, model: str, as_json: bool)
     parts, stack = _loaded(model)
     items = [
         (
-            read_adapter(use["path"]),
+            read_adapter(use["path"], use.get("any_base", False)),
             _number(use, "weight"),
             _number(use, "text_weight") if "text_weight" in use else None,
         )
         for use in uses
     ]
-    report = stack.use(items, any_base=any(use.get("any_base") for use in uses))
+    report = stack.use(items)
     (save_single if goal.suffix.lower() == ".safetensors" else save_folder)(parts, goal)
     told = {"path": str(goal), "applied": [str(applied) for applied in report.applied]}
     typer.echo(json.dumps(told) if as_json else printable("\n".join([*told["applied"], str(goal)])))

@@ -35,8 +35,10 @@ def _adapter_inspect(
 
 def _adapter_convert(
     file: Annotated[str, typer.Argument(metavar="FILE", help="What to convert.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft.")] = "diffusers",
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file, or folder.", show_default=False)],
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, peft (a folder).")
+    ] = "diffusers",
     as_json: Json = False,
 ) -> int:
     """Write an adapter in another dialect: ldm adapter convert a.safetensors b.safetensors --to kohya"""
@@ -61,7 +63,7 @@ def _adapter_merge(
         str | None, typer.Option("--into", metavar="MODEL", help="Write this model with the adapters in its weights.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft; diffusers.")
+        str | None, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft (a folder); diffusers.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -74,7 +76,7 @@ def _adapter_merge(
 def _adapter_extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model before.", show_default=False)],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model after.", show_default=False)],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file, or folder.", show_default=False)],
     rank: Annotated[
         int | None, typer.Option("--rank", metavar="N", min=1, max=4096, help="Of every layer; else as --keep needs.")
     ] = None,
@@ -85,7 +87,9 @@ def _adapter_extract(
     convolutions: Annotated[
         bool, typer.Option("--convolutions/--no-convolutions", help="Whether 3x3 and other convolutions count.")
     ] = True,
-    to: Annotated[str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft.")] = "diffusers",
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, peft (a folder).")
+    ] = "diffusers",
     as_json: Json = False,
 ) -> int:
     """The LoRA between two models: ldm adapter extract scenes my-scenes/ mine.safetensors --rank 16"""

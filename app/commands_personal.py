@@ -35,6 +35,9 @@ def _personalize(
         int | None, typer.Option("--checkpoints", metavar="N", min=1, max=50, help="How often it is measured; 6.")
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=1, max=1024, help="Of the LoRA; 16.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="R", min=0, max=1, help="Of learning; by method and model.")
+    ] = None,
     size: Annotated[int | None, typer.Option("--size", metavar="N", min=8, max=4096, help="The model's own.")] = None,
     batch: Annotated[
         int | None,
@@ -72,7 +75,8 @@ def _personalize(
     fields = {
         "photos": photos, "token": token, "model": model, "method": method, "kind": kind, "out": out, "steps": steps,
         "checkpoints": checkpoints,
-        "rank": rank, "size": size, "batch": batch, "prior": prior, "prompts": tuple(prompt) if prompt else None,
+        "rank": rank, "rate": rate, "size": size, "batch": batch, "prior": prior,
+        "prompts": tuple(prompt) if prompt else None,
         "unrelated": tuple(unrelated) if unrelated else None, "clip": clip, "licence": licence, "seed": seed,
         "flip": flip,
         "precision": precision, "device": device,

@@ -22,7 +22,15 @@ _USES = {"controlnet": "a control{1}: --control model={0},...", "clip": "a CLIP{
 
 def list_models(as_json: bool) -> int:
     """The shipped models with the controls inside them, what ships beside them, and those that were pulled."""
-    from ldm.store.find import controls_inside, fetched_ids, find_model, shipped, shipped_adapters, shipped_beside, whose
+    from ldm.store.find import (
+        controls_inside,
+        fetched_ids,
+        find_model,
+        shipped,
+        shipped_adapters,
+        shipped_beside,
+        whose,
+    )
 
     controls = {name: path.parent.name for name, path in controls_inside().items()}
     beside = {name: _kind(find_model(name)) for name in shipped_beside()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from train.personal.settings import Wish
 
 SHOWN = 4  # cases of a finding
+# What the trainer calls its keys, and what is said for them here.
+OPTIONS = {
+    "with a lower optim.lr, with optim.clip or warmup, or with run.precision=fp32":
+        "with --precision fp32; or begin anew with a lower --rate and another --out",
+    "with a lower optim.lr or run.precision=fp32": "with --precision fp32; or begin anew with a lower --rate",
+    "run.checkpointing=true, run.micro=1 or run.precision=bf16": "--batch 1 or --precision bf16",
+    "lower run.keep, or move": "or move", "set run.out": "set --out", "run.out": "--out", "data.size": "--size",
+}  # fmt: skip
 
 
 def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quiet: bool) -> int:
@@ -56,11 +65,19 @@ def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quie
                     typer.echo(json.dumps({"out": str(wish.out), "steps": plan.steps, "cost": asdict(cost)}))
                 return 0
             made = learn(wish, hooks, stop)
+        except LdmError as error:
+            raise LdmError(error.code, _here(error.what), _here(error.why), _here(error.fix)) from error
         except Stopped as stopped:
             view.stopped(resume_command(), 0)
             return int(stopped.code or 143)
     _tell_result(wish, made, as_json, quiet)
     return 0
+
+
+def _here(text: str) -> str:
+    for key, option in OPTIONS.items():
+        text = text.replace(key, option)
+    return text
 
 
 def _wish(fields: Mapping[str, Any]) -> Wish:
@@ -148,6 +165,6 @@ def _tell_result(wish: Wish, made: Learned, as_json: bool, quiet: bool) -> None:
     typer.echo(f"report   {printable(str(made.folder / 'report.html'))}")
     for file in files:
         typer.echo(f"adapter  {printable(file)}")
-    uses = [f"--lora {adapter}"] * (adapter is not None) + [f"--embedding {word}"] * (word is not None)
-    prompt, model = made.report["prompts"]["subject"][0], made.report["model"]
-    typer.echo(printable(f'try      ldm generate "{prompt}" --model {model} {" ".join(uses)}'))
+    uses = [("--lora", str(adapter))] * (adapter is not None) + [("--embedding", str(word))] * (word is not None)
+    words = ("ldm", "generate", made.report["prompts"]["subject"][0], "--model", made.report["model"], *sum(uses, ()))
+    typer.echo(printable(f"try      {shlex.join(words)}"))

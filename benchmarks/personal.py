@@ -1,7 +1,7 @@
 """A new creature from five drawings, by `ldm personalize` with its defaults: is it learned, and what else has changed?
 
     python -m benchmarks.personal --judges runs/emoji/judge-11/model runs/emoji/judge-12/model \\
-      --pictures runs/emoji/pictures.parquet [--creatures 3 8] [--write]
+      --pictures runs/emoji/pictures.parquet [--creatures 3 8] [--keep runs/personal] [--write]
 
 Samples are drawn for prompts that training did not see, and looked for among drawings of the same creature in other
 poses and 200 distractors: 100 other creatures of the same script, 100 emoji. A hit: the nearest of all is the creature.
@@ -76,17 +76,18 @@ def drawn(
 
 
 def learned(creature: int, model: str, folder: Path) -> tuple[dict[str, Any], Path, float]:
-    """The command's own report, its adapter, and its seconds."""
-    photos = folder / "photos"
-    subprocess.run(
-        [LDM, "data", "draw", photos, "--character", str(creature), "--count", "5", "--size", "256"], check=True
-    )
-    began = time.perf_counter()
-    command = [LDM, "personalize", photos, "--token", TOKEN, "--model", model, "--out", folder / "made", "--quiet"]
-    subprocess.run(command, check=True)
-    seconds = time.perf_counter() - began
-    report = json.loads((folder / "made" / "report.json").read_text("utf-8"))
-    return report, folder / "made" / report["files"][0], seconds
+    """The command's own report, its adapter, and its seconds. Where the folder holds them, nothing is learned again."""
+    photos, made, took = folder / "photos", folder / "made", folder / "seconds.json"
+    if not took.is_file():
+        subprocess.run(
+            [LDM, "data", "draw", photos, "--character", str(creature), "--count", "5", "--size", "256"], check=True
+        )
+        began = time.perf_counter()
+        command = [LDM, "personalize", photos, "--token", TOKEN, "--model", model, "--out", made, "--quiet"]
+        subprocess.run(command, check=True)
+        took.write_text(json.dumps(time.perf_counter() - began), "utf-8")
+    report = json.loads((made / "report.json").read_text("utf-8"))
+    return report, made / report["files"][0], json.loads(took.read_text("utf-8"))
 
 
 def own_and_photos(creature: int) -> tuple[Tensor, Tensor]:
@@ -159,6 +160,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, required=True, help="the prepared table of emoji")
     parser.add_argument("--judges", type=Path, nargs="+", required=True)
     parser.add_argument("--creatures", type=int, nargs="+", default=[3, 5, 8])
+    parser.add_argument("--keep", type=Path, help="a folder for what is learned, which is judged again from there")
     parser.add_argument("--write", action="store_true", help="write docs/results/personal.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -170,8 +172,10 @@ def main() -> int:
     emoji = squares([open_image(row.image) for row in rows], SIDE)
     found = {}
     for creature in args.creatures:
-        with tempfile.TemporaryDirectory() as folder:
-            report, adapter, seconds = learned(creature, args.model, Path(folder))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (args.keep or Path(temporary)) / str(creature)
+            folder.mkdir(parents=True, exist_ok=True)
+            report, adapter, seconds = learned(creature, args.model, folder)
             row = {"seconds": round(seconds, 1), "step": report["step"], "verdict": report["verdict"],
                    **judged(creature, adapter, args.model, looks, emoji)}  # fmt: skip
         found[str(creature)] = row | {"bars": bars(row)}

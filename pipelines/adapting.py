@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.errors import Code, LdmError
@@ -26,7 +26,6 @@ class Acting:
 
     key: tuple[object, ...]
     items: tuple[tuple[Adapter, float, float | None], ...] = ()
-    any_base: bool = False
     embeddings: tuple[Embedding, ...] = ()
     adapter_sources: tuple[AdapterSource, ...] = ()
     embedding_sources: tuple[Source, ...] = ()
@@ -58,7 +57,7 @@ class Adapting:
         if acting is self._acting:
             return
         self._acting = None  # whatever fails below, the next request starts anew
-        report = self._stack.use(acting.items, any_base=acting.any_base)
+        report = self._stack.use(acting.items)
         self._text.clear_embeddings()
         words = []
         for embedding in acting.embeddings:
@@ -74,8 +73,7 @@ def _read(key: tuple[object, ...], loras: Sequence[LoraUse], embeddings: Sequenc
     """The files of a request, read and hashed."""
     return Acting(
         key,
-        tuple((read_adapter(u.path), u.weight, u.text_weight) for u in loras),
-        any(u.any_base for u in loras),
+        tuple((read_adapter(u.path, u.any_base), u.weight, u.text_weight) for u in loras),
         tuple(read_embedding(p) for p in embeddings),
         tuple(
             AdapterSource(**source_of(u.path).model_dump(), weight=u.weight, text_weight=u.text_weight) for u in loras
@@ -101,14 +99,16 @@ def read_embedding(path: Path) -> Embedding:
     return parse_embedding(weights, weights.metadata, path.stem)
 
 
-def read_adapter(path: Path) -> Adapter:
-    """An adapter from a file, or from peft's two (its alpha is in `adapter_config.json` alone)."""
+def read_adapter(path: Path, any_base: bool = False) -> Adapter:
+    """An adapter from a file, or from peft's two (its alpha is in `adapter_config.json` alone). `any_base` lets it pass
+    on relatives of its base."""
     file = adapter_file(path)
     weights = load_weights(file)
-    if (config := peft_config(file)) is None:
-        return parse_adapter(weights, weights.metadata, file.name)
-    told = {"lora_adapter_metadata": json.dumps(read_json(config))}
-    return parse_adapter(weights, weights.metadata | told, file.resolve().parent.name)
+    told, name = weights.metadata, file.name
+    if (config := peft_config(file)) is not None:
+        told = told | {"lora_adapter_metadata": json.dumps(read_json(config))}
+        name = file.resolve().parent.name
+    return replace(parse_adapter(weights, told, name), any_base=any_base)
 
 
 def check_tags(request: Request, tags: Iterable[Tag]) -> None:

@@ -14,7 +14,7 @@ from ldm.store.header import printable
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 MAX_BESIDE = 2_000  # entries of a folder that are looked at for a name like the one that is missing
-PEFT_WEIGHTS = "adapter_model.safetensors"  # in a folder as peft writes it, beside adapter_config.json
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # in a folder as peft writes it
 TINY_DECODER = "tiny-decoder"  # in the folder of a model: an AutoencoderTiny that was taught the same latents
 OPEN_CLIP = "open_clip_config.json"  # in the folder of both towers of a CLIP
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # in a folder as diffusers writes it, and as the task lora does
@@ -101,7 +101,7 @@ def adapter_file(path: str | Path) -> Path:
 
 def peft_config(file: Path) -> Path | None:
     """What peft wrote beside the weights of an adapter: the strength of the adapter is in it alone."""
-    config = file.with_name("adapter_config.json")
+    config = file.with_name(PEFT_CONFIG)
     return config if file.name == PEFT_WEIGHTS and config.is_file() else None
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
+from ldm.store.find import PEFT_CONFIG, PEFT_WEIGHTS
 from ldm.store.header import read_header
 from ldm.store.weights import TORCH
 
@@ -130,6 +131,13 @@ def write_weights(
             file.write(data)
             if fed is not None:
                 fed.update(data)
+
+
+def write_peft(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A new folder that peft opens: weights, and a configuration where alone their rank and alpha are told."""
+    folder.mkdir(parents=True)
+    write_weights(folder / PEFT_WEIGHTS, tensors, metadata)
+    (folder / PEFT_CONFIG).write_text(metadata["lora_adapter_metadata"] + "\n", "utf-8")
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

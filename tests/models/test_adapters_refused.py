@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,9 +153,12 @@ def test_another_model_of_the_same_family_by_fingerprint() -> None:
     with pytest.raises(LdmError, match="another base model") as caught:
         make_stack("sd1", fingerprint="base-b").use([(adapter, 1.0, None)])
     assert "base-a" in caught.value.why and "base-b" in caught.value.why
-    make_stack("sd1", fingerprint="base-b").use([(adapter, 1.0, None)], any_base=True)
+    told = replace(adapter, any_base=True)
+    make_stack("sd1", fingerprint="base-b").use([(told, 1.0, None)])
+    with pytest.raises(LdmError, match="another base model"):  # what is said of one is not said of the other
+        make_stack("sd1", fingerprint="base-b").use([(told, 1.0, None), (adapter, 1.0, None)])
     with pytest.raises(LdmError, match="family sd1"):
-        make_stack("xl", fingerprint="base-b").use([(adapter, 1.0, None)], any_base=True)
+        make_stack("xl", fingerprint="base-b").use([(told, 1.0, None)])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ on.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 
 from ldm.errors import Code, LdmError
 from ldm.images.save import make_folder
+from ldm.store.shards import read_json
 from ldm.store.write import remove, staged
 from train.checkpoint import candidates
 from train.lock import NAME as LOCK
@@ -64,8 +64,11 @@ def earlier(wish: Wish) -> Earlier:
         return Earlier()
     if not (wish.out / REPORT).is_file():
         return Earlier(None, photos)
-    report = json.loads((wish.out / REPORT).read_text("utf-8"))
-    return Earlier(Learned(wish.out, tuple(wish.out / name for name in report["files"]), report), photos)
+    report = read_json(wish.out / REPORT)
+    if not isinstance(report.get("files"), list):
+        what, why = f"{wish.out / REPORT} is not understood.", "It names no files."
+        raise LdmError(Code.FILE, what, why, "Choose another --out; or remove it, and give the same command again.")
+    return Earlier(Learned(wish.out, tuple(wish.out / str(name) for name in report["files"]), report), photos)
 
 
 @contextmanager
@@ -112,8 +115,8 @@ def has_learned(out: Path) -> bool:
 
 def _read(kept: Path) -> Wish:
     try:
-        return Wish(**json.loads(kept.read_text("utf-8")))
-    except (ValueError, ValidationError) as error:
+        return Wish(**read_json(kept))
+    except ValidationError as error:
         what, why = f"{kept} is not understood.", f"{type(error).__name__}."
         raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
 

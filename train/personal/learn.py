@@ -28,6 +28,7 @@ from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, file_of, report_of
 from train.personal.settings import Wish
 from train.personal.strengths import draw_strengths
+from train.personal.token import refuse_syntax
 from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
 from train.run import Run, opened
@@ -37,6 +38,7 @@ from train.trainer import Action, Step
 from train.turns import is_out_of_memory, release
 
 log = logging.getLogger("train.personal")
+AT_ONCE = 8  # class pictures
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,6 +57,7 @@ class Hooks:
 
 def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     """All of it."""
+    refuse_syntax(wish.token)
     before = earlier(wish)
     if before.learned is not None:
         return before.learned
@@ -98,6 +101,7 @@ def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks,
             plan.prompts.prior,
             plan.prior,
             plan.size,
+            at_once=AT_ONCE if base.small else 1,  # of a large one several at once may not fit where it trains
             masked=photos.masked,
             seed=wish.seed,
             device=wish.device,
@@ -129,6 +133,7 @@ def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks,
 
 def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     """What it would cost; nothing is written where it would go."""
+    refuse_syntax(wish.token)
     base = base_of(wish.model)
     source, _, plan = _looked(wish, base, Judge(wish.clip, base.path), hooks)
     with TemporaryDirectory(prefix="ldm-photos-") as place:
@@ -175,6 +180,6 @@ def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:
             continue
         if not goal.exists():
             with staged(goal) as stage:
-                shutil.copytree(source, stage) if source.is_dir() else shutil.copyfile(source, stage)
+                shutil.copyfile(source, stage)
         made.append(goal)
     return tuple(made)

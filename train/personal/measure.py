@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SAME = 0.02  # distance of two photos that are taken for one
+CLOSE = 0.5  # of the distance of the two most alike photos: so near comes one new drawing of a creature in twenty
 MARGIN = 0.03  # of cosines, from the base to the ceiling, below which nothing can be told of the way between
 LEAST = 0.005  # of a cosine: a base that tells its own prompts apart by less understands none of them
 
@@ -40,6 +41,7 @@ class Measures:
     copied: tuple[tuple[int, int], ...]  # (sample, photo) of near copies
     nearest: tuple[tuple[int, float], ...] = ()  # of each sample the nearest photo, and how far it is
     chance: float = 0.0  # the share of near copies among new photos, of which none is a copy
+    close: int = 0  # of the near copies those that hardly any new photo would be
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,9 +70,10 @@ class Yardstick:
 
     @property
     def nearest(self) -> float:
-        """The smallest distance from a photo to another: what comes nearer than that is a copy."""
+        """The smallest distance from a photo to another, mirrored where samples are held against those too: what comes
+        nearer than that is a near copy."""
         n = len(self.photos)
-        apart = (1 - self.photos @ self.photos.T)[torch.triu_indices(n, n, 1).unbind()]
+        apart = 1 - self._alike(self.photos)[~torch.eye(n, dtype=torch.bool)]
         real = apart[apart >= SAME]  # two shots of one moment would let every copy pass
         return float(real.min()) if len(real) else SAME
 
@@ -84,9 +87,9 @@ class Yardstick:
     def measure(self, drawn: Drawn) -> Measures:
         """Of one checkpoint."""
         likeness = drawn.subject @ self.photos.T
-        both = likeness if self.mirrored is None else torch.maximum(likeness, drawn.subject @ self.mirrored.T)
-        near = [(int(row.argmax()), float(1 - row.max())) for row in both]
-        copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < self.nearest]
+        near = [(int(row.argmax()), float(1 - row.max())) for row in self._alike(drawn.subject)]
+        nearest = self.nearest
+        copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < nearest]
         leak = None
         if len(drawn.kind):
             leak = self._way(_mean(drawn.kind @ self.photos.T), _mean(self.base.kind @ self.photos.T))
@@ -100,7 +103,13 @@ class Yardstick:
             tuple(copied),
             tuple(near),
             self.chance,
+            sum(away < CLOSE * nearest for _, away in near),
         )
+
+    def _alike(self, pictures: Tensor) -> Tensor:
+        """[m,n] likeness to each photo, as it is or mirrored."""
+        likeness = pictures @ self.photos.T
+        return likeness if self.mirrored is None else torch.maximum(likeness, pictures @ self.mirrored.T)
 
     def _way(self, reached: float, start: float) -> float | None:
         """How far from a start to the ceiling; None where the two are no distance apart."""

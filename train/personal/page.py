@@ -22,7 +22,9 @@ from train.report_style import SCRIPT, STYLE
 FLAGS = {
     "not learned": "not learned", "copies": "copies photos", "ignores prompts": "ignores prompts",
     "drift": "changed what is unrelated", "leak": "comes without its token", "unknown": "cannot be told",
+    "perhaps copies": "copies not ruled out",
 }  # fmt: skip
+OPEN = {"unknown", "perhaps copies"}  # what is not known is neither wrong nor sound
 SHOWN = 256  # pixels of a picture's longer side, at most
 UNDER_WAY = "<span class=badge>under way</span>"
 GRID = """
@@ -72,8 +74,7 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
 def badges(report: Mapping[str, Any]) -> str:
     """What is wrong, or that nothing is; what cannot be told is neither."""
     told = "".join(
-        f"<span class='badge{'' if flag == 'unknown' else ' bad'}'>{_safe(FLAGS[flag])}</span>"
-        for flag in report["flags"]
+        f"<span class='badge{'' if flag in OPEN else ' bad'}'>{_safe(FLAGS[flag])}</span>" for flag in report["flags"]
     )
     return (told or "<span class='badge done'>sound</span>") + ("" if report["done"] else UNDER_WAY)
 

@@ -20,6 +20,7 @@ from ldm.data.doctor import check
 from ldm.data.examples import open_source
 from ldm.data.facts import CLEAR
 from ldm.data.folders import Folder
+from ldm.data.reader import check_shape
 from ldm.data.settings import DataSettings
 from ldm.data.source import Source, grey, srgb
 from ldm.data.subject import FEWEST
@@ -34,6 +35,13 @@ from ldm.store.write import staged
 
 KEPT = "photos.json"
 DIGESTED = 64  # pixels of training: which, does not matter to a digest
+FIXES = {  # by kind of finding
+    "unreadable": "fetch or export them again, or remove them: they are left out here",
+    "crop": "crop by hand around what matters",
+    "blurry": "look at them, and remove what is out of focus or enlarged",
+    "transparent": "nothing: what is transparent does not count",
+    "mode": "nothing, unless the colours look wrong in the folder photos of the result",
+}
 TIMES = 2  # as large as the side of training, at most: random crops and zooms need no more
 
 
@@ -86,10 +94,11 @@ def looked_at(
 
 
 def _here(finding: Finding) -> Finding:
-    """Of a few photos one that is broken is a large share; it is left out all the same, and nothing stops."""
-    if finding.kind != "unreadable":
-        return finding
-    return replace(finding, level="warn", fix="fetch or export them again, or remove them: they are left out here")
+    """Of a few photos one that is broken is a large share; it is left out all the same, and nothing stops. What a run
+    file or another command would have to say is not what can be done here."""
+    if finding.kind == "unreadable":
+        return replace(finding, level="warn", fix=FIXES[finding.kind])
+    return replace(finding, fix=FIXES.get(finding.kind, finding.fix))
 
 
 def source_of(photos: Path, size: int) -> Source:
@@ -154,8 +163,9 @@ def prepared(
 
 
 def _readable(source: Source, place: int) -> bool:
+    """As the check and the loader see it: what the one leaves out the other would stop at."""
     try:
-        source.picture(place)
+        check_shape(source.name(place), source.picture(place).size, 1)
     except LdmError:
         return False
     return True

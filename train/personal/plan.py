@@ -134,6 +134,8 @@ class Plan:
         return LoraSettings(type="lora", rank=wish.rank, drop_caption=DROPPED, **word, **common)
 
     def _rate(self) -> float:
+        if self.wish.rate is not None:
+            return self.wish.rate
         if self.wish.method == "inversion":
             return 5e-3 if self.base.small else 5e-4
         return 2e-3 if self.base.small else 1e-4

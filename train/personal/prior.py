@@ -21,6 +21,7 @@ from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, save_image
 from ldm.images.save import make_folder
 from ldm.store.fingerprint import content_hash
+from ldm.store.sampling import read_sampling
 from ldm.store.write import remove, staged
 from pipelines.pipeline import Pipeline
 from pipelines.request import Request
@@ -30,7 +31,6 @@ from train.lock import Lock
 from train.signals import Stop
 
 log = logging.getLogger("train.personal")
-AT_ONCE = 8
 WAIT = 1.0  # seconds between two looks whether another run is ready
 
 
@@ -41,6 +41,7 @@ def class_pictures(
     count: int,
     size: int,
     *,
+    at_once: int,
     masked: bool,
     seed: int,
     device: str | None,
@@ -49,7 +50,7 @@ def class_pictures(
 ) -> Path:
     """A folder with `count` pictures and captions, and masks that let all of them count where photos have masks."""
     told = {"model": content_hash(model), "prompts": list(prompts), "count": count, "size": size, "seed": seed}
-    told["masked"] = masked
+    told |= {"masked": masked, "at_once": at_once, "sampling": read_sampling(model).model_dump(mode="json")}
     folder = cache / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     part = cache / f".{folder.name}.part"
     waits = False
@@ -91,7 +92,7 @@ def _draw(
     for place, text in enumerate(prompts[:count]):
         share = len(range(place, count, len(prompts)))
         there = next((i for i in range(share) if not _picture(home, done + i).exists()), share)
-        there -= there % AT_ONCE if there < share else 0
+        there -= there % told["at_once"] if there < share else 0
         for left in range(done + there, done + share):
             for path in (_picture(home, left), home / "masks" / f"{left:04d}.png"):
                 path.unlink(missing_ok=True)
@@ -101,7 +102,7 @@ def _draw(
             continue
         pipeline = pipeline or Pipeline.load(model, device=device or "auto")
         fields = suited(model, text, {}) | {"prompt": text, "seed": told["seed"] + 1000 * place + there}
-        request = Request(**{"width": size, "height": size, "batch": AT_ONCE, **fields, "count": share - there})
+        request = Request(**{"width": size, "height": size, "batch": told["at_once"], **fields, "count": share - there})
         for step in pipeline.run(request):
             stop.check()
             for result in step.done:

@@ -13,10 +13,10 @@ from train.personal.plan import Plan
 from train.personal.settings import Wish
 from train.personal.verdict import RULE, Checkpoint, flags, in_words, unknowable
 from train.personal.watching import Watching
-from train.tasks.subject_files import KOHYA, PEFT, WORD
+from train.tasks.subject_files import KOHYA, WORD
 
 # What a checkpoint's files are called in the end, behind the subject's name.
-ENDINGS = {LORA_WEIGHTS: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safetensors", PEFT: "-peft"}
+ENDINGS = {LORA_WEIGHTS: ".safetensors", KOHYA: "-kohya.safetensors", WORD: "-word.safetensors"}
 
 
 def file_of(wish: Wish, kind: str) -> Path:
@@ -36,7 +36,7 @@ def report_of(
     """Names of files are those inside the run's folder; of the photos only their names are kept. `weights` at which the
     chosen one was drawn."""
     wish, yardstick, measures = plan.wish, watching.yardstick, chosen.measures
-    samples = len(plan.prompts.subject) * plan.seeds
+    samples, seen = len(plan.prompts.subject) * plan.seeds, watching.judge.clip is not None
     kept = watching.folder / "checkpoints" / str(chosen.step)
     return {
         "verdict": "; ".join(in_words(measures, photos.names, samples)) + ".",
@@ -69,7 +69,7 @@ def report_of(
         "aside": photos.aside,
         "findings": list(photos.findings),
         "notes": list(plan.notes),
-        "unknowable": list(unknowable(len(photos.names), samples, measures, watching.judge.clip is not None)),
+        "unknowable": list(unknowable(len(photos.names), samples, measures, seen, photos.masked)),
         "model": wish.model,
         "steps": plan.steps,
         "prior": plan.prior,

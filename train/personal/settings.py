@@ -23,6 +23,7 @@ class Wish(Strict):
     method: Method = "lora"
     steps: int | None = Field(None, gt=0)
     rank: int = Field(16, gt=0, le=1024)
+    rate: float | None = Field(None, gt=0, le=1)  # of learning
     size: int | None = Field(None, ge=8)
     batch: int | None = Field(None, gt=0)
     prior: int | None = Field(None, ge=0)  # pictures of the model itself that keep it what it is

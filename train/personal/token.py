@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from ldm.errors import Code, LdmError
+from ldm.models.prompt import parse, resolve
 from ldm.models.prompt.words import words
 from ldm.models.tokenizer import CLIPS_OWN, Vocabulary
 
+SHOWN = 40
 PIECES = 4  # of a token, from which on it takes much of a prompt's room
 COMMON = 12_000  # entries of CLIP's vocabulary come in the order of their frequency
 RARE = range(40_000, 48_000)  # among which rare ones are looked for
+
+
+def refuse_syntax(token: str) -> None:
+    """A prompt is read, and training is not: brackets, braces and the like would call something else than was learned.
+    An error says so."""
+    try:
+        resolved = resolve(token, seed=0)
+        pieces = [(piece.text, piece.weight) for section in parse(resolved.text).sections() for piece in section]
+        kept = pieces == [(token, 1.0)] and not resolved.loras
+    except LdmError:
+        kept = False
+    if kept:
+        return
+    plain = " ".join("".join(c if c.isalnum() or c in "-' " else " " for c in token).split())
+    raise LdmError(
+        Code.USAGE,
+        f"--token {token[:SHOWN]!r} is syntax of prompts.",
+        "In a prompt it would be read as a weight, a choice or an adapter, and call something else than was learned.",
+        f"Use letters and digits: --token {plain!r}." if plain else "Use letters and digits: --token 'zwx'.",
+    )
 
 
 def remarks(token: str, kind: str, vocabulary: Vocabulary, known: Collection[str]) -> Iterator[str]:

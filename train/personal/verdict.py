@@ -41,8 +41,10 @@ def most_copies(m: Measures) -> float:
 
 
 def excess(m: Measures) -> float:
-    """By how much the bounds are missed, all together; 0: kept."""
-    missed = max(0.0, m.copies - most_copies(m)) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
+    """By how much the bounds are missed, all together; 0: kept. What was seen counts here, be it sure or not: of two
+    checkpoints the one with fewer copies is the better guess."""
+    copied = max(m.copies - most_copies(m), m.close / max(1, len(m.nearest)) - COPIES)
+    missed = max(0.0, copied) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
     missed += max(0.0, (m.leak or 0.0) - LEAK) / LEAK
     if m.prompt is not None:
         missed += max(0.0, PROMPT - m.prompt) / PROMPT
@@ -91,8 +93,10 @@ def flags(m: Measures) -> set[str]:
         found.add("unknown")
     elif m.subject < PARTLY:
         found.add("not learned")
-    if _surely_copied(m) > most_copies(m) or (m.subject or 0.0) > COPYING:
+    if _copies_for_sure(m) or (m.subject or 0.0) > COPYING:
         found.add("copies")
+    elif m.copies > most_copies(m):
+        found.add("perhaps copies")
     if m.prompt is not None and m.prompt < PROMPT:
         found.add("ignores prompts")
     if m.drift > DRIFT:
@@ -102,9 +106,13 @@ def flags(m: Measures) -> set[str]:
     return found
 
 
-def _surely_copied(m: Measures) -> float:
-    """The least share of near copies that these samples allow for."""
-    return exact_share(len(m.copied), len(m.nearest)).low if m.nearest else m.copies
+def _copies_for_sure(m: Measures) -> bool:
+    """Whether more samples are near copies than new photos would be, or closer than those come, whatever the chance of
+    so few samples."""
+    if not m.nearest:
+        return m.copies > most_copies(m)
+    near, close = (exact_share(count, len(m.nearest)).low for count in (len(m.copied), m.close))
+    return near > most_copies(m) or close > COPIES
 
 
 def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
@@ -127,6 +135,8 @@ def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
         yield "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
     if "copies" not in found:
         yield from _copies(m, photos, samples)
+    if "perhaps copies" in found:
+        yield f"more than the {percent(most_copies(m))} of new photos that would be, in too few samples to be sure"
     if m.drift > DRIFT:
         yield f"unrelated prompts changed by {m.drift:.0%} of the distance between two seeds"
     if m.leak is not None and m.leak > LEAK:
@@ -142,8 +152,8 @@ def _copies(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
         yield "its pictures are more like the photos than these are like each other: that is copying, not success"
 
 
-def unknowable(photos: int, samples: int, m: Measures, seen: bool) -> Iterator[str]:
-    """What so few pictures do not tell; `seen`: whether a CLIP has looked."""
+def unknowable(photos: int, samples: int, m: Measures, seen: bool, masked: bool = False) -> Iterator[str]:
+    """What so few pictures do not tell; `seen`: whether a CLIP has looked, `masked`: whether parts did not count."""
     if photos < 2:
         yield "with one photo there is no telling the subject from its picture, nor a copy from a likeness"
     elif photos < 8:
@@ -153,15 +163,23 @@ def unknowable(photos: int, samples: int, m: Measures, seen: bool) -> Iterator[s
         f"near copies: {len(m.copied)} of {samples} samples mean a share between {percent(told.low)} and "
         f"{percent(told.high)} of all that it would draw (Clopper and Pearson, {LEVEL:.0%})"
     )
+    if m.nearest and exact_share(samples, samples).low <= most_copies(m):
+        yield f"were all {samples} samples near copies, so few would not prove it: only closer ones count as copying"
     if m.chance > COPIES:
         yield (
             f"of new photos {percent(m.chance)} would count as near copies (the closest pair of {photos + 1} holds the "
-            f"new one with a chance of 2 in {photos + 1}): only a share that is surely above that is called copying"
+            f"new one with a chance of 2 in {photos + 1}): only a share that is surely above that is called copying, "
+            "or one of samples at half that distance"
         )
     if not seen:
         yield "without a CLIP, likeness means colours and edges, not what is seen; --clip names one"
     elif m.prompt is None:
         yield "whether prompts are followed is open: the model tells them too little apart, or there was one alone"
+    if masked:
+        yield "samples are held against whole photos, what the masks hide among it, though nothing of that was learned"
     if m.subject is None:
         chooser = "the validation loss has chosen the" if photos >= FEWEST else "the rule took the earliest"
-        yield f"these features do not tell the subject from its kind: {chooser} checkpoint within the bounds"
+        which = "checkpoint within the bounds"
+        if excess(m) > 0:
+            chooser, which = "no checkpoint keeps the bounds, and the rule took the one", "that misses them by least"
+        yield f"these features do not tell the subject from its kind: {chooser} {which}"

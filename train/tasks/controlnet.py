@@ -22,7 +22,7 @@ from pipelines.fit import check_control
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions
-from train.tasks.denoising import Denoising, Rows, check_sizes, drawing, schedule_of
+from train.tasks.denoising import Denoising, Rows, check_sizes, noise_for
 from train.tasks.latents import moments, whole_hole
 from train.tasks.parts import changed, is_new, new_network, owned, read_architecture, refuse_told, save_network, seeded
 from train.tasks.sampling import Look, evaluating, examples, pictures, start_noise
@@ -49,13 +49,13 @@ class ControlTask:
         self.network = UNet(self.parts.unet, self.parts.prediction)
         self.control: Any = self._control()
         check_control(self.network, self.control, str(settings.controlnet))
-        self.scheduler = schedule_of(self.parts.scheduler, settings.noise, self.network.kind)
+        self.scheduler = self.parts.scheduler
         self.denoising = Denoising(
             self.vae,
             self.captions,
             Schedule.of(self.scheduler),
             self.network.kind,
-            drawing(settings.noise),
+            noise_for(self.scheduler, settings.noise, self.network.kind),
             self.network.inpaints,
             drop=settings.drop_caption,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -198,20 +199,33 @@ def check_sizes(setting: Setting, vae: Autoencoder, unet: Mapping[str, Any], wid
     check_sides(setting, vae.factor, f"the autoencoder of {where}")
 
 
-def drawing(noise: Noise | None) -> Noise:
-    """How noise is drawn: as asked, else evenly. A frozen U-Net learns no variances."""
-    return Noise() if noise is None else noise.model_copy(update={"bound": 0.0})
-
-
-def schedule_of(own: dict[str, Any], noise: Noise | None, kind: str) -> dict[str, Any]:
-    """The model's schedule, or that of `task.noise` where it says another."""
-    if noise is None:
-        return own
-    if noise.kind != kind:
+def noise_for(own: Mapping[str, Any], noise: Noise | None, kind: Kind) -> Noise:
+    """How noise is drawn for a model that stays as it is: evenly, or as asked. Its levels and what it predicts are its
+    own, and what `task.noise` says of them must agree. It learns no variances."""
+    asked = {} if noise is None else {name: getattr(noise, name) for name in noise.model_fields_set}
+    flow = str(own.get("_class_name", "")).startswith("FlowMatch")
+    its: dict[str, Any] = {"kind": kind, "zero_snr": bool(own.get("rescale_betas_zero_snr"))}
+    its |= {"shift": float(own.get("shift") or 1.0), "schedule": "flow" if flow else "scaled_linear"}
+    if "schedule" in asked and _levels(scheduler_config("v_prediction", asked["schedule"])) == _levels(own):
+        its["schedule"] = asked["schedule"]
+    for name, value in its.items():
+        if asked.get(name, value) != value:
+            raise LdmError(
+                Code.USAGE,
+                f"task.noise.{name}={asked[name]} does not fit the model",
+                f"it stays as it is, and has {_levels(own) if name == 'schedule' else value}",
+                f"Leave task.noise.{name} out.",
+            )
+    try:
+        return Noise(**{**asked, **its, "bound": 0.0})
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise LdmError(
-            Code.USAGE,
-            f"task.noise.kind={noise.kind} does not fit the model",
-            f"it predicts {kind}, and stays as it is",
-            f"Set task.noise.kind to {kind}, or leave task.noise out.",
-        )
-    return scheduler_config(noise.kind, noise.schedule, zero_snr=noise.zero_snr, shift=noise.shift)
+            Code.USAGE, "task.noise does not fit the model", why, "Change that key, or leave it out."
+        ) from None
+
+
+def _levels(scheduler: Mapping[str, Any]) -> str:
+    """What the noise levels of a scheduler come from."""
+    told = (scheduler.get(key) for key in ("beta_schedule", "beta_start", "beta_end"))
+    return "betas " + " ".join(map(str, told)) if "beta_schedule" in scheduler else "a flow's levels"

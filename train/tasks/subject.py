@@ -26,7 +26,7 @@ from pipelines.pipeline import zeroes_null
 from train.draws import Draws
 from train.task import Figures, Phase, Setting, Turn
 from train.tasks.captions import Captions, dropped_captions
-from train.tasks.denoising import Denoising, answer, check_sizes, conditions, drawing, schedule_of
+from train.tasks.denoising import Denoising, answer, check_sizes, conditions, noise_for
 from train.tasks.latents import moments, whole_hole
 from train.tasks.learned import Learned
 from train.tasks.lora import ATTENTION, RESIDUAL, Weights, config_of, inject, switched_off
@@ -65,13 +65,13 @@ class SubjectTask:
         if settings.token:
             self._check_token()
         self.weights = {} if self.lora is None else self._adapters(self.lora)
-        self.scheduler = schedule_of(self.parts.scheduler, settings.noise, self.network.kind)
+        self.scheduler = self.parts.scheduler
         self.denoising = Denoising(
             self.vae,
             self.captions,
             Schedule.of(self.scheduler),
             self.network.kind,
-            drawing(settings.noise),
+            noise_for(self.scheduler, settings.noise, self.network.kind),
             self.network.inpaints,
             settings.levels,
             settings.drop_caption,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ldm.models.adapters import Adapter, Dialect, convert, parse_adapter
 from ldm.models.adapters.convert import ARCHITECTURES
+from ldm.models.prompt import says
 from ldm.store.find import LORA_WEIGHTS
 from ldm.store.parts import Parts
-from ldm.store.write import staged, write_weights
+from ldm.store.write import staged, write_peft, write_weights
 from ldm.version import __version__
 from train.task import Setting
 from train.tasks.learned import Learned
@@ -60,12 +61,8 @@ def _save_adapter(
         write_weights(stage / LORA_WEIGHTS, *convert(adapter, "diffusers", **base))
         return
     for component, held in weights.items():
-        place = stage / PEFT / component
-        place.mkdir(parents=True)
-        tensors, metadata = convert(_adapter(settings, {component: held}, about, name), "peft", **base)
-        write_weights(place / "adapter_model.safetensors", tensors, metadata)
-        config = metadata["lora_adapter_metadata"]
-        (place / "adapter_config.json").write_text(config + "\n", "utf-8")
+        one = _adapter(settings, {component: held}, about, name)
+        write_peft(stage / PEFT / component, *convert(one, "peft", **base))
 
 
 def _changes(weights: Mapping[str, Weights]) -> bool:
@@ -100,7 +97,8 @@ def _module(settings: LoraSettings | InversionSettings) -> dict[str, str]:
 
 def header(parts: Parts, settings: LoraSettings | InversionSettings, setting: Setting, name: str) -> dict[str, str]:
     """ModelSpec and kohya's `ss_*`, as far as they are known before a file's own tensors are."""
-    captions = Counter(islice(setting.captions(), MOST_CAPTIONS))
+    ours = (text for text in setting.captions() if says(text, settings.token))  # a prior's prompts call nothing
+    captions = Counter(islice(ours, MOST_CAPTIONS))
     about = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers",

@@ -19,6 +19,7 @@ from ldm.models.adapters.keys import TEXT, TEXT_2, UNET, Key, dotted, split, unr
 _COUNTED = {"down", "up", "mid", "diff", "lokr_t2"} | {
     f"{stem}_{side}" for stem in ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2") for side in "ab"
 }
+COMPONENT = "ldm.component"  # whose layers a file holds that does not name its network; peft's do not
 _IN_TEXT = ("encoder.", "embeddings.", "final_layer_norm", "text_projection")
 _FACTORS = _COUNTED | {"hada_t1", "hada_t2", "lokr_w1", "lokr_w2"}
 
@@ -68,6 +69,7 @@ class Adapter:
     total: int  # tensors in the file
     metadata: Mapping[str, str]
     base: BaseHint
+    any_base: bool = False  # whoever uses it lets it pass on relatives of its base
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -96,9 +98,9 @@ def parse_adapter(
             unknown.append(text)
         else:
             held[key.role] = (text, key)
-    parts = tuple(
-        _part(name, tensors, group, config) for group in groups.values() if _FACTORS & group.keys() or "diff_b" in group
-    )
+    whose = metadata.get(COMPONENT, "")
+    layers = [group for group in groups.values() if _FACTORS & group.keys() or "diff_b" in group]
+    parts = tuple(_part(name, tensors, layer, config, whose) for layer in layers)
     used = {key for part in parts for key in part.keys}
     unknown += [text for group in groups.values() for text, _ in group.values() if text not in used]
     said = hint(metadata, tensors)
@@ -109,7 +111,11 @@ def parse_adapter(
 
 
 def _part(
-    name: str, tensors: Mapping[str, Tensor], group: Mapping[str, tuple[str, Key]], config: Mapping[str, Any]
+    name: str,
+    tensors: Mapping[str, Tensor],
+    group: Mapping[str, tuple[str, Key]],
+    config: Mapping[str, Any],
+    component: str,
 ) -> Part:
     some_text, key = next(iter(group.values()))
     held = {role: tensors[text] for role, (text, _) in group.items()}
@@ -132,7 +138,8 @@ def _part(
     if bias is None and "up_bias" in held and delta is not None:
         bias = held["up_bias"].float() * delta.scale
     magnitude = _magnitude(name, group, held, shape)
-    return Part(key.component, path, key.flat, delta, magnitude, bias, shape, tuple(text for text, _ in group.values()))
+    component = key.component or component
+    return Part(component, path, key.flat, delta, magnitude, bias, shape, tuple(text for text, _ in group.values()))
 
 
 def _magnitude(

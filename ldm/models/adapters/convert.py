@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
-from ldm.models.adapters.adapter import Adapter, Part
+from ldm.models.adapters.adapter import COMPONENT, Adapter, Part, component_of
 from ldm.models.adapters.keys import TEXT, TEXT_2, UNET, to_original
 from ldm.version import __version__
 
@@ -25,20 +25,19 @@ ARCHITECTURES = {  # family -> ModelSpec architecture, kohya's version, native r
     "xl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "1024x1024"),
 }
 _ORDER = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
-_STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "format")
+_STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "format", COMPONENT)
 
 
 def convert(
     adapter: Adapter,
     dialect: Dialect,
     *,
-    component: str = UNET,
     fingerprint: str | None = None,
     family: str | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file that holds the same adapter in `dialect`.
 
-    `component` names the network of parts whose file did not; `fingerprint` and `family` name the base, if it is known.
+    `fingerprint` and `family` name the base, if it is known.
     `kohya-xl` is kohya's dialect with the original block names, as its XL files have them.
     """
     if adapter.unknown:
@@ -49,7 +48,7 @@ def convert(
             "Convert it with the program that trained it.",
         )
     tensors: dict[str, Tensor] = {}
-    pairs = [(part.component or component, part) for part in adapter.parts]
+    pairs = [(component_of(part), part) for part in adapter.parts]
     names = {name for name, _ in pairs}
     two_towers = TEXT_2 in names or dialect == "kohya-xl" or (family or adapter.base.family) == "xl"
     if dialect == "peft" and len(names) > 1:
@@ -59,6 +58,8 @@ def convert(
         tensors.update(written if written is not None else _dotted(adapter, name, part, dialect))
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     metadata = _metadata(adapter, pairs, tensors, fingerprint, family or adapter.base.family)
+    if dialect == "peft":
+        metadata[COMPONENT] = names.pop()
     if not dialect.startswith("kohya"):
         metadata["lora_adapter_metadata"] = json.dumps(
             _peft_config(pairs, prefixed=dialect == "diffusers"), sort_keys=True
@@ -79,7 +80,7 @@ def _kohya(adapter: Adapter, component: str, part: Part, dialect: Dialect, two_t
         factors, alpha = {**factors, "lokr_w1": factors["lokr_w1"] * part.delta.scale}, None
     tensors = {f"{stem}.{names.get(role, role)}": tensor for role, tensor in factors.items()}
     if part.delta and alpha is not None:
-        tensors[f"{stem}.alpha"] = torch.tensor(alpha, dtype=next(iter(factors.values())).dtype)
+        tensors[f"{stem}.alpha"] = _kept(alpha, next(iter(factors.values())).dtype)
     if part.magnitude is not None:
         values = part.magnitude.values
         axes = [1] * (_axes(part) - 1)
@@ -89,6 +90,12 @@ def _kohya(adapter: Adapter, component: str, part: Part, dialect: Dialect, two_t
             raise _unable(adapter, dialect, f"{part.path} has a LoRA bias, which kohya's keys do not name")
         tensors[f"{stem}.diff_b"] = part.bias
     return tensors
+
+
+def _kept(alpha: float, dtype: torch.dtype) -> Tensor:
+    """In the type of the factors, where that holds it exactly: 257 is 256 in bf16, and a strength of its own."""
+    told = torch.tensor(alpha, dtype=dtype)
+    return told if float(told) == alpha else torch.tensor(alpha, dtype=torch.float32)
 
 
 def _dotted(adapter: Adapter, component: str, part: Part, dialect: Dialect) -> dict[str, Tensor]:

@@ -54,8 +54,6 @@ def mixed(
     name: str,
     rank: int | None = None,
     base: AdapterStack | None = None,
-    *,
-    any_base: bool = False,
 ) -> Mixed:
     """One adapter that does what `items` do together at these weights.
 
@@ -63,10 +61,10 @@ def mixed(
     rescales, and so do convolutions whose factors do not tell their kernel.
     """
     adapters = [adapter for adapter, _ in items]
-    _check_relatives(adapters, any_base)
+    _check_relatives(adapters)
     if base is not None:
         for adapter in adapters:
-            refuse_other_base(adapter.name, adapter.base, base.family, base.fingerprint, any_base)
+            refuse_other_base(adapter.name, adapter.base, base.family, base.fingerprint, adapter.any_base)
     tensors: dict[str, Tensor] = {}
     left_out = square = 0.0
     for (component, layer), one in _collected(items, base).items():
@@ -121,6 +119,9 @@ def _factors(one: _Sum, rank: int | None, where: str) -> Factors:
         if rank is not None:
             return shortened(up, down, rank)
         return Factors(up, down, 0.0, float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)))
+    if any(part.delta is not None and _is_vector(part.delta.factors) for part, _ in plain):
+        what, why = f"{where} is not summed.", "It is the change of a norm, of which no LoRA can be made."
+        raise LdmError(Code.USAGE, what, why, "Put it into a model: --into MODEL.")
     kinds = ", ".join(sorted({part.kind for part, _ in plain if not _is_plain(part)}))
     if rank is None:
         what, why = (
@@ -139,6 +140,10 @@ def _factors(one: _Sum, rank: int | None, where: str) -> Factors:
         total = change if total is None else total + change
     assert total is not None
     return nearest(total, rank)
+
+
+def _is_vector(factors: Mapping[str, Tensor]) -> bool:
+    return max(tensor.ndim for tensor in factors.values()) < 2
 
 
 def _is_plain(part: Part) -> bool:
@@ -179,12 +184,10 @@ def _of_convolution(one: _Sum) -> bool:
     return any("conv" in end or end in ("proj_in", "proj_out") for end in ends)
 
 
-def _check_relatives(adapters: Sequence[Adapter], any_base: bool) -> None:
+def _check_relatives(adapters: Sequence[Adapter]) -> None:
     """Adapters of two families change other layers under other names; of two models of our own, other weights."""
     for what, read in (("family", _family), ("base model", _own_base)):
         said = {read(adapter): adapter.name for adapter in adapters if read(adapter) is not None}
-        if any_base and read is _own_base:
-            continue
         if len(said) > 1:
             raise LdmError(
                 Code.MODEL,
@@ -199,7 +202,7 @@ def _family(adapter: Adapter) -> str | None:
 
 
 def _own_base(adapter: Adapter) -> str | None:
-    return adapter.base.fingerprint if adapter.base.family == "own" else None
+    return adapter.base.fingerprint if adapter.base.family == "own" and not adapter.any_base else None
 
 
 def _agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -104,13 +104,13 @@ class AdapterStack:
         self._names = {component: aliases(layers) for component, layers in self._layers.items()}
         self._touched: dict[tuple[str, str], _Touched] = {}
 
-    def use(self, items: Sequence[Item], *, any_base: bool = False) -> Report:
+    def use(self, items: Sequence[Item]) -> Report:
         """Make the weights those of the base with exactly these adapters; only layers whose recipe changed are merged.
 
         After an error the weights are the base's: nobody ever computes with half a stack.
         """
         try:
-            plan, layers = self._plan(items, any_base)
+            plan, layers = self._plan(items)
             return self._report(items, layers, plan, self._merge(plan))
         except BaseException:
             self.clear()
@@ -134,13 +134,13 @@ class AdapterStack:
             weight = self._layers[component][layer].get_parameter("weight").data if touched is None else touched.source
             yield component, layer, weight, part
 
-    def _plan(self, items: Sequence[Item], any_base: bool) -> tuple[dict[tuple[str, str], list[_Term]], list[int]]:
+    def _plan(self, items: Sequence[Item]) -> tuple[dict[tuple[str, str], list[_Term]], list[int]]:
         """The terms of every parameter that changes, and the layers of each adapter counted; a misfit is an error."""
         plan: dict[tuple[str, str], list[_Term]] = {}
         layers: list[int] = []
         for index, (adapter, weight, text_weight) in enumerate(items):
             unet_weight, tower_weight = _weights(adapter.name, weight, text_weight)
-            refuse_other_base(adapter.name, adapter.base, self.family, self.fingerprint, any_base)
+            refuse_other_base(adapter.name, adapter.base, self.family, self.fingerprint, adapter.any_base)
             bound = self._bind(adapter)
             layers.append(len(bound))
             for component, layer, part in bound:

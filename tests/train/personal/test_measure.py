@@ -107,6 +107,10 @@ PLANTED = {
     "leaking": (replace(SOUND, leak=0.9, drift=0.6), {"leak", "drift"}),
     "no text tower": (replace(SOUND, prompt=None), set()),
     "unknown": (replace(SOUND, subject=None), {"unknown"}),
+    "perhaps": (
+        replace(SOUND, chance=1 / 3, copies=0.5, copied=((0, 2), (1, 2)), nearest=((2, 0.1),) * 4),
+        {"perhaps copies"},
+    ),
 }
 
 
@@ -115,13 +119,13 @@ def test_what_is_wrong_is_flagged_and_told(case: str) -> None:
     measures, wanted = PLANTED[case]
     assert flags(measures) == wanted
     said = "; ".join(in_words(measures, ["a.jpg", "b.jpg", "c.jpg"], 12))
-    assert ("near copies of photos, most of c.jpg" in said) == ("copies" in wanted)
+    assert ("near copies of photos, most of c.jpg" in said) == (case in ("overfit", "perhaps"))
     assert ("did not learn" in said) == (case == "nothing")
     assert ("copying, not success" in said) == (case == "overfit")
     assert ("without its token" in said) == (case == "leaking")
     assert ("not measured" in said) == (case == "no text tower")
     assert said.startswith("copies the photos: ") == (case == "overfit")
-    assert ("learned the subject" in said.split("; ")) == (case in ("healthy", "leaking", "no text tower"))
+    assert ("learned the subject" in said.split("; ")) == (case in ("healthy", "leaking", "no text tower", "perhaps"))
 
 
 def test_only_what_is_known_to_be_sound_is_green() -> None:
@@ -181,19 +185,42 @@ def test_it_stops_when_more_has_stopped_paying_and_not_before() -> None:
     assert is_done(broken)
 
 
+def _mirrored(features: Tensor) -> Tensor:
+    return torch.cat([features[:, :8], features[:, 8:].flip(1)], 1)
+
+
+@pytest.mark.parametrize("photos", [2, 3, 5, 10])
+@pytest.mark.parametrize(("samples", "copies"), [(6, 6), (6, 4), (12, 12), (12, 7), (2, 2)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_photos_themselves_are_copies_however_few_they_are(
+    photos: int, samples: int, copies: int, flip: bool
+) -> None:
+    scale = yardstick(photos)
+    scale = replace(scale, mirrored=_mirrored(scale.photos) if flip else None)
+    fresh = around(SUBJECT, samples - copies, spread=2.0, seed=9)
+    drawn = torch.cat([fresh, scale.photos[torch.arange(copies) % photos]])
+    found = scale.measure(Drawn(drawn, scale.base.kind, scale.base.unrelated))
+    assert found.close == copies and "copies" in flags(found) and excess(found) > 0
+    assert next(iter(in_words(found, ["a.jpg"] * photos, samples))).startswith("copies the photos: ")
+
+
 def test_of_few_photos_new_ones_come_as_near_as_copies_and_are_not_called_that() -> None:
     assert yardstick(5).chance == pytest.approx(1 / 3) and yardstick(1).chance == 0
-    torch.manual_seed(0)
     new = around(SUBJECT, 4000, seed=31).view(800, 5, 16)  # each time five photos, and one more
     more = around(SUBJECT, 800, seed=32)
-    scale = [replace(yardstick(), photos=photos) for photos in new]
-    near = [bool(s.measure(replace(s.base, subject=m[None])).copied) for s, m in zip(scale, more, strict=True)]
-    assert sum(near) / len(near) == pytest.approx(1 / 3, abs=0.05)
+    for flip in (False, True):  # left to right: the last eight features change places with each other
+        scale = [replace(yardstick(), photos=p, mirrored=_mirrored(p) if flip else None) for p in new]
+        near = [bool(s.measure(replace(s.base, subject=m[None])).copied) for s, m in zip(scale, more, strict=True)]
+        assert sum(near) / len(near) == pytest.approx(1 / 3, abs=0.05)
     far = tuple((0, 0.1) for _ in range(12))
-    some = replace(SOUND, chance=1 / 3, nearest=far, copies=5 / 12, copied=tuple((i, 0) for i in range(5)))
+    some = replace(SOUND, chance=1 / 3, nearest=far, copies=4 / 12, copied=tuple((i, 0) for i in range(4)))
     assert not flags(some)
+    assert any("so few would not prove it" in text for text in unknowable(2, 6, replace(some, chance=2 / 3), True))
+    many = replace(some, copies=7 / 12, copied=tuple((i, 0) for i in range(7)))
+    assert flags(many) == {"perhaps copies"} and excess(many) > 0
+    assert any("too few samples to be sure" in text for text in in_words(many, ["a.jpg"], 12))
     most = replace(some, copies=10 / 12, copied=tuple((i, 0) for i in range(10)))
     assert flags(most) == {"copies"} and excess(most) > 0 == excess(replace(some, copies=1 / 3))
     said = list(in_words(some, ["a.jpg"], 12))
-    assert said[0] == "learned the subject" and "5 of 12 samples are near copies of photos, most of a.jpg" in said
+    assert said[0] == "learned the subject" and "4 of 12 samples are near copies of photos, most of a.jpg" in said
     assert any("33 % would count" in text for text in unknowable(5, 12, some, True))

@@ -20,7 +20,7 @@ PROMPTS = ("a red circle", "a blue square", "a star")
 
 
 def made(cache: Path, stop: Stop | None = None, **changes: object) -> Path:
-    told: dict[str, object] = {"count": 4, "size": 32, "masked": False, "seed": 0, "prompts": PROMPTS,
+    told: dict[str, object] = {"count": 4, "size": 32, "masked": False, "at_once": 8, "seed": 0, "prompts": PROMPTS,
                                "progress": lambda what, done, total: None} | changes  # fmt: skip
     return class_pictures(
         cache, find_model("scenes"), told.pop("prompts"), told.pop("count"), told.pop("size"),  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ldm.data.batch import Batch
+from ldm.diffusion.training import scheduler_config
 from ldm.errors import LdmError
 from ldm.models.adapters import convert
 from ldm.store.parts import load_parts
@@ -22,9 +23,9 @@ from pipelines.request import Request
 from tests.train.tasks.making import WORDS, batch, descend, gradients, setting, turn
 from train.config import OptimSettings, RunSettings
 from train.draws import Draws
-from train.tasks.denoising import answer
+from train.tasks.denoising import answer, noise_for
 from train.tasks.lora import switched_off
-from train.tasks.settings import InversionSettings, LoraSettings
+from train.tasks.settings import InversionSettings, LoraSettings, Noise
 from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
 
@@ -297,3 +298,42 @@ def test_what_cannot_be_learned_is_said(tiny_sd1: Path, tiny_refiner: Path) -> N
     with pytest.raises(LdmError, match="says nothing to the text tower"):
         inversion(tiny_sd1, begin="  ")
     assert "cat" in " ".join(WORDS)
+
+
+ZERO = scheduler_config("v_prediction", "cosine", zero_snr=True)
+FLOW = scheduler_config("flow", "flow", shift=3.0)
+SD1 = scheduler_config("epsilon", "scaled_linear")
+
+
+def test_the_noise_of_a_frozen_model_is_its_own_however_it_is_weighed() -> None:
+    offset = noise_for(ZERO, Noise(offset=0.05), "v_prediction")
+    assert (offset.offset, offset.zero_snr, offset.kind) == (0.05, True, "v_prediction")
+    assert noise_for(FLOW, Noise(times="logit_normal"), "flow").shift == 3.0
+    snr = noise_for(SD1, Noise(weighting="min_snr"), "epsilon")
+    assert (snr.weighting, snr.kind, snr.bound) == ("min_snr", "epsilon", 0.0)
+    assert noise_for(ZERO, Noise(schedule="cosine"), "v_prediction").schedule == "cosine"
+    assert noise_for(SD1, None, "epsilon") == Noise(kind="epsilon")
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "asked", "said"),
+    [
+        (SD1, "epsilon", {"kind": "v_prediction"}, "task.noise.kind=v_prediction"),
+        (SD1, "epsilon", {"schedule": "cosine"}, "task.noise.schedule=cosine"),
+        (ZERO, "v_prediction", {"zero_snr": False}, "task.noise.zero_snr=False"),
+        (FLOW, "flow", {"shift": 1.0}, "task.noise.shift=1.0"),
+        (ZERO, "v_prediction", {"weighting": "min_snr"}, "zero_snr"),
+        (SD1, "epsilon", {"weighting": "min_snr", "floor": 0.1}, "epsilon"),
+    ],
+)
+def test_noise_that_a_frozen_model_was_not_made_for_is_refused(
+    own: dict[str, Any], kind: Any, asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LdmError) as refused:
+        noise_for(own, Noise(**asked), kind)
+    assert said in f"{refused.value.what} {refused.value.why}"
+
+
+def test_noise_that_is_weighed_otherwise_leaves_the_schedule_of_the_model(tiny_sd1: Path) -> None:
+    plain, told = lora(tiny_sd1), lora(tiny_sd1, noise=Noise(weighting="min_snr", offset=0.1))
+    assert told.scheduler == plain.scheduler and told.denoising.noise.offset == 0.1
