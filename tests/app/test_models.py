@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftConfig
 from safetensors.torch import load_file, save, save_file
 
 from ldm.errors import Code
@@ -145,9 +146,12 @@ def test_an_adapter_is_inspected_and_renamed(ldm: Ldm, style: Path) -> None:
     assert (told["dialect"], told["tensors"], told["ranks"]) == ("kohya", 3, {"2": 1})
     shown = ldm("adapter", "inspect", style)
     assert shown.status == 0 and "kohya" in shown.out
-    assert ldm("adapter", "convert", style, "peft.safetensors", "--to", "peft").status == 0
-    again = ldm("adapter", "inspect", "peft.safetensors", "--json").json
+    assert ldm("adapter", "convert", style, "peft", "--to", "peft").status == 0
+    again = ldm("adapter", "inspect", "peft", "--json").json
     assert (again["dialect"], again["norm"]) == ("peft", pytest.approx(told["norm"]))
+    assert PeftConfig.from_pretrained("peft").r == 2
+    one = ldm("adapter", "convert", style, "peft.safetensors", "--to", "peft")
+    assert one.status == Code.USAGE and "Name a folder: peft." in one.err
     wrong = ldm("adapter", "convert", style, "x.safetensors", "--to", "koyha")
     assert wrong.status == Code.USAGE and "kohya" in wrong.err
 

@@ -247,3 +247,32 @@ def test_the_first_of_two_towers_is_named_so_where_it_changes_alone(tmp_path: Pa
     for dialect in ("kohya", "kohya-xl"):
         tensors, _ = convert(alone, dialect, family="xl")  # type: ignore[arg-type]
         assert tensors and all(key.startswith("lora_te1_") for key in tensors)
+
+
+@pytest.mark.parametrize("tower", ["text_encoder", "text_encoder_2"])
+def test_a_text_tower_s_peft_file_stays_that_tower_s(tower: str, tmp_path: Path) -> None:
+    adapter = read(write_stock("xl", tmp_path))
+    one = replace(adapter, parts=tuple(part for part in adapter.parts if part.component == tower))
+    tensors, metadata = convert(one, "peft")
+    back = parse_adapter(tensors, metadata)
+    assert {part.component for part in back.parts} == {tower}
+    kohya, diffusers = (convert(back, dialect, family="xl")[0] for dialect in ("kohya", "diffusers"))
+    start = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[tower]
+    assert all(key.startswith(start) for key in kohya)
+    assert all(key.startswith(f"{tower}.") for key in diffusers)
+    foreign = parse_adapter(
+        tensors, {"lora_adapter_metadata": metadata["lora_adapter_metadata"]}
+    )  # by its layers alone
+    assert all(key.startswith("lora_te") for key in convert(foreign, "kohya")[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("alpha", [257.0, 32 / 32**0.5, 4.0])
+def test_no_alpha_is_rounded(alpha: float, dtype: torch.dtype) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    factors = {"down": torch.ones(4, 16, dtype=dtype), "up": torch.ones(16, 4, dtype=dtype)}
+    tensors = {f"{name}.lora_{side}.weight": tensor for side, tensor in factors.items()}
+    told = parse_adapter(tensors | {f"{name}.alpha": torch.tensor(alpha)})
+    written = convert(told, "kohya")[0]
+    assert float(written[f"{name}.alpha"]) == pytest.approx(alpha, rel=1e-7)
+    assert written[f"{name}.lora_up.weight"].dtype == dtype

@@ -21,12 +21,13 @@ def refuse_syntax(token: str) -> None:
     try:
         resolved = resolve(token, seed=0)
         pieces = [(piece.text, piece.weight) for section in parse(resolved.text).sections() for piece in section]
-        kept = pieces == [(token, 1.0)] and not resolved.loras
+        kept = pieces == [(token, 1.0)] and not resolved.loras and not set(token) & set("{}")
     except LdmError:
         kept = False
     if kept:
         return
-    plain = " ".join("".join(c if c.isalnum() or c in "-' " else " " for c in token).split())
+    plain = "".join(c if c.isalnum() or c in "-' " else " " for c in token).replace("BREAK", "break")
+    plain = " ".join(plain.split())
     raise LdmError(
         Code.USAGE,
         f"--token {token[:SHOWN]!r} is syntax of prompts.",

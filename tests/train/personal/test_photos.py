@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -25,7 +25,7 @@ from train.personal.photos import Photos, looked_at, prepared, source_of
 from train.personal.plan import Base, captions_for
 from train.personal.probe import prompts_for
 from train.personal.settings import Wish
-from train.personal.token import remarks, suggestion
+from train.personal.token import refuse_syntax, remarks, suggestion
 
 
 @pytest.fixture
@@ -98,6 +98,10 @@ def test_one_broken_photo_among_a_few_is_left_out_and_told(photos: Path, tmp_pat
     (broken,) = [finding for finding in findings if finding.kind == "unreadable"]
     assert broken.level == "warn" and "left out here" in broken.fix and "stops" not in broken.fix
     assert len(prepared(source, tmp_path / "made", 32, ("zwx",), "zwx").names) == 4
+    (photos / "p2.png").write_bytes(encoded(scene(2, 128).resize((2000, 40))))  # a strip, which training would refuse
+    source, findings = looked_at(photos, 32, "zwx")
+    assert "left out here" in next(finding.fix for finding in findings if finding.kind == "unreadable")
+    assert "p2.png" not in prepared(source, tmp_path / "strip", 32, ("zwx",), "zwx").names
     for path in photos.iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(LdmError, match="no picture can be read"):
@@ -218,3 +222,22 @@ def test_captions_of_photos_without_words_are_those_beside_the_model_or_general_
     assert captions_for("zwx cat", replace(small, small=False)) == ("a photo of zwx cat",)
     (tmp_path / "prompts.json").write_text('{"captions": ["small {}", "blob"]}')
     assert captions_for("zwx cat", small) == ("small zwx cat", "zwx cat, blob")
+
+
+@pytest.mark.parametrize("token", ["[V] dog", "(ohwx) man", "{a|b}", "__x__", "<lora:a:1>", "a BREAK b", "{}"])
+def test_a_token_that_prompts_would_read_otherwise_is_refused(token: str) -> None:
+    with pytest.raises(LdmError, match="syntax of prompts") as refused:
+        refuse_syntax(token)
+    assert "--token '" in refused.value.fix
+    fixed = refused.value.fix.split("'")[1]
+    refuse_syntax(fixed)
+    for good in ("sks dog", "my-word", "zwx", "d'Artagnan", "chat noir"):
+        refuse_syntax(good)
+
+
+def test_what_is_to_be_done_about_photos_can_be_done_here(photos: Path) -> None:
+    (photos / "p0.png").write_bytes(encoded(scene(0, 128).filter(ImageFilter.GaussianBlur(14))))
+    (photos / "p1.png").write_bytes(encoded(scene(1, 128).resize((400, 128))))
+    fixes = {finding.kind: finding.fix for finding in looked_at(photos, 32, "zwx")[1]}
+    assert {"blurry", "crop"} <= fixes.keys()
+    assert not any("--sheet" in fix or "data." in fix or "buckets" in fix for fix in fixes.values())
