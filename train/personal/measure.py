@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SAME = 0.02  # distance of two photos that are taken for one
-CLOSE = 0.5  # of the distance of the two most alike photos: so near comes one new drawing of a creature in twenty
+from train.personal.copies import CLOSE, Shown
+
 MARGIN = 0.03  # of cosines, from the base to the ceiling, below which nothing can be told of the way between
 LEAST = 0.005  # of a cosine: a base that tells its own prompts apart by less understands none of them
 
@@ -25,6 +25,7 @@ class Drawn:
     subject: Tensor
     kind: Tensor  # [0,d] where nobody says what the subject is
     unrelated: Tensor
+    copies: Tensor  # of the subject's prompts, to be held against what is shown of the photos
     seen: Tensor | None = None  # of the subject's prompts as a CLIP sees them, which can be held against texts
 
 
@@ -54,8 +55,8 @@ class Yardstick:
     photos: Tensor
     base: Drawn  # with the plain kind (or nothing) where the token will be
     again: Tensor  # the base's unrelated pictures from other seeds
+    shown: Shown  # of the photos, to find copies by
     prompts: Tensor | None = None  # [p,d] the subject's prompts, said with the plain kind, as a text tower reads them
-    mirrored: Tensor | None = None  # [n,d] the photos left to right, where training has shown them so
 
     @property
     def ceiling(self) -> float:
@@ -68,27 +69,11 @@ class Yardstick:
         """The mean likeness of the base's pictures to the photos."""
         return _mean(self.base.subject @ self.photos.T)
 
-    @property
-    def nearest(self) -> float:
-        """The smallest distance from a photo to another, mirrored where samples are held against those too: what comes
-        nearer than that is a near copy."""
-        n = len(self.photos)
-        apart = 1 - self._alike(self.photos)[~torch.eye(n, dtype=torch.bool)]
-        real = apart[apart >= SAME]  # two shots of one moment would let every copy pass
-        return float(real.min()) if len(real) else SAME
-
-    @property
-    def chance(self) -> float:
-        """How often one more photo would be nearer to one of them than they are to each other: as often as it is in the
-        closest pair of n + 1 photos, any of which could be the new one."""
-        n = len(self.photos)
-        return 2 / (n + 1) if n > 1 else 0.0
-
     def measure(self, drawn: Drawn) -> Measures:
         """Of one checkpoint."""
         likeness = drawn.subject @ self.photos.T
-        near = [(int(row.argmax()), float(1 - row.max())) for row in self._alike(drawn.subject)]
-        nearest = self.nearest
+        near = [(int(row.argmin()), float(row.min())) for row in self.shown.away(drawn.copies)]
+        nearest = self.shown.nearest
         copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < nearest]
         leak = None
         if len(drawn.kind):
@@ -102,14 +87,9 @@ class Yardstick:
             len(copied) / max(1, len(near)),
             tuple(copied),
             tuple(near),
-            self.chance,
+            self.shown.chance,
             sum(away < CLOSE * nearest for _, away in near),
         )
-
-    def _alike(self, pictures: Tensor) -> Tensor:
-        """[m,n] likeness to each photo, as it is or mirrored."""
-        likeness = pictures @ self.photos.T
-        return likeness if self.mirrored is None else torch.maximum(likeness, pictures @ self.mirrored.T)
 
     def _way(self, reached: float, start: float) -> float | None:
         """How far from a start to the ceiling; None where the two are no distance apart."""

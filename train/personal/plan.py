@@ -23,6 +23,7 @@ SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trai
 PRIOR = 96  # pictures of the model itself
 PART = 1 / 2  # of each batch that they are
 DROPPED = 0.1  # of captions
+ZOOM = 1.15  # photos are shown enlarged up to this
 PRESERVED = 12.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
 
 
@@ -99,7 +100,7 @@ class Plan:
         return RunFile(
             task=self._task(),
             data=DataSettings(
-                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=1.15
+                mix=parts, size=self.size, mask=mask, flip=0.5 if wish.flip else 0.0, crop="random", zoom=ZOOM
             ),
             optim=OptimSettings(
                 lr=self._rate(), warmup=min(20, self.steps // 5), decay="linear", decay_from=0.5, ema=0.98

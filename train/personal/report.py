@@ -54,7 +54,7 @@ def report_of(
         "measures": measures.as_dict(),
         "ceiling": yardstick.ceiling,
         "floor": yardstick.floor,
-        "nearest": yardstick.nearest,
+        "nearest": yardstick.shown.nearest,
         "checkpoints": [
             {"step": c.step, "validation": c.validation, **c.measures.as_dict()} for c in watching.checkpoints
         ],

@@ -26,10 +26,11 @@ from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
 from ldm.store.write import remove, staged, write_weights
 from train.draws import Draws
+from train.personal.copies import Shown, look, views
 from train.personal.judge import Judge
 from train.personal.measure import Drawn, Measures, Yardstick
 from train.personal.photos import Photos
-from train.personal.plan import Plan
+from train.personal.plan import ZOOM, Plan
 from train.personal.verdict import Checkpoint, is_done
 from train.signals import resume_command
 from train.tasks.sampling import Look, start_noise
@@ -39,7 +40,7 @@ from train.turns import is_out_of_memory, release
 
 log = logging.getLogger("train.personal")
 LOOK = Look()  # where the model says nothing
-GROUPS = ("subject", "kind", "unrelated")
+GROUPS, BASE = ("subject", "kind", "unrelated"), "base.safetensors"
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -64,18 +65,17 @@ class Watching:
 
     def before(self, trainer: Trainer) -> None:
         """The model as it is, before its first step."""
-        base = self.folder / "base.safetensors"
+        base = self.folder / BASE
         if base.is_file():
             return
         remove(self.folder / "samples" / "0")
         prompts = self.plan.prompts
         drawn = self._drawn(trainer, 0, prompts.kind or prompts.subject)
         again = self._pictures(trainer, prompts.unrelated, 1)
-        shown = squares([open_image(path) for path in self.photos.files()], self.plan.size)
-        tensors = {name: getattr(drawn, name) for name in GROUPS} | {"again": self.judge.look(again)}
-        tensors["photos"] = self.judge.look(shown)
-        if self.plan.wish.flip:
-            tensors["mirrored"] = self.judge.look(shown.flip(-1))
+        photos = [open_image(path) for path in self.photos.files()]
+        tensors = {name: getattr(drawn, name) for name in (*GROUPS, "copies")} | {"again": self.judge.look(again)}
+        tensors["photos"] = self.judge.look(squares(photos, self.plan.size))
+        tensors["shown"] = views(photos, self.plan.size, ZOOM, self.plan.wish.flip, self.plan.wish.seed)
         if drawn.seen is not None:
             tensors["seen"] = drawn.seen
         if (read := self.judge.read(prompts.kind or prompts.subject)) is not None:
@@ -122,10 +122,13 @@ class Watching:
     def yardstick(self) -> Yardstick:
         """What the base's pictures and the photos say."""
         if self._yardstick is None:
-            found = load_weights(self.folder / "base.safetensors")
+            found = load_weights(self.folder / BASE)
+            if "shown" not in found:
+                what, why = f"{self.folder} was begun by an earlier version.", "It lacks what copies are found by."
+                raise LdmError(Code.FILE, what, why, "Choose another --out, and begin anew.")
             t = {name: tensor.clone() for name, tensor in found.items()}
-            base = Drawn(t["subject"], t["kind"], t["unrelated"], t.get("seen"))
-            self._yardstick = Yardstick(t["photos"], base, t["again"], t.get("prompts"), t.get("mirrored"))
+            base = Drawn(t["subject"], t["kind"], t["unrelated"], t["copies"], t.get("seen"))
+            self._yardstick = Yardstick(t["photos"], base, t["again"], Shown(t["shown"]), t.get("prompts"))
         return self._yardstick
 
     def _drawn(self, trainer: Trainer, step: int, subject: tuple[str, ...]) -> Drawn:
@@ -139,7 +142,7 @@ class Watching:
             self._keep(pictures, step, group)
             if group == "subject":
                 seen = self.judge.seen(pictures)
-                features[group] = self.judge.look(pictures, seen)
+                features[group], features["copies"] = self.judge.look(pictures, seen), look(pictures)
             else:
                 features[group] = self.judge.look(pictures) if len(pictures) else self._nothing(features)
         return Drawn(**features, seen=seen)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from train.personal.copies import Shown
 from train.personal.measure import Drawn, Measures, Yardstick
 from train.personal.page import badges
 from train.personal.verdict import RULE, Checkpoint, best, excess, flags, in_words, is_done, unknowable
@@ -22,18 +23,28 @@ def around(direction: int, count: int, spread: float = 0.3, seed: int = 0) -> Te
     return normalize(rows + spread / 4 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
+def drawn_as(subject: Tensor, kind: Tensor, unrelated: Tensor, seen: Tensor | None = None) -> Drawn:
+    """By one kind of features, for likeness and for copies."""
+    return Drawn(subject, kind, unrelated, subject, seen)
+
+
+def of_photos(photos: Tensor, mirrored: Tensor | None = None) -> Yardstick:
+    base = drawn_as(around(KIND, 12, seed=1), around(KIND, 12, seed=1), around(OTHER, 8, seed=2))
+    shown = Shown(photos[None] if mirrored is None else torch.stack([photos, mirrored]))
+    return Yardstick(photos, base, around(OTHER, 8, spread=1.5, seed=3), shown)
+
+
 def yardstick(photos: int = 5) -> Yardstick:
-    base = Drawn(around(KIND, 12, seed=1), around(KIND, 12, seed=1), around(OTHER, 8, seed=2))
-    return Yardstick(around(SUBJECT, photos), base, around(OTHER, 8, spread=1.5, seed=3))
+    return of_photos(around(SUBJECT, photos))
 
 
 def test_pictures_like_the_base_are_at_0_and_like_the_photos_at_100_percent() -> None:
     scale = yardstick()
     before = scale.measure(scale.base)
     assert (before.subject, before.drift, before.leak, before.copies) == pytest.approx((0, 0, 0, 0), abs=1e-6)
-    after = scale.measure(Drawn(around(SUBJECT, 12, seed=7), scale.base.kind, scale.base.unrelated))
+    after = scale.measure(drawn_as(around(SUBJECT, 12, seed=7), scale.base.kind, scale.base.unrelated))
     assert after.subject == pytest.approx(1, abs=0.1) and after.leak == pytest.approx(0)
-    leaked = scale.measure(Drawn(around(SUBJECT, 12, seed=7), around(SUBJECT, 12, seed=8), scale.again))
+    leaked = scale.measure(drawn_as(around(SUBJECT, 12, seed=7), around(SUBJECT, 12, seed=8), scale.again))
     assert leaked.leak == pytest.approx(1, abs=0.1) and leaked.drift == pytest.approx(1)
 
 
@@ -41,9 +52,9 @@ def test_a_copy_is_nearer_to_a_photo_than_photos_are_to_each_other() -> None:
     scale = yardstick()
     fresh = around(SUBJECT, 4, spread=0.9, seed=9)
     copies = torch.cat([fresh, scale.photos[[3, 3]], scale.photos[[1]]])
-    found = scale.measure(Drawn(copies, scale.base.kind, scale.base.unrelated))
+    found = scale.measure(drawn_as(copies, scale.base.kind, scale.base.unrelated))
     assert found.copied == ((4, 3), (5, 3), (6, 1)) and found.copies == pytest.approx(3 / 7)
-    same = scale.measure(Drawn(scale.photos[[0] * 6], scale.base.kind, scale.base.unrelated))
+    same = scale.measure(drawn_as(scale.photos[[0] * 6], scale.base.kind, scale.base.unrelated))
     assert same.copies == 1 and same.likeness > scale.floor
 
 
@@ -51,7 +62,7 @@ def test_following_prompts_is_being_like_the_own_prompt_more_than_like_others() 
     prompts = torch.eye(16)[:3]
     told = normalize(torch.eye(16)[:3] + 0.5, dim=1).repeat(2, 1)
     scale = replace(yardstick(), prompts=prompts, base=replace(yardstick().base, seen=told))
-    drawn = Drawn(around(SUBJECT, 6), scale.base.kind, scale.base.unrelated, told)
+    drawn = drawn_as(around(SUBJECT, 6), scale.base.kind, scale.base.unrelated, told)
     assert scale.measure(drawn).prompt == pytest.approx(1)
     deaf = replace(drawn, seen=told.mean(0, keepdim=True).expand(6, -1))
     assert scale.measure(deaf).prompt == pytest.approx(0, abs=1e-6)
@@ -65,14 +76,14 @@ def test_following_prompts_is_being_like_the_own_prompt_more_than_like_others() 
 
 def test_one_photo_has_no_ceiling_of_its_own() -> None:
     scale = yardstick(1)
-    assert scale.ceiling == 1 and scale.nearest == 0.02
+    assert scale.ceiling == 1 and scale.shown.nearest == 0.02
     assert any("no telling" in text for text in unknowable(1, 12, SOUND, True))
 
 
 def test_photos_no_more_alike_than_others_are_like_them_tell_nothing() -> None:
     scale = yardstick()
-    varied = replace(scale, photos=torch.eye(16)[8:13])  # each its own direction
-    found = varied.measure(Drawn(around(SUBJECT, 12), scale.base.kind, scale.base.unrelated))
+    varied = of_photos(torch.eye(16)[8:13])  # each its own direction
+    found = varied.measure(drawn_as(around(SUBJECT, 12), scale.base.kind, scale.base.unrelated))
     assert found.subject is None and found.leak is None
     found = replace(found, copies=0.0, copied=())
     assert flags(found) == {"unknown"} and excess(found) == 0
@@ -88,12 +99,12 @@ def test_photos_no_more_alike_than_others_are_like_them_tell_nothing() -> None:
 
 def test_two_shots_of_one_moment_do_not_hide_copies_and_mirrored_ones_are_found() -> None:
     scale = yardstick()
-    twice = replace(scale, photos=torch.cat([scale.photos, scale.photos[:1]]))
-    assert twice.nearest == pytest.approx(scale.nearest)
+    twice = of_photos(torch.cat([scale.photos, scale.photos[:1]]))
+    assert twice.shown.nearest == pytest.approx(scale.shown.nearest)
     turned = around(SUBJECT, 5, spread=0.9, seed=21)
-    drawn = Drawn(turned[[1, 1]], scale.base.kind, scale.base.unrelated)
+    drawn = drawn_as(turned[[1, 1]], scale.base.kind, scale.base.unrelated)
     assert not scale.measure(drawn).copied
-    assert replace(scale, mirrored=turned).measure(drawn).copied == ((0, 1), (1, 1))
+    assert of_photos(scale.photos, turned).measure(drawn).copied == ((0, 1), (1, 1))
 
 
 SOUND = Measures(0.8, 0.7, 0.9, 0.1, 0.1, 0.0, ())
@@ -196,21 +207,24 @@ def test_the_photos_themselves_are_copies_however_few_they_are(
     photos: int, samples: int, copies: int, flip: bool
 ) -> None:
     scale = yardstick(photos)
-    scale = replace(scale, mirrored=_mirrored(scale.photos) if flip else None)
+    scale = of_photos(scale.photos, _mirrored(scale.photos) if flip else None)
     fresh = around(SUBJECT, samples - copies, spread=2.0, seed=9)
     drawn = torch.cat([fresh, scale.photos[torch.arange(copies) % photos]])
-    found = scale.measure(Drawn(drawn, scale.base.kind, scale.base.unrelated))
+    found = scale.measure(drawn_as(drawn, scale.base.kind, scale.base.unrelated))
     assert found.close == copies and "copies" in flags(found) and excess(found) > 0
     assert next(iter(in_words(found, ["a.jpg"] * photos, samples))).startswith("copies the photos: ")
 
 
 def test_of_few_photos_new_ones_come_as_near_as_copies_and_are_not_called_that() -> None:
-    assert yardstick(5).chance == pytest.approx(1 / 3) and yardstick(1).chance == 0
+    assert yardstick(5).shown.chance == pytest.approx(1 / 3) and yardstick(1).shown.chance == 0
     new = around(SUBJECT, 4000, seed=31).view(800, 5, 16)  # each time five photos, and one more
     more = around(SUBJECT, 800, seed=32)
     for flip in (False, True):  # left to right: the last eight features change places with each other
-        scale = [replace(yardstick(), photos=p, mirrored=_mirrored(p) if flip else None) for p in new]
-        near = [bool(s.measure(replace(s.base, subject=m[None])).copied) for s, m in zip(scale, more, strict=True)]
+        scale = [of_photos(p, _mirrored(p) if flip else None) for p in new]
+        near = [
+            bool(s.measure(replace(s.base, subject=m[None], copies=m[None])).copied)
+            for s, m in zip(scale, more, strict=True)
+        ]
         assert sum(near) / len(near) == pytest.approx(1 / 3, abs=0.05)
     far = tuple((0, 0.1) for _ in range(12))
     some = replace(SOUND, chance=1 / 3, nearest=far, copies=4 / 12, copied=tuple((i, 0) for i in range(4)))
