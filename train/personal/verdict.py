@@ -15,13 +15,15 @@ LEARNED, PARTLY = 0.6, 0.3  # of the way from the base to the ceiling
 # and a picture without the accidents of any one photo is a little more like each of them than they are like each other.
 COPYING = 1.1
 PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
+LOSS = 0.01  # share of the loss on a photo kept aside that is a gain
 RULE = (
-    f"the checkpoint that is most like the subject (of those within {GAIN:.0%} of it, the one with the least drift) "
-    f"among those that learned it ({LEARNED:.0%}) with at most {COPIES:.0%} near copies (or as many as new photos "
-    f"would be), at most {DRIFT:.0%} drift of unrelated prompts, at most {LEAK:.0%} leak into the plain kind, and at "
-    f"least {PROMPT:.0%} of the base's understanding of prompts; where there is none, the one that misses these "
-    "bounds by least; where features do not tell what was learned, the one with the least loss on the photo that was "
-    "kept aside, and the earliest, where none could be kept aside"
+    f"the checkpoint that is most like the subject (of those within {GAIN:.0%} of it, the one with the least loss on "
+    "the photo that was kept aside, or the least drift where none could be) among those that learned it "
+    f"({LEARNED:.0%}) with at most {COPIES:.0%} near copies (or as many as new photos would be), at most {DRIFT:.0%} "
+    f"drift of unrelated prompts, at most {LEAK:.0%} leak into the plain kind, and at least {PROMPT:.0%} of the base's "
+    "understanding of prompts; where there is none, the one that misses these bounds by least; where features do not "
+    "tell what was learned, the one with the least loss on the photo that was kept aside, and the earliest, where none "
+    "could be kept aside"
 )
 
 
@@ -52,13 +54,16 @@ def excess(m: Measures) -> float:
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """By the rule; of equals the earlier. Few samples tell likeness to a few percent: among such, the rest decides."""
+    """By the rule; of equals the earlier. Few samples tell likeness to a few percent, and it does not see details:
+    among such, the loss decides."""
     kept = [c for c in checkpoints if excess(c.measures) == 0 and _lacking(c.measures) == 0]
     if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it, where it can
         return min(kept, key=lambda c: (c.validation if c.unseen and c.validation is not None else 0.0, c.step))
     if kept:
         most = max(map(_reached, kept))
-        return min((c for c in kept if _reached(c) >= most - GAIN), key=lambda c: (c.measures.drift, c.step))
+        alike = [c for c in kept if _reached(c) >= most - GAIN]
+        told = all(c.unseen and c.validation is not None for c in alike)
+        return min(alike, key=lambda c: ((c.validation or 0.0) if told else c.measures.drift, c.step))
     return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
 
 
@@ -72,13 +77,21 @@ def _lacking(m: Measures) -> float:
 
 
 def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
-    """Whether more training has stopped paying: learned, and nothing gained for some time; or far beyond the bounds."""
+    """Whether more training has stopped paying: learned, and nothing gained for some time, neither likeness nor loss on
+    the photo that was kept aside; or far beyond the bounds."""
     if len(checkpoints) <= PATIENCE:
         return False
     before, last = checkpoints[:-PATIENCE], checkpoints[-PATIENCE:]
     reached = max(c.measures.subject or 0.0 for c in before)
     stale = all((c.measures.subject or 0.0) < reached + GAIN for c in last) and reached >= LEARNED
+    stale = stale and not _falls([c.validation for c in before if c.unseen], [c.validation for c in last if c.unseen])
     return stale or all(excess(c.measures) > 1 for c in last)
+
+
+def _falls(before: Sequence[float | None], last: Sequence[float | None]) -> bool:
+    """Whether a loss has become lower by more than chance."""
+    was, now = ([loss for loss in losses if loss is not None] for losses in (before, last))
+    return bool(was and now) and min(now) < (1 - LOSS) * min(was)
 
 
 def percent(share: float | None) -> str:

@@ -181,6 +181,9 @@ def test_the_best_is_most_like_the_subject_within_the_bounds() -> None:
     alike = [Checkpoint(10, replace(SOUND, subject=0.83, drift=0.17)), Checkpoint(20, replace(SOUND, subject=0.82))]
     assert best(alike).step == 20  # a percent of likeness is chance, and less drift is not
     assert best([alike[0], Checkpoint(20, replace(SOUND, subject=0.79))]).step == 10
+    told = [replace(c, validation=loss) for c, loss in zip(alike, (0.3, 0.4), strict=True)]
+    assert best(told).step == 10  # the photo that was kept aside knows details that likeness does not see
+    assert best([replace(c, unseen=False) for c in told]).step == 20  # photos that it has learned know nothing
     early = [Checkpoint(66, replace(SOUND, subject=0.05)), Checkpoint(400, replace(SOUND, subject=0.85, drift=0.27))]
     assert best(early).step == 400  # to be within the bounds by doing nothing is no merit
 
@@ -190,6 +193,9 @@ def test_it_stops_when_more_has_stopped_paying_and_not_before() -> None:
     assert not any(is_done(rising[:n]) for n in range(len(rising) + 1))
     flat = [Checkpoint(i, replace(SOUND, subject=min(0.8, 0.4 * i))) for i in range(1, 7)]
     assert [is_done(flat[:n]) for n in range(7)] == [False] * 5 + [True] * 2
+    falling = [replace(c, validation=0.4 - 0.02 * c.step) for c in flat]
+    assert not any(is_done(falling[:n]) for n in range(7))
+    assert is_done([replace(c, unseen=False) for c in falling])
     slow = [Checkpoint(i, replace(SOUND, subject=0.1)) for i in range(1, 9)]
     assert not is_done(slow)  # it has not learned yet
     broken = [Checkpoint(i, replace(SOUND, subject=0.5, drift=0.9)) for i in range(1, 5)]
