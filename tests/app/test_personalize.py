@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     assert told["modelspec.trigger_phrase"] == "zwx circle" and told["modelspec.license"] == "CC0-1.0"
     for made in tmp_path.rglob("runs/**/*"):
         assert not made.is_file() or b"SECRETCAMERA" not in made.read_bytes()
+    inside = re.findall(r"data:image/[a-z]+;base64,([A-Za-z0-9+/=]+)", page)
+    assert inside and not any(b"SECRETCAMERA" in base64.b64decode(picture) for picture in inside)
     drawn = ldm("generate", "zwx circle", "--steps", 2, "--lora", out / "zwx-circle.safetensors", "--model", "scenes")
     assert drawn.status == 0, drawn.err
     again = learn(ldm, "--licence", "CC0-1.0")

@@ -10,7 +10,7 @@ import pytest
 
 from app.generate import DEFAULT_MODEL
 from ldm.data.characters import character, draw_character, pose
-from train.personal import learn, plan, watching
+from train.personal import watching
 from train.personal.learn import Hooks, personalize
 from train.personal.settings import Wish
 from train.personal.verdict import Checkpoint, flags
@@ -30,10 +30,8 @@ def photos(folder: Path, who: int) -> Path:
 def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float | None, **changes: Any) -> Checkpoint:
     """The last checkpoint of a run with this rate, however bad."""
     if rate is not None:
-        monkeypatch.setattr(plan.Plan, "_rate", lambda self: rate)
-        for module in (watching, learn):
-            if hasattr(module, "is_done"):
-                monkeypatch.setattr(module, "is_done", lambda checkpoints: False)
+        changes["rate"] = rate
+        monkeypatch.setattr(watching, "is_done", lambda checkpoints: False)
     seen: list[Checkpoint] = []
     real = watching.Watching.at
 
@@ -51,7 +49,7 @@ def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_adapter_trained_far_too_long_is_flagged(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = last(tmp_path, seed, monkeypatch, 1e-2, steps=600, prior=0, checkpoints=2, flip=False)
-    assert flags(found.measures) & {"copies", "drift"}, found
+    assert "copies" in flags(found.measures), found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
