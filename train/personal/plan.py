@@ -21,10 +21,10 @@ from train.tasks.settings import InversionSettings, LoraSettings
 
 SMALL = 100_000_000  # parameters of a U-Net below which it is one of ours, trained fast and at high rates
 PRIOR = 96  # pictures of the model itself
-PART = 1 / 2  # of each batch that they are
+PART = 1 / 3  # of each batch that they are
 DROPPED = 0.1  # of captions
 ZOOM = 1.15  # photos are shown enlarged up to this
-PRESERVED = 12.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
+PRESERVED = 18.0  # weight of what the model says of them (docs/decisions.md says what it brings, and what it costs)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def captions_for(token: str, base: Base) -> tuple[str, ...]:
 
 def planned(wish: Wish, base: Base, photos: int) -> Plan:
     """What will be done."""
-    steps = wish.steps or (600 if base.small else max(400, min(1500, 100 * photos)))
+    steps = wish.steps or (800 if base.small else max(400, min(1500, 100 * photos)))
     prior = wish.prior if wish.prior is not None else (PRIOR if base.small and wish.method != "inversion" else 0)
     prompts = prompts_for(wish.token, wish.called, base.path, base.known, wish.prompts, wish.unrelated)
     notes = tuple(remarks(wish.token, wish.called, base.vocabulary, base.known))
