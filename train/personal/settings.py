@@ -41,7 +41,7 @@ class Wish(Strict):
     @field_validator("prior")
     @classmethod
     def _of_use(cls, prior: int | None, others: ValidationInfo) -> int | None:
-        """A word changes nothing that is said without it: such pictures would only take half of each batch."""
+        """A word changes nothing that is said without it: such pictures would only take a third of each batch."""
         if prior and others.data.get("method") == "inversion":
             raise ValueError("pictures of the model itself teach a new word nothing: leave it out with inversion")
         return prior

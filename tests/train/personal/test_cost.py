@@ -57,8 +57,8 @@ def test_the_base_that_stays_as_it_is_is_not_written(photos: Photos) -> None:
     assert made.disk == made.checkpoint * (file.run.keep + 1) + made.saved
 
 
-def test_half_of_each_batch_are_pictures_of_the_model_itself(photos: Photos, tmp_path: Path) -> None:
+def test_a_third_of_each_batch_are_pictures_of_the_model_itself(photos: Photos, tmp_path: Path) -> None:
     alone, kept = plan(photos).run_file(photos, None), plan(photos, prior=10).run_file(photos, tmp_path)
-    assert [part.weight for part in kept.data.mix] == pytest.approx([1 / 2, 1 / 2]) and len(alone.data.mix) == 1
-    assert (alone.run.batch, kept.run.batch) == (4, 8)
+    assert [part.weight for part in kept.data.mix] == pytest.approx([2 / 3, 1 / 3]) and len(alone.data.mix) == 1
+    assert (alone.run.batch, kept.run.batch) == (4, 6)
     assert [part.repeats for part in kept.data.mix] == [2, 1]  # enough of each for a batch of it alone
