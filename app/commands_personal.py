@@ -35,9 +35,7 @@ def _personalize(
         int | None, typer.Option("--checkpoints", metavar="N", min=1, max=50, help="How often it is measured; 6.")
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=1, max=1024, help="Of the LoRA; 16.")] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", metavar="R", min=0, max=1, help="Of learning; by method and model.")
-    ] = None,
+    rate: Annotated[float | None, typer.Option("--rate", metavar="R", help="Of learning; by method and model.")] = None,
     size: Annotated[int | None, typer.Option("--size", metavar="N", min=8, max=4096, help="The model's own.")] = None,
     batch: Annotated[
         int | None,

@@ -71,6 +71,10 @@ def check(
             on_progress=show,
             stop=lambda: stop.status is not None,
         )
+        if subject and file is None:
+            from ldm.data.subject import for_photos
+
+            report = replace(report, findings=for_photos(report.findings))
         if sheet is not None:
             from app.data_sheet import draw
 
@@ -152,8 +156,10 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _in_words(report: Report, path: str, seconds: float, sized: bool, sheet: str | None) -> Iterator[str]:
     """The summary first, then what was found, the worst first, then the shapes."""
+    from ldm.data.survey import many
+
     typical = f", typically {report.typical[0]}x{report.typical[1]}" if report.typical else ""
-    yield f"{path}: {report.pictures:,} pictures{typical}; {report.readable:,} can be read"
+    yield f"{path}: {many(report.pictures, 'picture')}{typical}; {report.readable:,} can be read"
     how = "" if sized else " (what most of them reach; --size N for another)"
     yield f"judged for training at {report.size} pixels{how}"
     if report.stopped:
@@ -178,13 +184,13 @@ def _told(finding: Finding) -> Iterator[str]:
     yield f"{typer.style(finding.level, fg=COLOURS[finding.level])}  {finding.what}"
     if finding.kind != "no caption" or finding.level != "note":
         most = SHOWN[finding.level]
-        yield from (f"        {_line(case)}" for case in finding.cases[:most])
+        yield from (f"        {line(case)}" for case in finding.cases[:most])
         if len(finding.cases) > most:
             yield f"        and {len(finding.cases) - most:,} more (--json lists all)"
     yield f"      fix: {finding.fix}"
 
 
-def _line(case: Case) -> str:
+def line(case: Case) -> str:
     """Names come from files and captions from strangers: nothing of them drives the terminal."""
     shown = (
         case.names

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from pydantic import ValidationError
 
+from app.data import line
 from app.errors import printable
 from app.progress import duration
 from app.training_forecast import size
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SHOWN = 4  # cases of a finding
 # What the trainer calls its keys, and what is said for them here.
 OPTIONS = {
+    "set data.path to the folder with the pictures": "give the folder that holds the photos", "data.path ": "",
     "with a lower optim.lr, with optim.clip or warmup, or with run.precision=fp32":
         "with --precision fp32; or begin anew with a lower --rate and another --out",
     "with a lower optim.lr or run.precision=fp32": "with --precision fp32; or begin anew with a lower --rate",
@@ -113,7 +115,7 @@ def _tell_plan(view: QuietView, plan: Plan, findings: Sequence[Finding]) -> None
     for note in plan.notes:
         view.note(f"note: {note}")
     for finding in findings:
-        cases = "; ".join(map(str, finding.cases[:SHOWN]))
+        cases = "; ".join(map(line, finding.cases[:SHOWN]))
         view.note(f"{finding.level}: {finding.what}{f' ({cases})' if cases else ''}; fix: {finding.fix}")
 
 

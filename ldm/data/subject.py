@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,15 @@ LACKING = (
     "write it where the subject is to be seen: nothing is learned of it there, and with task.preserve the picture is "
     "even kept as the model has it; ldm personalize puts it in front by itself"
 )
+# Of what `ldm personalize` makes of photos: captions are written there, and these are the remedies, by kind of finding.
+QUIET = frozenset({"no caption", "same caption"})
+FIXES = {
+    "unreadable": "mend or remove them: they are left out here",
+    "crop": "crop by hand around what matters",
+    "blurry": "look at them, and remove what is out of focus or enlarged",
+    "transparent": "nothing: what is transparent does not count",
+    "mode": "nothing, unless the colours look wrong in the folder photos of the result",
+}
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 _LINKS = frozenset({"a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "to", "by", "for", "from", "is",
                     "are", "its", "his", "her", "my", "your", "photo", "picture", "image", "drawing", "photograph",
@@ -35,10 +45,18 @@ def subject_findings(
 ) -> list[Finding]:
     """`features` [n,d], rows of length 1, of the readable pictures in their order: what a CLIP sees in them. `lacking`:
     what is to be done about captions without the token."""
-    found = [*_count(survey), *_small(survey), *_captions(survey, token, lacking)]
+    found = [*_count(survey), *_masks(survey), *_small(survey), *_captions(survey, token, lacking)]
     if features is not None:
         found += _mixed(survey, features)
     return [finding for finding in found if finding.cases or finding.kind == "count"]
+
+
+def for_photos(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """What is to be said where photos are given, and no run file. Of a few photos one that is broken is a large share;
+    it is left out all the same, and nothing stops."""
+    kept = (finding for finding in findings if finding.kind not in QUIET)
+    told = (replace(finding, fix=FIXES.get(finding.kind, finding.fix)) for finding in kept)
+    return tuple(replace(finding, level="warn") if finding.kind == "unreadable" else finding for finding in told)
 
 
 def _count(survey: Survey) -> Iterator[Finding]:
@@ -58,6 +76,16 @@ def _count(survey: Survey) -> Iterator[Finding]:
         what = f"{number:,} pictures: more than one subject needs"
         fix = f"choose the {FEWEST * 2} to {MOST // 2} best; a large set or a style is better trained by a run file"
         yield Finding("count", "warn", what, fix, ())
+
+
+def _masks(survey: Survey) -> Iterator[Finding]:
+    """A mask that is found is used, and what a picture without one should count for is not known."""
+    good = [seen for seen, _ in survey.good]
+    lacking = tuple(Case((s.place,), (s.name,)) for s in good if not s.masked)
+    cases = lacking if len(lacking) < len(good) else ()
+    what = f"{len(good) - len(lacking)} of {many(len(good), 'photo')} have a mask beside them"
+    fix = "draw the masks that these lack, or move the folder masks away"
+    yield Finding("some masks", "stop", what, fix, cases)
 
 
 def _small(survey: Survey) -> Iterator[Finding]:

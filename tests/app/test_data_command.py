@@ -167,3 +167,18 @@ def test_a_mask_that_training_refuses_stops_it_here(
     assert (done.status, "and is not used" in done.out) == (status, status != 0), done.out
     assert "and is not used" not in ldm("data", "check", "photos", "--subject").out  # ldm personalize uses them
     assert ldm("data", "check", "photos").status == 0 and "and is not used" in ldm("data", "check", "photos").out
+
+
+def test_a_few_photos_are_told_what_ldm_personalize_makes_of_them(ldm: Ldm, photos: Path) -> None:
+    (photos / "3.png").write_bytes(b"no picture")
+    for caption in photos.glob("*.txt"):
+        caption.unlink()
+    done = ldm("data", "check", "photos", "--subject", "--token", "zwx")
+    assert done.status == 0 and "left out here" in done.out and ".txt" not in done.out
+    assert (
+        ldm("data", "check", "photos").status == 0 and "no picture has a caption" in ldm("data", "check", "photos").out
+    )
+    (photos / "masks").mkdir()
+    Image.new("L", (64, 64), 255).save(photos / "masks" / "1.png")
+    lacking = ldm("data", "check", "photos", "--subject")
+    assert lacking.status == Code.FILE and "1 of 11 photos have a mask beside them" in lacking.out

@@ -123,11 +123,11 @@ def _read(kept: Path) -> Wish:
 
 def _other(before: Wish, wish: Wish, photos: Photos | None) -> LdmError | None:
     """How this wish differs from the one that was begun; None where it does not."""
-    for name in Wish.model_fields:
-        was, now = getattr(before, name), getattr(wish, name)
-        if name not in FREE and was != now:
-            what, why = f"{wish.out} was begun with another {name}.", f"It was {was!s}, and is to be {now!s}."
-            return LdmError(Code.USAGE, what, why, "Give the same options to go on, or another --out.")
+    apart = [n for n in Wish.model_fields if n not in FREE and getattr(before, n) != getattr(wish, n)]
+    if apart:
+        what = f"{wish.out} was begun with another {' and another '.join(apart)}."
+        why = "; ".join(f"{n} was {getattr(before, n)!s}, and is to be {getattr(wish, n)!s}" for n in apart) + "."
+        return LdmError(Code.USAGE, what, why, "Give the same options to go on, or another --out.")
     if photos is None or not photos.digest or not wish.photos.exists():  # those that were prepared are enough
         return None
     if digest_of(wish.photos) == photos.digest:

@@ -6,6 +6,7 @@ likeness to each other is the ceiling: no picture can be expected to be nearer t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from train.personal.copies import CLOSE, Shown
 
 MARGIN = 0.03  # of cosines, from the base to the ceiling, below which nothing can be told of the way between
 LEAST = 0.005  # of a cosine: a base that tells its own prompts apart by less understands none of them
+
+
+Each = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,7 @@ class Measures:
 
     subject: float | None  # how far from the base to the ceiling; None: these features do not tell them apart
     likeness: float  # the bare cosine to the photos
-    prompt: float | None  # of the base's own understanding; None: no text tower at hand
+    prompt: float | None  # of the base's own understanding, the mean over prompts; None: no text tower at hand
     drift: float
     leak: float | None  # how far the kind without the token has gone from the base to the ceiling
     copies: float
@@ -43,6 +47,7 @@ class Measures:
     nearest: tuple[tuple[int, float], ...] = ()  # of each sample the nearest photo, and how far it is
     chance: float = 0.0  # the share of near copies among new photos, of which none is a copy
     close: int = 0  # of the near copies those that hardly any new photo would be
+    each: tuple[Each, ...] = ()  # of each prompt: the subject, and how it is followed
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,13 +80,13 @@ class Yardstick:
         near = [(int(row.argmin()), float(row.min())) for row in self.shown.away(drawn.copies)]
         nearest = self.shown.nearest
         copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < nearest]
-        leak = None
+        followed, leak = self._followed(drawn.seen), None
         if len(drawn.kind):
             leak = self._way(_mean(drawn.kind @ self.photos.T), _mean(self.base.kind @ self.photos.T))
         return Measures(
             self._way(_mean(likeness), self.floor),
             _mean(likeness),
-            self._followed(drawn.seen),
+            _mean_of(followed),
             self._drift(drawn.unrelated),
             leak,
             len(copied) / max(1, len(near)),
@@ -89,6 +94,7 @@ class Yardstick:
             tuple(near),
             self.shown.chance,
             sum(away < CLOSE * nearest for _, away in near),
+            self._each(likeness, followed),
         )
 
     def _way(self, reached: float, start: float) -> float | None:
@@ -99,26 +105,35 @@ class Yardstick:
         moved = _mean(1 - (unrelated * self.base.unrelated).sum(1))
         return moved / max(_mean(1 - (self.again * self.base.unrelated).sum(1)), 1e-3)
 
-    def _followed(self, seen: Tensor | None) -> float | None:
-        """How much more a picture is like its own prompt than like the others, beside the same of the base.
-
-        Where nobody says what kind of thing the subject is, the base drew the rest of the prompt alone; beside a
-        subject it has half of the picture, and half as much is full.
-        """
+    def _followed(self, seen: Tensor | None) -> tuple[float | None, ...]:
+        """Of each prompt: how much more its pictures are like it than like the others, from 0 to as much as the base's
+        own are (1), with its kind or a thing it knows in the subject's place. None where the base cannot do it either:
+        one prompt that is drawn all the better without the subject makes up for no other."""
         if seen is None or self.base.seen is None or self.prompts is None or len(self.prompts) < 2:
-            return None
-        base = _told_apart(self.base.seen, self.prompts)
-        full = base if len(self.base.kind) else base / 2
-        return _told_apart(seen, self.prompts) / full if base > LEAST else None
+            return ()
+        base, ours = (_told_apart(pictures, self.prompts) for pictures in (self.base.seen, seen))
+        return tuple(min(1.0, max(0.0, o / b)) if b > LEAST else None for o, b in zip(ours, base, strict=True))
+
+    def _each(self, likeness: Tensor, followed: Sequence[float | None]) -> tuple[Each, ...]:
+        count = len(followed)
+        reached = (self._way(_mean(likeness[place::count]), self.floor) for place in range(count))
+        return tuple(zip(reached, followed, strict=True))
 
 
-def _told_apart(pictures: Tensor, prompts: Tensor) -> float:
-    """Picture i was made for prompt i modulo their number."""
+def _told_apart(pictures: Tensor, prompts: Tensor) -> list[float]:
+    """Of each prompt, how much more its pictures are like it than like the others; picture i was made for prompt i
+    modulo their number."""
     each = pictures @ prompts.T
     own = torch.arange(len(pictures)) % len(prompts)
     mine = each[torch.arange(len(pictures)), own]
-    others = (each.sum(1) - mine) / (len(prompts) - 1)
-    return _mean(mine - others)
+    margin = mine - (each.sum(1) - mine) / (len(prompts) - 1)
+    return [_mean(margin[own == place]) for place in range(len(prompts))]
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """Of those that could be told."""
+    told = [value for value in values if value is not None]
+    return sum(told) / len(told) if told else None
 
 
 def _mean(x: Tensor) -> float:

@@ -117,12 +117,23 @@ def _samples(folder: Path, report: Mapping[str, Any]) -> str:
                 for turn in range(report["seeds"])
             )
             cells.append(f"<td>{''.join(shown)}</td>")
-        rows.append(f"<tr><th>{_safe(text)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{_safe(text)}{_each(report, place)}</th>{''.join(cells)}</tr>")
     return (
         "<section><h2>Samples</h2><p>The same noise in each row. The first column is the model as it was, asked for "
-        "the plain kind of thing; the chosen checkpoint is marked.</p>"
+        "the plain kind of thing, or for one that it knows; the chosen checkpoint is marked, and what was measured of "
+        "it stands beside each prompt.</p>"
         f"<div class=grid><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div></section>"
     )
+
+
+def _each(report: Mapping[str, Any], place: int) -> str:
+    """Of one prompt at the chosen checkpoint, where it was told."""
+    each = report["measures"].get("each") or ()
+    if place >= len(each):
+        return ""
+    subject, followed = each[place]
+    words = "which the model cannot do either" if followed is None else f"followed {percent(followed)}"
+    return f"<br><small>subject {percent(subject)}, {words}</small>"
 
 
 def _curves(report: Mapping[str, Any]) -> str:

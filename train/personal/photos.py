@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldm.data.folders import Folder
 from ldm.data.reader import check_shape
 from ldm.data.settings import DataSettings
 from ldm.data.source import Source, grey, srgb
-from ldm.data.subject import FEWEST
+from ldm.data.subject import FEWEST, for_photos
 from ldm.data.survey import Finding
 from ldm.data.transforms import shrunk
 from ldm.errors import Code, LdmError
@@ -35,13 +35,6 @@ from ldm.store.write import staged
 
 KEPT = "photos.json"
 DIGESTED = 64  # pixels of training: which, does not matter to a digest
-FIXES = {  # by kind of finding
-    "unreadable": "fetch or export them again, or remove them: they are left out here",
-    "crop": "crop by hand around what matters",
-    "blurry": "look at them, and remove what is out of focus or enlarged",
-    "transparent": "nothing: what is transparent does not count",
-    "mode": "nothing, unless the colours look wrong in the folder photos of the result",
-}
 TIMES = 2  # as large as the side of training, at most: random crops and zooms need no more
 
 
@@ -84,21 +77,12 @@ def looked_at(
     source = source_of(photos, size)
     in_front = f"nothing: it is put in front of them ({token}, ...)"
     report = check(source, size, masks=True, more=subject_check(source, size, token, see, in_front))
-    found = [_here(finding) for finding in report.findings]
+    found = for_photos(report.findings)
     worst = next((finding for finding in found if finding.level == "stop" or finding.kind == "mask"), None)
     if worst is not None:
         cases = "; ".join(map(str, worst.cases[:3]))
         raise LdmError(Code.FILE, f"{photos}: {worst.what}.", f"{cases or 'Nothing could be learned'}.", worst.fix)
-    quiet = {"no caption", "same caption"}  # which are written here
-    return source, tuple(finding for finding in found if finding.kind not in quiet)
-
-
-def _here(finding: Finding) -> Finding:
-    """Of a few photos one that is broken is a large share; it is left out all the same, and nothing stops. What a run
-    file or another command would have to say is not what can be done here."""
-    if finding.kind == "unreadable":
-        return replace(finding, level="warn", fix=FIXES[finding.kind])
-    return replace(finding, fix=FIXES.get(finding.kind, finding.fix))
+    return source, found
 
 
 def source_of(photos: Path, size: int) -> Source:

@@ -22,6 +22,7 @@ PRIOR = (
     "a photo of a forest path", "a cup of coffee", "a blue bicycle", "a portrait of a young man", "a train station",
     "a watercolour of a village", "a cat on a sofa", "a plate of pasta", "a wooden chair", "a crowd in a square",
 )  # fmt: skip
+THINGS = ("cat", "dog", "person", "circle")  # of which the first that a model knows stands for a subject
 PHOTO = ("a photo of {}",)
 CAPTIONS = ("{}", "a {}")  # of small models, who have not read much
 
@@ -37,9 +38,11 @@ class Own(Strict):
 
 @dataclass(frozen=True)
 class Prompts:
-    """`subject` has the token in it, `kind` the plain kind of thing in its place (none, where nobody says which)."""
+    """`subject` has the token in it; `kind` the plain kind of thing in its place (none, where nobody says which);
+    `before` that, or a thing that the model knows: what it makes of the rest of each prompt is what can be asked."""
 
     subject: tuple[str, ...]
+    before: tuple[str, ...]
     kind: tuple[str, ...]
     unrelated: tuple[str, ...]
     prior: tuple[str, ...]
@@ -55,7 +58,14 @@ def prompts_for(
     others = tuple(unrelated) or own.unrelated or _read(UNRELATED, known)
     plain = tuple(filled(text, kind) for text in subject) if kind else ()
     prior = tuple(text for text in own.prior or _read(PRIOR, known, 1) if text not in others)
-    return Prompts(tuple(filled(text, token) for text in subject), plain, others, (*((kind,) if kind else ()), *prior))
+    before = plain or tuple(filled(text, _known_thing(known)) for text in subject)
+    return Prompts(
+        tuple(filled(text, token) for text in subject), before, plain, others, (*((kind,) if kind else ()), *prior)
+    )
+
+
+def _known_thing(known: Collection[str]) -> str:
+    return next((word for word in THINGS if not known or word in known), min(known, default=""))
 
 
 def _read(templates: Sequence[str], known: Collection[str], turn: int = 0) -> tuple[str, ...]:

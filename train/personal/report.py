@@ -39,7 +39,7 @@ def report_of(
     samples, seen = len(plan.prompts.subject) * plan.seeds, watching.judge.clip is not None
     kept = watching.folder / "checkpoints" / str(chosen.step)
     return {
-        "verdict": "; ".join(in_words(measures, photos.names, samples)) + ".",
+        "verdict": "; ".join(in_words(measures, photos.names, samples, plan.prompts.subject)) + ".",
         "flags": sorted(flags(measures)),
         "token": wish.token,
         "kind": wish.called,

@@ -128,8 +128,8 @@ def _copies_for_sure(m: Measures) -> bool:
     return near > most_copies(m) or close > COPIES
 
 
-def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
-    """The verdict, the most important first; each a half-sentence."""
+def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence[str] = ()) -> Iterator[str]:
+    """The verdict, the most important first; each a half-sentence. `prompts` are those of the samples."""
     found = flags(m)
     if "copies" in found:  # however like the subject: a copy is no success
         yield f"copies the photos: {' and '.join(_copies(m, photos, samples))}"
@@ -146,14 +146,21 @@ def in_words(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
         yield "whether it follows prompts was not measured"
     else:
         yield "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
+    if m.subject is not None and m.subject >= PARTLY and (without := _without(m, prompts)):
+        yield f"is not to be seen in {' and '.join(map(repr, without))}"
     if "copies" not in found:
         yield from _copies(m, photos, samples)
     if "perhaps copies" in found:
         yield f"more than the {percent(most_copies(m))} of new photos that would be, in too few samples to be sure"
     if m.drift > DRIFT:
-        yield f"unrelated prompts changed by {m.drift:.0%} of the distance between two seeds"
+        yield f"unrelated prompts changed by {percent(m.drift)} of the distance between two seeds"
     if m.leak is not None and m.leak > LEAK:
         yield "the subject comes without its token, too"
+
+
+def _without(m: Measures, prompts: Sequence[str]) -> list[str]:
+    """Prompts in which the subject is missing, though others have it."""
+    return [text for text, (reached, _) in zip(prompts, m.each, strict=False) if (reached or 0.0) < PARTLY]
 
 
 def _copies(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Watching:
             return
         remove(self.folder / "samples" / "0")
         prompts = self.plan.prompts
-        drawn = self._drawn(trainer, 0, prompts.kind or prompts.subject)
+        drawn = self._drawn(trainer, 0, prompts.before)
         again = self._pictures(trainer, prompts.unrelated, 1)
         photos = [open_image(path) for path in self.photos.files()]
         tensors = {name: getattr(drawn, name) for name in (*GROUPS, "copies")} | {"again": self.judge.look(again)}
@@ -78,7 +78,7 @@ class Watching:
         tensors["shown"] = views(photos, self.plan.size, ZOOM, self.plan.wish.flip, self.plan.wish.seed)
         if drawn.seen is not None:
             tensors["seen"] = drawn.seen
-        if (read := self.judge.read(prompts.kind or prompts.subject)) is not None:
+        if (read := self.judge.read(prompts.before)) is not None:
             tensors["prompts"] = read
         with staged(base) as stage:
             write_weights(stage, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
@@ -216,5 +216,6 @@ class Watching:
 
 
 def _checkpoint(told: dict[str, Any], unseen: bool) -> Checkpoint:
-    pairs = {name: tuple(tuple(pair) for pair in told["measures"][name]) for name in ("copied", "nearest")}
-    return Checkpoint(told["step"], Measures(**told["measures"] | pairs), told["validation"], unseen)
+    kept = told["measures"]
+    pairs = {name: tuple(tuple(pair) for pair in kept.get(name, ())) for name in ("copied", "nearest", "each")}
+    return Checkpoint(told["step"], Measures(**kept | pairs), told["validation"], unseen)

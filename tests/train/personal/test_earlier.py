@@ -56,6 +56,9 @@ def test_another_option_never_costs_what_was_trained(wish: Wish) -> None:
     with pytest.raises(LdmError, match="begun with another batch") as error:
         earlier(wish.model_copy(update={"batch": 2}))
     assert error.value.code is Code.USAGE and everything(wish.out) == before
+    with pytest.raises(LdmError, match="another batch and another seed") as error:
+        earlier(wish.model_copy(update={"batch": 2, "seed": 5}))
+    assert "seed was 0, and is to be 5" in error.value.why
     begin(wish)
     assert everything(wish.out) == before
 
