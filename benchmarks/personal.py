@@ -189,7 +189,7 @@ def main() -> int:
             folder = (args.keep or Path(temporary)) / str(creature)
             folder.mkdir(parents=True, exist_ok=True)
             report, adapter, seconds = learned(creature, args.model, folder)
-            row = {"seconds": round(seconds, 1), "step": report["step"], "verdict": report["verdict"],
+            row = {"seconds": round(seconds, 1), "step": report["step"],
                    **judged(creature, adapter, args.model, looks, emoji)}  # fmt: skip
         rows_of[str(creature)] = row | {"bars": bars(row)}
         log.info("%s: %s", creature, row)

@@ -106,8 +106,8 @@ class Yardstick:
         return moved / max(_mean(1 - (self.again * self.base.unrelated).sum(1)), 1e-3)
 
     def _followed(self, seen: Tensor | None) -> tuple[float | None, ...]:
-        """Of each prompt: how much more its pictures are like it than like the others, from 0 to as much as the base's
-        own are (1), with its kind or a thing it knows in the subject's place. None where the base cannot do it either:
+        """Of each prompt: how much more its pictures are like it than others are, from 0 to as much as the base's own
+        (1), with its kind or a thing it knows in the subject's place. None where the base cannot do it either:
         one prompt that is drawn all the better without the subject makes up for no other."""
         if seen is None or self.base.seen is None or self.prompts is None or len(self.prompts) < 2:
             return ()
@@ -121,13 +121,11 @@ class Yardstick:
 
 
 def _told_apart(pictures: Tensor, prompts: Tensor) -> list[float]:
-    """Of each prompt, how much more its pictures are like it than like the others; picture i was made for prompt i
-    modulo their number."""
+    """Of each prompt, how much more its own pictures are like it than those of other prompts are: 0 where every prompt
+    gets the same picture. Picture i was made for prompt i modulo their number."""
     each = pictures @ prompts.T
     own = torch.arange(len(pictures)) % len(prompts)
-    mine = each[torch.arange(len(pictures)), own]
-    margin = mine - (each.sum(1) - mine) / (len(prompts) - 1)
-    return [_mean(margin[own == place]) for place in range(len(prompts))]
+    return [_mean(each[own == place, place]) - _mean(each[own != place, place]) for place in range(len(prompts))]
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:

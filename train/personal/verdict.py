@@ -21,9 +21,9 @@ RULE = (
     "the photo that was kept aside, or the least drift where none could be) among those that learned it "
     f"({LEARNED:.0%}) with at most {COPIES:.0%} near copies (or as many as new photos would be), at most {DRIFT:.0%} "
     f"drift of unrelated prompts, at most {LEAK:.0%} leak into the plain kind, and at least {PROMPT:.0%} of the base's "
-    "understanding of prompts; where there is none, the one that misses these bounds by least; where features do not "
-    "tell what was learned, the one with the least loss on the photo that was kept aside, and the earliest, where none "
-    "could be kept aside"
+    "understanding of prompts (which does not choose where none of them has it); where there is none, the one that "
+    "misses these bounds by least; where features do not tell what was learned, the one with the least loss on the "
+    "photo that was kept aside, and the earliest, where none could be kept aside"
 )
 
 
@@ -42,13 +42,13 @@ def most_copies(m: Measures) -> float:
     return max(COPIES, m.chance)
 
 
-def excess(m: Measures) -> float:
+def excess(m: Measures, deaf: bool = False) -> float:
     """By how much the bounds are missed, all together; 0: kept. What was seen counts here, be it sure or not: of two
-    checkpoints the one with fewer copies is the better guess."""
+    checkpoints the one with fewer copies is the better guess. `deaf`: how prompts are followed does not count."""
     copied = max(m.copies - most_copies(m), m.close / max(1, len(m.nearest)) - COPIES)
     missed = max(0.0, copied) / COPIES * 0.25 + max(0.0, m.drift - DRIFT) / DRIFT
     missed += max(0.0, (m.leak or 0.0) - LEAK) / LEAK
-    if m.prompt is not None:
+    if m.prompt is not None and not deaf:
         missed += max(0.0, PROMPT - m.prompt) / PROMPT
     return missed + max(0.0, (m.subject or 0.0) - COPYING)
 
@@ -56,7 +56,9 @@ def excess(m: Measures) -> float:
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """By the rule; of equals the earlier. Few samples tell likeness to a few percent, and it does not see details:
     among such, the loss decides."""
-    kept = [c for c in checkpoints if excess(c.measures) == 0 and _lacking(c.measures) == 0]
+    learned = [c for c in checkpoints if _lacking(c.measures) == 0]
+    deaf = all(c.measures.prompt is not None and c.measures.prompt < PROMPT for c in learned)
+    kept = [c for c in learned if excess(c.measures, deaf) == 0]
     if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it, where it can
         return min(kept, key=lambda c: (c.validation if c.unseen and c.validation is not None else 0.0, c.step))
     if kept:
