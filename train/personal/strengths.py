@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ldm.images import save_image
@@ -10,8 +11,9 @@ from pipelines.pipeline import Pipeline
 from pipelines.request import LoraUse, Request
 from pipelines.suited import suited
 from train.personal.plan import Plan
-from train.signals import Stop
+from train.signals import Stop, resume_command
 
+log = logging.getLogger("train.personal")
 WEIGHTS = (0.5, 0.75, 1.0, 1.25)
 
 
@@ -23,6 +25,8 @@ def draw_strengths(plan: Plan, adapter: Path, word: Path | None, folder: Path, s
     pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
     for weight in WEIGHTS:
         for place, text in enumerate(plan.prompts.subject):
+            if stop.wanted:
+                log.warning("Stopped before the report was whole. Go on with: %s", resume_command())
             stop.check()
             fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
             fields |= {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
