@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from ldm.config import find, load
 from ldm.errors import LdmError
 from train.config import RunFile
+from train.processes import leave
 from train.run import finished, opened
 from train.signals import Stop, Stopped, resume_command
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     except LdmError as error:
         sys.stderr.write(f"error: {error}\n")
         return int(error.code)
+    finally:
+        leave()
     return 0
 
 

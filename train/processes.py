@@ -199,3 +199,10 @@ def _words(tensor: Tensor) -> Tensor:
     """The bits of a tensor as whole numbers of the same size."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().reshape(-1).view(kind)
+
+
+def leave() -> None:
+    """Leaves the others at the end of a process: a thread that still listens to them while the interpreter ends may
+    abort it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
