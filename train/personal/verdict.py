@@ -112,7 +112,7 @@ def flags(m: Measures) -> set[str]:
         found.add("copies")
     elif m.copies > most_copies(m):
         found.add("perhaps copies")
-    if m.prompt is not None and m.prompt < PROMPT:
+    if m.prompt is not None and m.prompt < PROMPT and "not learned" not in found:  # then the token is a strange word
         found.add("ignores prompts")
     if m.drift > DRIFT:
         found.add("drift")
@@ -144,10 +144,8 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
         yield "learned the subject" if m.subject >= LEARNED else "learned a part of the subject"
     elif m.subject < PARTLY:
         yield "did not learn the subject: its pictures are hardly more like the photos than before"
-    if m.prompt is None:
-        yield "whether it follows prompts was not measured"
-    else:
-        yield "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
+    if "not learned" not in found:  # what a strange word does to prompts says nothing of the adapter
+        yield _follows(m)
     if m.subject is not None and m.subject >= PARTLY and (without := _without(m, prompts)):
         yield f"is not to be seen in {' and '.join(map(repr, without))}"
     if "copies" not in found:
@@ -158,6 +156,12 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
         yield f"unrelated prompts changed by {percent(m.drift)} of the distance between two seeds"
     if m.leak is not None and m.leak > LEAK:
         yield "the subject comes without its token, too"
+
+
+def _follows(m: Measures) -> str:
+    if m.prompt is None:
+        return "whether it follows prompts was not measured"
+    return "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
 
 
 def _without(m: Measures, prompts: Sequence[str]) -> list[str]:
