@@ -47,7 +47,8 @@ def cost_of(plan: Plan, photos: Photos) -> Cost:
         each = made.step_seconds / batch / (1 + BACKWARD)  # one picture, once through the network
         picture, full = (each * (2 * steps + 2) for steps in (LOOK.steps, _steps(plan)))
         training = made.step_seconds * plan.steps * (1 + (KEEPING if plan.prior else 0))
-        looking = picture * (_shown(plan) + plan.seeds * len(plan.prompts.unrelated)) + full * _at_weights(plan)
+        again = plan.prompts.unrelated if plan.prompts.kind else (*plan.prompts.unrelated, *plan.prompts.before)
+        looking = picture * (_shown(plan) + plan.seeds * len(again)) + full * _at_weights(plan)
         prior = full * plan.prior
     disk = made.disk + made.saved * (plan.wish.checkpoints + 1) + _pictures(plan) + _bytes(photos.folder)
     return Cost(training, looking, prior, made.memory.total, made.free, made.fits, disk)

@@ -120,8 +120,8 @@ def _samples(folder: Path, report: Mapping[str, Any]) -> str:
         rows.append(f"<tr><th>{_safe(text)}{_each(report, place)}</th>{''.join(cells)}</tr>")
     return (
         "<section><h2>Samples</h2><p>The same noise in each row. The first column is the model as it was, asked for "
-        "the plain kind of thing, or for one that it knows; the chosen checkpoint is marked, and what was measured of "
-        "it stands beside each prompt.</p>"
+        "the plain kind of thing, or in the same words where no kind was said; the chosen checkpoint is marked, and "
+        "what was measured of it stands beside each prompt.</p>"
         f"<div class=grid><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div></section>"
     )
 

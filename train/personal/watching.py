@@ -70,14 +70,15 @@ class Watching:
             return
         remove(self.folder / "samples" / "0")
         prompts = self.plan.prompts
-        drawn = self._drawn(trainer, 0, prompts.before)
+        drawn = self._drawn(trainer, 0, prompts.kind or prompts.subject)
+        seen = drawn.seen if prompts.kind else self.judge.seen(self._pictures(trainer, prompts.before, 0))
         again = self._pictures(trainer, prompts.unrelated, 1)
         photos = [open_image(path) for path in self.photos.files()]
         tensors = {name: getattr(drawn, name) for name in (*GROUPS, "copies")} | {"again": self.judge.look(again)}
         tensors["photos"] = self.judge.look(squares(photos, self.plan.size))
         tensors["shown"] = views(photos, self.plan.size, ZOOM, self.plan.wish.flip, self.plan.wish.seed)
-        if drawn.seen is not None:
-            tensors["seen"] = drawn.seen
+        if seen is not None:
+            tensors["seen"] = seen
         if (read := self.judge.read(prompts.before)) is not None:
             tensors["prompts"] = read
         with staged(base) as stage:
