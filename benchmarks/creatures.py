@@ -57,7 +57,7 @@ def load_judge(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def drawings(who: int, poses: range) -> Tensor:
-    """[len(poses),3,64,64] of 0..255."""
+    """[len(poses),3,64,64] of one creature, of 0..255."""
     made = [np.asarray(draw_character(character(who), pose(how), SIDE)) for how in poses]
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 

@@ -32,10 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.creatures import load_judge
+from benchmarks.creatures import SIDE, drawings, load_judge
 from benchmarks.machine import write
 from benchmarks.startup import LDM
-from ldm.data.characters import character, draw_character, pose
 from ldm.data.emoji_table import read_table
 from ldm.images import from_rgb, open_image
 from ldm.metrics.features import clips, colour_and_edges, extracted, squares
@@ -46,7 +45,7 @@ from train.personal.copies import Shown, look, views
 from train.personal.plan import ZOOM
 
 log = logging.getLogger("benchmarks.personal")
-TOKEN, SIDE = "zwx", 64
+TOKEN = "zwx"
 PROMPTS = ("{}, noto style", "{}, twemoji style", "{}, blob style", "{} waving", "{} with a hat", "{} in the rain",
            "{} and a tree", "{} and a star", "{} and a cat", "{} with a heart", "{} with a flower", "{} in the snow",
            "{} on a boat", "{} reading a book", "happy {}", "angry {}", "sleepy {}", "smiling {}", "crying {}",
@@ -57,10 +56,6 @@ SEEDS, POSES, DISTRACTORS = 2, 20, 100
 # What is asked of the defaults, by the name of the figure: at least, or at most.
 LEAST, MOST = {"hits": 0.90}, {"seconds": 600.0, "drift": 0.25, "near_copies": 0.05}
 Look = Callable[[Tensor], Tensor]
-
-
-def drawing(who: int, how: int) -> np.ndarray:
-    return np.asarray(draw_character(character(who), pose(how), SIDE), np.float32) / 255
 
 
 def stacked(pictures: Sequence[np.ndarray]) -> Tensor:
@@ -96,8 +91,8 @@ def learned(creature: int, model: str, folder: Path) -> tuple[dict[str, Any], Pa
 
 def own_and_photos(creature: int) -> tuple[Tensor, Tensor]:
     """Of one creature: drawings that nobody trains on, and those that are learned from."""
-    own, photos = ([drawing(creature, how) for how in poses] for poses in (range(500, 500 + POSES), range(5)))
-    return stacked(own), stacked(photos)
+    own, photos = (drawings(creature, poses).float() / 255 for poses in (range(500, 500 + POSES), range(5)))
+    return own, photos
 
 
 def found(pictures: Tensor, own: Tensor, others: Tensor) -> float:
@@ -114,7 +109,7 @@ def judged(creature: int, adapter: Path, model: str, looks: dict[str, Look], emo
     samples = drawn(pipeline, [text.format(TOKEN) for text in PROMPTS], SEEDS, use)
     after, before = (drawn(pipeline, UNRELATED, 2, loras) for loras in (use, []))
     again = drawn(pipeline, UNRELATED, 2, first=5000)
-    others = stacked([drawing(creature + 1000 + i, i) for i in range(DISTRACTORS)])
+    others = torch.cat([drawings(creature + 1000 + i, range(i, i + 1)) for i in range(DISTRACTORS)]).float() / 255
     own, photos = own_and_photos(creature)
     shown = {"samples": samples, "own": own, "others": torch.cat([others, emoji]),
              "after": after, "before": before, "again": again}  # fmt: skip
