@@ -156,14 +156,10 @@ def _readable(source: Source, place: int) -> bool:
 
 
 def _masked(source: Source, places: Sequence[int]) -> bool:
-    """Whether masks lie beside all pictures, or some are partly transparent; an error, if some have masks alone."""
-    beside = [place for place in places if source.mask(place) is not None]
-    if beside and len(beside) < len(places):
-        lacking = next(source.name(place) for place in places if place not in beside)
-        what = f"{len(beside)} of {len(places)} photos have a mask beside them, {lacking} has none."
-        why = "A mask that is found is used, and what a picture without one should count for is not known."
-        raise LdmError(Code.USAGE, what, why, "Draw the masks that are missing, or move the folder masks away.")
-    return bool(beside) or any(float((_opaque(source, place) < 255).mean()) > CLEAR for place in places)
+    """Whether masks lie beside the pictures (all, or `looked_at` has refused them), or some are partly transparent."""
+    if any(source.mask(place) is not None for place in places):
+        return True
+    return any(float((_opaque(source, place) < 255).mean()) > CLEAR for place in places)
 
 
 def _mask(source: Source, place: int) -> np.ndarray:
