@@ -53,8 +53,11 @@ def merge(
     usual = as_usual(dialect, family or made.adapter.base.family)
     tensors, metadata = convert(made.adapter, usual, fingerprint=fingerprint, family=family)
     write_adapter(goal, dialect, tensors, metadata)
-    told = {"path": str(goal), "tensors": len(tensors), "ranks": _ranks(made.adapter), "left_out": made.left_out}
+    told = {"path": str(goal), "tensors": len(tensors), "ranks": _ranks(made.adapter), "left_out": made.left_out,
+            "idle": made.idle}  # fmt: skip
     left = f"; its rank leaves out {made.left_out:.2%} of the squared change" if rank is not None else ""
+    if made.idle:
+        left += f"; {made.idle} {'layer' if made.idle == 1 else 'layers'} without any change left away"
     typer.echo(json.dumps(told) if as_json else printable(f"{goal}: {len(tensors)} tensors{left}"))
     return 0
 
@@ -111,7 +114,8 @@ def compare(one: str, other: str, as_json: bool) -> int:
         **{f"  {name}": f"{cosine:.4f}" for name, cosine in made.blocks.items()},
     }
     width = max(map(len, rows))
-    head = f"{' ' * width}  {' | '.join(made.names)}"
+    names = made.names if made.names[0] != made.names[1] else (one, other)  # of two folders, say
+    head = f"{' ' * width}  {' | '.join(names)}"
     typer.echo(printable("\n".join([head, *(f"{key:<{width}}  {value}" for key, value in rows.items())])))
     return 0
 

@@ -97,7 +97,10 @@ def _wish(fields: Mapping[str, Any]) -> Wish:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + ".".join(map(str, first["loc"][:1])).replace("_", "-")
-        what, why = f"{option} is not understood.", f"{first['msg'].removeprefix('Value error, ')}."
+        said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        what, why = f"{option} cannot be {str(first['input'])[:40]!r}.", f"It is to be {said}."
+        if first["type"] == "value_error":
+            what, why = f"{option} does not fit.", f"{said}."
         raise LdmError(Code.USAGE, what, why, "See ldm personalize --help.") from error
     if "out" not in given:
         wish = wish.model_copy(update={"out": Path("runs") / wish.name})
@@ -126,7 +129,7 @@ def _tell_cost(view: QuietView, plan: Plan, cost: Cost) -> None:
     else:
         parts = {"training": cost.training, "looking": cost.looking, "pictures of the model itself": cost.prior}
         told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
-        view.note(f"cost: at most about {duration(cost.total)} ({told}); {memory}")
+        view.note(f"cost: at most about {duration(cost.total)} with nothing else running ({told}); {memory}")
     if not cost.fits:
         view.note("it may not fit into memory: --batch 1, --precision bf16 and a smaller --size need less")
 

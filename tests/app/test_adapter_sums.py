@@ -64,6 +64,18 @@ def test_a_lower_rank_says_what_it_leaves_out(ldm: Ldm, pair: tuple[Path, Path])
     assert told["ranks"] == {"1": 3} and told["fingerprint"]
 
 
+def test_layers_without_any_change_are_left_away_and_told(ldm: Ldm, pair: tuple[Path, Path]) -> None:
+    done = ldm("adapter", "merge", pair[0], "one.safetensors:-1", pair[1], "--out", "left.safetensors")
+    assert done.status == 0 and "left.safetensors: 4 tensors; 1 layer without any change left away" in done.out
+
+
+def test_adapters_of_one_name_are_told_apart_by_their_paths(ldm: Ldm, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "one.safetensors").write_bytes(pair[1].read_bytes())
+    shown = ldm("adapter", "compare", "one.safetensors", "other/one.safetensors").out
+    assert shown.split("\n")[0].split(" | ")[1] == "other/one.safetensors"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

@@ -45,7 +45,7 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     assert [c["step"] for c in report["checkpoints"]] == [3, 6]
     assert report["files"] == ["zwx-circle.safetensors", "zwx-circle-kohya.safetensors"]
     assert report["weights"] == [0.5, 0.75, 1.0, 1.25] and len(list((out / "samples" / "weights").iterdir())) == 8
-    assert len(report["measures"]["nearest"]) == 4 and "cost: at most about" in done.err
+    assert len(report["measures"]["nearest"]) == 8 and "cost: at most about" in done.err
     assert report["features"] == "colours and edges" and report["measures"]["prompt"] is None
     page = (out / "report.html").read_text()
     assert report["verdict"][1:].split(";")[0] in page and "http" not in page.replace("http://www.w3.org", "")
@@ -192,3 +192,9 @@ def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_l
 def test_a_token_may_end_as_the_name_of_a_file_of_another_kind_does(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
     done = ldm("personalize", "photos", "--token", "my-word", "--model", "scenes", *SHORT, "--kind", "", "--quiet")
     assert done.out.split() == ["runs/my-word/my-word.safetensors"], done
+
+
+def test_a_number_out_of_its_range_is_told_with_the_range(ldm: Ldm, photos: Path) -> None:
+    done = learn(ldm, "--rate", 3)
+    assert done.status == Code.USAGE and "--rate cannot be '3.0'" in done.err, done
+    assert "less than or equal to 1." in done.err

@@ -147,12 +147,12 @@ def test_wrong_width_names_both_widths_and_guesses_the_family() -> None:
 
 
 def test_another_model_of_the_same_family_by_fingerprint() -> None:
-    metadata = {"ldm.base_fingerprint": "base-a", "ss_base_model_version": "sd_v1"}
+    metadata = {"ldm.base_fingerprint": "base-a", "ss_base_model_version": "sd_v1", "ldm.base_name": "mine"}
     adapter = parse_adapter(_kohya(), metadata, "style")
     make_stack("sd1", fingerprint="base-a").use([(adapter, 1.0, None)])
     with pytest.raises(LdmError, match="another base model") as caught:
         make_stack("sd1", fingerprint="base-b").use([(adapter, 1.0, None)])
-    assert "base-a" in caught.value.why and "base-b" in caught.value.why
+    assert "base-a" in caught.value.why and "base-b" in caught.value.why and "'mine'" in caught.value.what
     told = replace(adapter, any_base=True)
     make_stack("sd1", fingerprint="base-b").use([(told, 1.0, None)])
     with pytest.raises(LdmError, match="another base model"):  # what is said of one is not said of the other

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ldm.metrics.interval import Estimate
 from train.personal.copies import CLOSE, Shown
+from train.personal.following import followed, told_apart
 
 MARGIN = 0.03  # of cosines, from the base to the ceiling, below which nothing can be told of the way between
-LEAST = 0.005  # of a cosine: a base that tells its own prompts apart by less understands none of them
+THERE = 0.3  # of the way, below which the subject is not to be seen in a picture
 
-
-Each = tuple[float | None, float | None]
+Each = tuple[float | None, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Measures:
 
     subject: float | None  # how far from the base to the ceiling; None: these features do not tell them apart
     likeness: float  # the bare cosine to the photos
-    prompt: float | None  # of the base's own understanding, the mean over prompts; None: no text tower at hand
+    prompt: float | None  # of the base's own understanding; None: no text tower at hand, or the base has none
     drift: float
     leak: float | None  # how far the kind without the token has gone from the base to the ceiling
     copies: float
@@ -47,7 +47,8 @@ class Measures:
     nearest: tuple[tuple[int, float], ...] = ()  # of each sample the nearest photo, and how far it is
     chance: float = 0.0  # the share of near copies among new photos, of which none is a copy
     close: int = 0  # of the near copies those that hardly any new photo would be
-    each: tuple[Each, ...] = ()  # of each prompt: the subject, and how it is followed
+    each: tuple[Each, ...] = ()  # of each prompt: the subject, and how it is told from others, now and by the base
+    prompt_most: float = 1.0  # the upper end of the interval of `prompt`
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,13 +81,14 @@ class Yardstick:
         near = [(int(row.argmin()), float(row.min())) for row in self.shown.away(drawn.copies)]
         nearest = self.shown.nearest
         copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < nearest]
-        followed, leak = self._followed(drawn.seen), None
+        each, leak = self._each(likeness, drawn.seen), None
+        prompt = self._followed(drawn.seen, each)
         if len(drawn.kind):
             leak = self._way(_mean(drawn.kind @ self.photos.T), _mean(self.base.kind @ self.photos.T))
         return Measures(
             self._way(_mean(likeness), self.floor),
             _mean(likeness),
-            _mean_of(followed),
+            None if prompt is None else min(1.0, max(0.0, prompt.value)),
             self._drift(drawn.unrelated),
             leak,
             len(copied) / max(1, len(near)),
@@ -94,7 +96,8 @@ class Yardstick:
             tuple(near),
             self.shown.chance,
             sum(away < CLOSE * nearest for _, away in near),
-            self._each(likeness, followed),
+            each,
+            1.0 if prompt is None else max(0.0, prompt.high),
         )
 
     def _way(self, reached: float, start: float) -> float | None:
@@ -105,33 +108,20 @@ class Yardstick:
         moved = _mean(1 - (unrelated * self.base.unrelated).sum(1))
         return moved / max(_mean(1 - (self.again * self.base.unrelated).sum(1)), 1e-3)
 
-    def _followed(self, seen: Tensor | None) -> tuple[float | None, ...]:
-        """Of each prompt: how much more its pictures are like it than others are, from 0 to as much as the base's own
-        (1), with its kind or a thing it knows in the subject's place. None where the base cannot do it either:
-        one prompt that is drawn all the better without the subject makes up for no other."""
+    def _each(self, likeness: Tensor, seen: Tensor | None) -> tuple[Each, ...]:
         if seen is None or self.base.seen is None or self.prompts is None or len(self.prompts) < 2:
             return ()
-        base, ours = (_told_apart(pictures, self.prompts) for pictures in (self.base.seen, seen))
-        return tuple(min(1.0, max(0.0, o / b)) if b > LEAST else None for o, b in zip(ours, base, strict=True))
+        count = len(self.prompts)
+        ours, before = (told_apart(pictures, self.prompts).mean(0) for pictures in (seen, self.base.seen))
+        return tuple(
+            (self._way(_mean(likeness[place::count]), self.floor), float(ours[place]), float(before[place]))
+            for place in range(count)
+        )
 
-    def _each(self, likeness: Tensor, followed: Sequence[float | None]) -> tuple[Each, ...]:
-        count = len(followed)
-        reached = (self._way(_mean(likeness[place::count]), self.floor) for place in range(count))
-        return tuple(zip(reached, followed, strict=True))
-
-
-def _told_apart(pictures: Tensor, prompts: Tensor) -> list[float]:
-    """Of each prompt, how much more its own pictures are like it than those of other prompts are: 0 where every prompt
-    gets the same picture. Picture i was made for prompt i modulo their number."""
-    each = pictures @ prompts.T
-    own = torch.arange(len(pictures)) % len(prompts)
-    return [_mean(each[own == place, place]) - _mean(each[own != place, place]) for place in range(len(prompts))]
-
-
-def _mean_of(values: Sequence[float | None]) -> float | None:
-    """Of those that could be told."""
-    told = [value for value in values if value is not None]
-    return sum(told) / len(told) if told else None
+    def _followed(self, seen: Tensor | None, each: Sequence[Each]) -> Estimate | None:
+        if not each or seen is None or self.base.seen is None or self.prompts is None:
+            return None
+        return followed(seen, self.base.seen, self.prompts, [way is None or way >= THERE for way, *_ in each])
 
 
 def _mean(x: Tensor) -> float:

@@ -25,6 +25,7 @@ FLAGS = {
     "perhaps copies": "copies not ruled out",
 }  # fmt: skip
 OPEN = {"unknown", "perhaps copies"}  # what is not known is neither wrong nor sound
+IN_GRID = 2  # seeds of each prompt that the table of checkpoints shows
 SHOWN = 256  # pixels of a picture's longer side, at most
 UNDER_WAY = "<span class=badge>under way</span>"
 GRID = """
@@ -86,7 +87,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         ("Prompts", percent(m["prompt"]), "of what the model understood"),
         ("Near copies", percent(m["copies"]), f"of {len(report['prompts']['subject']) * report['seeds']} samples"),
         ("Drift", percent(m["drift"]), "of the distance of two seeds"),
-        ("Leak", percent(m["leak"]), "without the token"),
+        ("Leak", percent(m["leak"]), "without the token" if report["kind"] else "no kind was said"),
         (
             "Step",
             f"{report['step']:,}",
@@ -114,14 +115,15 @@ def _samples(folder: Path, report: Mapping[str, Any]) -> str:
                     folder / "samples" / str(step) / f"subject-{place + turn * len(prompts):02d}.png",
                     f"{text}, step {step}",
                 )
-                for turn in range(report["seeds"])
+                for turn in range(min(IN_GRID, report["seeds"]))
             )
             cells.append(f"<td>{''.join(shown)}</td>")
         rows.append(f"<tr><th>{_safe(text)}{_each(report, place)}</th>{''.join(cells)}</tr>")
     return (
-        "<section><h2>Samples</h2><p>The same noise in each row. The first column is the model as it was, asked for "
-        "the plain kind of thing, or in the same words where no kind was said; the chosen checkpoint is marked, and "
-        "what was measured of it stands beside each prompt.</p>"
+        "<section><h2>Samples</h2><p>The same noise in each row; "
+        f"{min(IN_GRID, report['seeds'])} of {report['seeds']} seeds are shown, and all of them counted. The first "
+        "column is the model as it was, asked for the plain kind of thing, or in the same words where no kind was said;"
+        " the chosen checkpoint is marked, and what was measured of it stands beside each prompt.</p>"
         f"<div class=grid><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div></section>"
     )
 
@@ -131,9 +133,8 @@ def _each(report: Mapping[str, Any], place: int) -> str:
     each = report["measures"].get("each") or ()
     if place >= len(each):
         return ""
-    subject, followed = each[place]
-    words = "which the model cannot do either" if followed is None else f"followed {percent(followed)}"
-    return f"<br><small>subject {percent(subject)}, {words}</small>"
+    subject, ours, before = each[place]
+    return f"<br><small>subject {percent(subject)}, words {ours:.2f} (before {before:.2f})</small>"
 
 
 def _curves(report: Mapping[str, Any]) -> str:
@@ -216,6 +217,9 @@ def _how(report: Mapping[str, Any]) -> str:
         f"<li>The photos' likeness to each other is {report['ceiling']:.3f}, that of the model's pictures before was "
         f"{report['floor']:.3f}: 0 % and 100 % of the way.</li>"
         f"<li>Chosen is {_safe(report['rule'])}.</li>"
+        "<li>How a prompt's words are followed is how much more its samples are like them than the samples of other "
+        "prompts are, beside what the model before made of them; of the prompts in which the subject is to be seen, "
+        f"and with a chance of one in forty more than {percent(report['measures']['prompt_most'])} of that.</li>"
         "<li>A near copy is a sample nearer to a photo than the two most alike photos are to each other.</li>"
         "<li>Drift is how far unrelated pictures moved, beside the distance of two seeds of the model as it was.</li>"
         f"<li>Seed {report['seed']}, {report['size']} pixels, model {_safe(report['model'])}, "

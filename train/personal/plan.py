@@ -69,7 +69,7 @@ class Plan:
     @property
     def seeds(self) -> int:
         """Pictures of each prompt at a checkpoint; of a large model they cost more than training."""
-        return 2 if self.base.small else 1
+        return 4 if self.base.small else 1
 
     @property
     def batch(self) -> int:

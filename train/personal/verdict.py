@@ -7,23 +7,21 @@ from dataclasses import dataclass
 
 from ldm.data.subject import FEWEST
 from ldm.metrics.interval import LEVEL, exact_share
-from train.personal.measure import Measures
+from train.personal.measure import THERE, Measures
 
 COPIES, DRIFT, PROMPT, LEAK = 0.05, 0.25, 0.7, 0.5  # most near copies, most drift, least of the prompt, most leak
-LEARNED, PARTLY = 0.6, 0.3  # of the way from the base to the ceiling
+LEARNED, PARTLY = 0.6, THERE  # of the way from the base to the ceiling
 # Above the ceiling it is copying, with a margin of a tenth: the ceiling is the mean of few pairs and scatters itself,
 # and a picture without the accidents of any one photo is a little more like each of them than they are like each other.
 COPYING = 1.1
 PATIENCE, GAIN = 3, 0.03  # checkpoints without so much more of the subject, after which it stops
 LOSS = 0.01  # share of the loss on a photo kept aside that is a gain
 RULE = (
-    f"the checkpoint that is most like the subject (of those within {GAIN:.0%} of it, the one with the least loss on "
-    "the photo that was kept aside, or the least drift where none could be) among those that learned it "
-    f"({LEARNED:.0%}) with at most {COPIES:.0%} near copies (or as many as new photos would be), at most {DRIFT:.0%} "
-    f"drift of unrelated prompts, at most {LEAK:.0%} leak into the plain kind, and at least {PROMPT:.0%} of the base's "
-    "understanding of prompts (which does not choose where none of them has it); where there is none, the one that "
-    "misses these bounds by least; where features do not tell what was learned, the one with the least loss on the "
-    "photo that was kept aside, and the earliest, where none could be kept aside"
+    f"the checkpoint most like the subject among those that learned it ({LEARNED:.0%}) and keep the bounds: near "
+    f"copies {COPIES:.0%} (or as many as new photos would be), drift {DRIFT:.0%} and leak {LEAK:.0%} at most, prompts "
+    f"{PROMPT:.0%} at least (unless none has that); of those within {GAIN:.0%} of it the one with the least loss on "
+    "the photo that was kept aside, or the least drift where none was; where none keeps the bounds, the one that "
+    "misses them by least; where likeness cannot be told, that loss alone decides, or the earliest is taken"
 )
 
 
@@ -57,7 +55,7 @@ def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """By the rule; of equals the earlier. Few samples tell likeness to a few percent, and it does not see details:
     among such, the loss decides."""
     learned = [c for c in checkpoints if _lacking(c.measures) == 0]
-    deaf = all(c.measures.prompt is not None and c.measures.prompt < PROMPT for c in learned)
+    deaf = all(_is_deaf(c.measures) for c in learned)
     kept = [c for c in learned if excess(c.measures, deaf) == 0]
     if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it, where it can
         return min(kept, key=lambda c: (c.validation if c.unseen and c.validation is not None else 0.0, c.step))
@@ -67,6 +65,10 @@ def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
         told = all(c.unseen and c.validation is not None for c in alike)
         return min(alike, key=lambda c: ((c.validation or 0.0) if told else c.measures.drift, c.step))
     return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
+
+
+def _is_deaf(m: Measures) -> bool:
+    return m.prompt is None or m.prompt < PROMPT
 
 
 def _reached(checkpoint: Checkpoint) -> float:
@@ -112,13 +114,18 @@ def flags(m: Measures) -> set[str]:
         found.add("copies")
     elif m.copies > most_copies(m):
         found.add("perhaps copies")
-    if m.prompt is not None and m.prompt < PROMPT and "not learned" not in found:  # then the token is a strange word
+    if _ignores_for_sure(m) and "not learned" not in found:  # then the token is a strange word
         found.add("ignores prompts")
     if m.drift > DRIFT:
         found.add("drift")
     if m.leak is not None and m.leak > LEAK:
         found.add("leak")
     return found
+
+
+def _ignores_for_sure(m: Measures) -> bool:
+    """Whether prompts are followed less than they should be, whatever the chance of so few samples."""
+    return m.prompt is not None and max(m.prompt, m.prompt_most) < PROMPT
 
 
 def _copies_for_sure(m: Measures) -> bool:
@@ -160,13 +167,15 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
 
 def _follows(m: Measures) -> str:
     if m.prompt is None:
-        return "whether it follows prompts was not measured"
-    return "keeps following prompts" if m.prompt >= PROMPT else "follows prompts less than the model did"
+        return "whether it follows prompts is not known"
+    if m.prompt >= PROMPT:
+        return "keeps following prompts"
+    return f"{'' if _ignores_for_sure(m) else 'perhaps '}follows prompts less than the model did"
 
 
 def _without(m: Measures, prompts: Sequence[str]) -> list[str]:
     """Prompts in which the subject is missing, though others have it."""
-    return [text for text, (reached, _) in zip(prompts, m.each, strict=False) if (reached or 0.0) < PARTLY]
+    return [text for text, (reached, *_) in zip(prompts, m.each, strict=False) if (reached or 0.0) < THERE]
 
 
 def _copies(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
@@ -201,11 +210,16 @@ def unknowable(photos: int, samples: int, m: Measures, seen: bool, masked: bool 
         yield "without a CLIP, likeness means colours and edges, not what is seen; --clip names one"
     elif m.prompt is None:
         yield "whether prompts are followed is open: the model tells them too little apart, or there was one alone"
+    elif m.prompt < PROMPT and not _ignores_for_sure(m):
+        yield (
+            f"{percent(m.prompt)} of what the model understood of prompts was seen, and {samples} samples that differ "
+            f"so much leave anything up to {percent(min(1.0, m.prompt_most))} possible"
+        )
     if masked:
         yield "samples are held against whole photos, what the masks hide among it, though nothing of that was learned"
     if m.subject is None:
         chooser = "the validation loss has chosen the" if photos >= FEWEST else "the rule took the earliest"
         which = "checkpoint within the bounds"
-        if excess(m) > 0:
+        if excess(m, _is_deaf(m)) > 0:
             chooser, which = "no checkpoint keeps the bounds, and the rule took the one", "that misses them by least"
         yield f"these features do not tell the subject from its kind: {chooser} {which}"

@@ -34,26 +34,27 @@ class BaseHint:
     family: str | None
     fingerprint: str | None
     reason: str
+    name: str | None = None  # what the base was called where the adapter was trained
 
 
 def hint(metadata: Mapping[str, str], keys: Iterable[str]) -> BaseHint:
     """The base of an adapter: our fingerprint, else what kohya and ModelSpec write, else the sort of its keys."""
-    fingerprint = metadata.get("ldm.base_fingerprint")
+    fingerprint, name = metadata.get("ldm.base_fingerprint"), metadata.get("ldm.base_name") or None
     for field in ("ldm.base_family", "ss_base_model_version", "modelspec.architecture"):
         value = metadata.get(field, "")
         if value in _OURS or value == "own":
-            return BaseHint(value, fingerprint, f"{field} is {value!r}")
+            return BaseHint(value, fingerprint, f"{field} is {value!r}", name)
         for family, pattern in _FAMILIES:
             if re.search(pattern, value.lower()):
-                return BaseHint(family, fingerprint, f"{field} is {value!r}")
+                return BaseHint(family, fingerprint, f"{field} is {value!r}", name)
     if metadata.get("ss_v2") == "True":
-        return BaseHint("sd2", fingerprint, "ss_v2 is 'True'")
+        return BaseHint("sd2", fingerprint, "ss_v2 is 'True'", name)
     for key in keys:
         for family, pattern in _FOREIGN:
             if re.search(pattern, key):
-                return BaseHint(family, fingerprint, f"it holds the key {key!r}")
+                return BaseHint(family, fingerprint, f"it holds the key {key!r}", name)
     reason = "ldm.base_fingerprint names the base" if fingerprint else "the file does not name its base"
-    return BaseHint(None, fingerprint, reason)
+    return BaseHint(None, fingerprint, reason, name)
 
 
 def family_of_width(width: int) -> str | None:
@@ -77,9 +78,10 @@ def refuse_other_base(name: str, said: BaseHint, family: str, fingerprint: str |
             f"Use an adapter made for {family}, or load a base model of the family {said.family}.",
         )
     if said.fingerprint and fingerprint and not any_base:
+        called = f" ({said.name[:80]!r})" if said.name else ""
         raise LdmError(
             Code.MODEL,
-            f"{name}: this adapter was made for another base model.",
+            f"{name}: this adapter was made for another base model{called}.",
             f"Its ldm.base_fingerprint is {said.fingerprint}, and the base model's is {fingerprint}.",
             "Load the base model it was made for, or allow any base of the same family (--lora !FILE).",
         )

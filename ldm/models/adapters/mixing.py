@@ -20,10 +20,12 @@ _CANCELLED = 1e-10  # a sum with less than this of its terms' squares is their r
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """The sum, and the share of |dW|^2 (over all layers) that its rank leaves out."""
+    """The sum, the share of |dW|^2 (over all layers) that its rank leaves out, and of how many layers nothing is left:
+    their terms cancel, or were zero."""
 
     adapter: Adapter
     left_out: float
+    idle: int = 0
 
 
 @dataclass(eq=False)
@@ -67,6 +69,7 @@ def mixed(
             refuse_other_base(adapter.name, adapter.base, base.family, base.fingerprint, adapter.any_base)
     tensors: dict[str, Tensor] = {}
     left_out = square = 0.0
+    idle = 0
     for (component, layer), one in _collected(items, base).items():
         stem = f"{component}.{layer}"
         if (bias := _bias(one)) is not None:
@@ -79,11 +82,13 @@ def mixed(
             down, up = _shaped(made, one)
             tensors |= {f"{stem}.lora_A.weight": down.to(one.dtype), f"{stem}.lora_B.weight": up.to(one.dtype),
                         f"{stem}.alpha": torch.tensor(float(made.rank))}  # fmt: skip
+        else:
+            idle += 1
     if not tensors:
         what, why = f"{name} would be empty.", "The changes cancel each other, or are all zero."
         raise LdmError(Code.MODEL, what, why, "Give other weights.")
     told = _agreed([adapter.metadata for adapter in adapters])
-    return Mixed(parse_adapter(tensors, told, name), left_out / square if square else 0.0)
+    return Mixed(parse_adapter(tensors, told, name), left_out / square if square else 0.0, idle)
 
 
 def _collected(items: Sequence[tuple[Adapter, float]], base: AdapterStack | None) -> dict[Layer, _Sum]:
@@ -207,6 +212,7 @@ def _own_base(adapter: Adapter) -> str | None:
 
 def _agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What all files say alike of their base; ranks, titles and hashes of each are gone."""
-    kept = ("ldm.base_fingerprint", "ldm.base_family", "ss_base_model_version", "ss_v2", "modelspec.architecture")
+    base = ("ldm.base_fingerprint", "ldm.base_family", "ldm.base_name")
+    kept = (*base, "ss_base_model_version", "ss_v2", "modelspec.architecture")
     first = told[0]
     return {key: first[key] for key in kept if key in first and all(other.get(key) == first[key] for other in told)}

@@ -16,7 +16,7 @@ from train.personal.settings import Wish
 from train.personal.verdict import Checkpoint, flags
 from train.signals import Stop
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
 SEEDS = (0, 1, 2)
 
 
