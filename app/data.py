@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,11 +125,10 @@ def _settings(path: str, file: RunFile | None, size: int | None, buckets: bool) 
 def _check_sheet(path: Path) -> None:
     """Refuses what could not be written before the work is done."""
     from ldm.images import picture_format
+    from ldm.store.write import refuse_existing
 
     picture_format(path)
-    if os.path.lexists(path):
-        what, why = f"--sheet: {path.name} exists already.", "Nothing is ever overwritten."
-        raise LdmError(Code.FILE, what, why, "Choose another name, or remove it first.")
+    refuse_existing(path)
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from ldm.errors import Code, LdmError
-from ldm.store.write import staged
+from ldm.store.write import refuse_existing, staged
 from train.average import chosen
 from train.checkpoint import candidates
 from train.config import RunFile
@@ -45,8 +44,7 @@ def choose(file: RunFile, width: float, out: Path) -> Path:
 
 def _check_folders(run: Path, out: Path) -> None:
     """Asked first, so that nothing is built in vain."""
-    if os.path.lexists(out):
-        raise LdmError(Code.FILE, f"{out} exists already.", "Nothing is ever overwritten.", "Choose another --out.")
+    refuse_existing(out)
     if not candidates(run):
         raise LdmError(
             Code.FILE,

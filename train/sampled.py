@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.images import from_tensor
+from ldm.metrics import reconstruction
 from ldm.models.adapters import AdapterStack
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond, Control
@@ -71,5 +72,4 @@ def as_tensor(pictures: Pictures) -> Tensor:
 
 def psnr(shown: Pictures, made: Pictures) -> float:
     """In dB, mean over pictures."""
-    wrong = (as_tensor(shown) - as_tensor(made)).square().mean((1, 2, 3))
-    return round(float((-10 * wrong.log10()).mean()), 2)
+    return round(float(reconstruction.psnr(as_tensor(made), as_tensor(shown)).mean()), 2)

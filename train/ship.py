@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from ldm.models.adapters.base import hint, refuse_other_base
 from ldm.store.find import LORA_WEIGHTS, OPEN_CLIP
 from ldm.store.parts import load_parts
 from ldm.store.weights import load_weights
-from ldm.store.write import HASH, staged, write_weights
+from ldm.store.write import HASH, refuse_existing, staged, write_weights
 from train.report import read_story
 
 log = logging.getLogger("train.ship")
@@ -75,9 +74,7 @@ def _check(needed: Sequence[Path], goals: Sequence[Path], suited: Path | None) -
             what, why = f"{made} is not there.", "What ships is the result of the chain's runs."
             raise LdmError(Code.MODEL, what, why, "Train the chain first: make scenes, or make emoji.")
     for goal in goals:
-        if os.path.lexists(goal):
-            why = "Nothing is overwritten."
-            raise LdmError(Code.FILE, f"{goal} exists already.", why, "Choose another name, or move it away.")
+        refuse_existing(goal)
     if len(set(goals)) < len(goals):
         names = ", ".join(goal.name for goal in goals)
         raise LdmError(Code.USAGE, f"Of {names} two are equal.", "Each part has a folder.", "Choose other names.")

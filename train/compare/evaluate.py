@@ -23,7 +23,7 @@ from ldm.store.clip import load_clip
 from ldm.store.find import find_model
 from ldm.store.folder import load_component
 from ldm.store.shards import read_json
-from ldm.store.write import staged
+from ldm.store.write import refuse_existing, staged
 from pipelines.pipeline import Pipeline
 from train.compare.cell import as_json
 from train.compare.drawing import bits, drawn
@@ -42,9 +42,7 @@ def evaluate(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tel
     """Writes NAME.json into the folder of the yardsticks, which later measures share; returns its path."""
     remember_yardsticks(yard, stop)
     path = yard.out / "measured" / f"{_name(made)}.json"
-    if path.exists():
-        why = "Nothing is overwritten."
-        raise LdmError(Code.FILE, f"{path} exists already.", why, "Move it away, or choose another --out.")
+    refuse_existing(path)
     prepare(yard, Progress(tell), stop)
     told = _measured(made, yard, samples, cap, seed, tell, stop)
     with staged(path) as stage:
