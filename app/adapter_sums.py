@@ -47,11 +47,13 @@ def merge(
     from pipelines.adapting import read_adapter
 
     items = [(read_adapter(use["path"], use.get("any_base", False)), _number(use, "weight")) for use in uses]
-    stack = None if base is None else _loaded(base)[1]
+    parts, stack = (None, None) if base is None else _loaded(base)
     made = mixed(items, goal.stem, rank, stack)
     family, fingerprint = (None, None) if stack is None else (stack.family, stack.fingerprint)
     usual = as_usual(dialect, family or made.adapter.base.family)
-    tensors, metadata = convert(made.adapter, usual, fingerprint=fingerprint, family=family)
+    tensors, metadata = convert(
+        made.adapter, usual, fingerprint=fingerprint, family=family, base_name=parts.name if parts else None
+    )
     write_adapter(goal, dialect, tensors, metadata)
     told = {"path": str(goal), "tensors": len(tensors), "ranks": _ranks(made.adapter), "left_out": made.left_out,
             "idle": made.idle}  # fmt: skip
@@ -86,7 +88,9 @@ def extract(
         convolutions=convolutions,
     )
     usual = as_usual(dialect, parts.family)
-    tensors, metadata = convert(made.adapter, usual, fingerprint=parts.fingerprint, family=parts.family)
+    tensors, metadata = convert(
+        made.adapter, usual, fingerprint=parts.fingerprint, family=parts.family, base_name=parts.name
+    )
     write_adapter(goal, dialect, tensors, metadata)
     told = {"path": str(goal), "tensors": len(tensors), "ranks": _ranks(made.adapter),
             "left_out": made.left_out, "elsewhere": made.elsewhere}  # fmt: skip

@@ -55,7 +55,12 @@ def check(
     start = time.perf_counter()
     file = _run_file(path)
     settings, sized = _settings(path, file, size, buckets)
-    source = open_source(settings)
+    if subject and file is None:
+        from train.personal.photos import source_of
+
+        source = source_of(Path(path), settings.size)  # as ldm personalize reads them
+    else:
+        source = open_source(settings)
     if not sized:
         settings = settings.model_copy(update={"size": likely_size(source)})
     with Stop() as stop, _progress() as show:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ldm.errors import Code
@@ -67,6 +68,21 @@ def test_a_lower_rank_says_what_it_leaves_out(ldm: Ldm, pair: tuple[Path, Path])
 def test_layers_without_any_change_are_left_away_and_told(ldm: Ldm, pair: tuple[Path, Path]) -> None:
     done = ldm("adapter", "merge", pair[0], "one.safetensors:-1", pair[1], "--out", "left.safetensors")
     assert done.status == 0 and "left.safetensors: 4 tensors; 1 layer without any change left away" in done.out
+
+
+def test_a_sum_keeps_the_licence_that_all_agree_on_and_the_words_of_each(ldm: Ldm, tmp_path: Path) -> None:
+    tensors = {f"{LAYER}q.lora_down.weight": torch.ones(2, 32), f"{LAYER}q.lora_up.weight": torch.ones(32, 2)}
+    for name, licence in (("cat", "CC0-1.0"), ("dog", "CC0-1.0"), ("owl", "MIT")):
+        told = {"modelspec.trigger_phrase": f"zwx {name}", "modelspec.license": licence, "ldm.base_name": "nowhere"}
+        save_file(tensors, tmp_path / f"{name}.safetensors", told)
+    for others, licence in (("dog", "CC0-1.0"), ("owl", None)):
+        out = f"cat-{others}.safetensors"
+        words = ("cat.safetensors", f"{others}.safetensors", "--base", "scenes", "--out", out)
+        assert ldm("adapter", "merge", *words).status == 0
+        with safe_open(tmp_path / out, "pt") as file:
+            told = file.metadata()
+        assert told["modelspec.trigger_phrase"] == f"zwx cat, zwx {others}"
+        assert told.get("modelspec.license") == licence and told["ldm.base_name"] == "scenes"
 
 
 def test_adapters_of_one_name_are_told_apart_by_their_paths(ldm: Ldm, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -182,3 +182,12 @@ def test_a_few_photos_are_told_what_ldm_personalize_makes_of_them(ldm: Ldm, phot
     Image.new("L", (64, 64), 255).save(photos / "masks" / "1.png")
     lacking = ldm("data", "check", "photos", "--subject")
     assert lacking.status == Code.FILE and "1 of 11 photos have a mask beside them" in lacking.out
+
+
+def test_names_of_folders_are_no_captions_of_a_subject(ldm: Ldm, tmp_path: Path) -> None:
+    for place in ("camera", "phone"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "photos" / place / f"{number}.png").write_bytes(picture(10 * len(place) + number))
+    told = ldm("data", "check", "photos", "--subject", "--token", "zwx", "--json").json
+    assert not {"token", "leaking words"} & {finding["kind"] for finding in told["findings"]}, told

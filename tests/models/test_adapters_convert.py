@@ -176,6 +176,7 @@ def test_metadata_holds_the_three_groups_and_the_base(tmp_path: Path) -> None:
     tensors, metadata = convert(adapter, "diffusers", fingerprint="base-a", family="xl")
     assert metadata["ldm.base_fingerprint"] == "base-a"
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0" and metadata["ss_network_dim"] == "4"
+    assert metadata["ss_v2"] == "False"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert metadata["modelspec.sai_model_spec"] == "1.0.1" and metadata["modelspec.resolution"] == "1024x1024"
     assert json.loads(metadata["lora_adapter_metadata"])["unet.lora_alpha"] == 6

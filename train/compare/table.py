@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ldm.baselines.family import Facts, facts_of
-from ldm.metrics.interval import Estimate
+from ldm.metrics.interval import Estimate, student
 from train.compare.cells import Cell, cells, module_of
 from train.compare.wish import Wish
 
@@ -21,8 +21,6 @@ FIGURES = (
     "class_distance", "accuracy_score", "copies", "authentic",
 )  # fmt: skip
 SHARES = frozenset({"precision", "recall", "coverage", "accuracy_score", "copies", "authentic"})
-# Student's t at 97.5 % by degrees of freedom: of few seeds a normal interval would be far too narrow.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,6 @@ class Row:
         ]
 
 
-def _student(freedom: int) -> float:
-    return _T.get(freedom, 1.96 + 2.5 / freedom)
-
-
 def over_seeds(found: Sequence[Estimate], shared: bool = False) -> Estimate | None:
     """Their mean, and the wider of Student's interval over seeds and what their samples leave open. Where all seeds
     `shared` the same pictures, more seeds make that no less."""
@@ -96,7 +90,7 @@ def over_seeds(found: Sequence[Estimate], shared: bool = False) -> Estimate | No
     within = fmean((one.high - one.low) / 2 for one in found) / (1 if shared else math.sqrt(len(found)))
     if len(found) == 1:
         return Estimate(value, value - within, value + within)
-    between = stdev([one.value for one in found]) / math.sqrt(len(found)) * _student(len(found) - 1)
+    between = stdev([one.value for one in found]) / math.sqrt(len(found)) * student(len(found) - 1)
     reach = max(within, between)
     return Estimate(value, value - reach, value + reach)
 

@@ -33,14 +33,14 @@ def views(photos: Sequence[Picture], size: int, zoom: float, flip: bool, seed: i
     """[v,n,d]: photos as they may be shown, the middle of each first; the same for the same seed."""
     chances = torch.rand(CUTS, len(photos), 3, generator=torch.Generator().manual_seed(seed)).tolist()
     square, made = (size, size), list[Tensor]()
-    for place, photo in enumerate(photos):
+    for place, photo in enumerate(photos):  # looked at one by one: all views of many large photos fill the memory
         pixels = srgb(photo)
         whole = (pixels.shape[1], pixels.shape[0])
         cuts = [centred(whole, square), *(chosen(whole, square, zoom, (x, y, z)) for x, y, z in _of(chances, place))]
-        made.append(torch.stack([torch.from_numpy(shown(resized(pixels, cut.cover), cut).copy()) for cut in cuts]))
-    each = torch.stack(made, 1).permute(0, 1, 4, 2, 3).float() / 255
-    both = [each, each.flip(-1)] if flip else [each]
-    return torch.stack([look(view) for side in both for view in side])
+        each = torch.stack([torch.from_numpy(shown(resized(pixels, cut.cover), cut).copy()) for cut in cuts])
+        each = each.permute(0, 3, 1, 2).float() / 255
+        made.append(look(torch.cat([each, each.flip(-1)]) if flip else each))
+    return torch.stack(made, 1)
 
 
 def _of(chances: list[list[list[float]]], place: int) -> list[list[float]]:

@@ -47,8 +47,9 @@ def cost_of(plan: Plan, photos: Photos) -> Cost:
         each = made.step_seconds / batch / (1 + BACKWARD)  # one picture, once through the network
         picture, full = (each * (2 * steps + 2) for steps in (LOOK.steps, _steps(plan)))
         training = made.step_seconds * plan.steps * (1 + (KEEPING if plan.prior else 0))
-        again = plan.prompts.unrelated if plan.prompts.kind else (*plan.prompts.unrelated, *plan.prompts.before)
-        looking = picture * (_shown(plan) + plan.seeds * len(again)) + full * _at_weights(plan)
+        again = plan.other_seeds * len(plan.prompts.unrelated)
+        again += 0 if plan.prompts.kind else plan.seeds * len(plan.prompts.before)
+        looking = picture * (_shown(plan) + again) + full * _at_weights(plan)
         prior = full * plan.prior
     disk = made.disk + made.saved * (plan.wish.checkpoints + 1) + _pictures(plan) + _bytes(photos.folder)
     return Cost(training, looking, prior, made.memory.total, made.free, made.fits, disk)
@@ -63,8 +64,8 @@ def _steps(plan: Plan) -> int:
 def _shown(plan: Plan) -> int:
     """Samples that are kept, of all checkpoints and of the model before."""
     prompts = plan.prompts
-    each = len(prompts.subject) + len(prompts.kind) + len(prompts.unrelated)
-    return each * plan.seeds * (plan.wish.checkpoints + 1)
+    each = plan.seeds * len(prompts.subject) + plan.other_seeds * (len(prompts.kind) + len(prompts.unrelated))
+    return each * (plan.wish.checkpoints + 1)
 
 
 def _at_weights(plan: Plan) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ldm.metrics.interval import Estimate, around, jackknife
+from ldm.metrics.interval import Estimate, student
+
+FEWEST = 4  # prompts that an interval is made of
 
 
 def told_apart(pictures: Tensor, prompts: Tensor) -> Tensor:
-    """[s,p]: how much more picture (s, p) is like its prompt than the pictures of other prompts from the same noise are
-    like that prompt: 0 where every prompt gets the same picture. Pictures [s p,d] and prompts [p,d] are a CLIP's
-    features, prompt after prompt for one seed, then for the next."""
+    """[s,p]: how much more picture (s, p) is like its prompt than pictures of the other prompts are like that prompt:
+    0 on average where every prompt gets the same pictures. Pictures [s p,d] and prompts [p,d] are a CLIP's features,
+    prompt after prompt, s times."""
     count = len(prompts)
     like = pictures.double().view(-1, count, prompts.shape[1]) @ prompts.double().T  # [s, made for, read as]
     own = like.diagonal(dim1=1, dim2=2)
@@ -22,19 +25,23 @@ def told_apart(pictures: Tensor, prompts: Tensor) -> Tensor:
 def followed(ours: Tensor, before: Tensor, prompts: Tensor, there: Sequence[bool]) -> Estimate | None:
     """Of pictures, now and by the model before, sum(told apart now) / sum(told apart before), with its interval. Only
     of prompts in which the subject is there, and among those: without it, well drawn words are no merit. None where
-    too few prompts are left, or it is not sure that the model before told them apart at all.
+    fewer than `FEWEST` are left, or it is not sure that the model before told them apart at all.
 
-    One ratio of sums, no mean of ratios: a prompt that the model before can hardly follow has hardly a say. The
-    interval is the jackknife's over all pictures, so it holds for other prompts of the same sort as well.
+    One ratio of sums, no mean of ratios: a prompt that the model before can hardly follow has hardly a say. Both
+    intervals are Student's over prompts (of the ratio by the jackknife, which leaves out one prompt at a time): what
+    is asked is how other prompts would be followed, and samples of one prompt have its ease in common.
     """
     left = [place for place, yes in enumerate(there) if yes]
-    if len(left) < 2:
+    n = len(left)
+    if n < FEWEST:
         return None
-    o, b = (told_apart(_of(left, pictures, len(prompts)), prompts[left]).flatten() for pictures in (ours, before))
-    n = len(b)
-    if around(float(b.mean()), float(b.std()) / n**0.5).low <= 0:
+    o, b = (told_apart(_of(left, pictures, len(prompts)), prompts[left]).mean(0) for pictures in (ours, before))
+    t = student(n - 1)
+    if float(b.mean()) <= t * float(b.std()) / math.sqrt(n):
         return None
-    return jackknife(float(o.sum() / b.sum()), (o.sum() - o) / (b.sum() - b))
+    value, without = float(o.sum() / b.sum()), (o.sum() - o) / (b.sum() - b)
+    reach = t * math.sqrt((n - 1) / n * float((without - without.mean()).square().sum()))
+    return Estimate(value, value - reach, value + reach)
 
 
 def _of(places: Sequence[int], pictures: Tensor, count: int) -> Tensor:

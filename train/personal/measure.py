@@ -19,7 +19,7 @@ from train.personal.following import followed, told_apart
 MARGIN = 0.03  # of cosines, from the base to the ceiling, below which nothing can be told of the way between
 THERE = 0.3  # of the way, below which the subject is not to be seen in a picture
 
-Each = tuple[float | None, float, float]
+Each = tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,8 @@ class Measures:
     chance: float = 0.0  # the share of near copies among new photos, of which none is a copy
     close: int = 0  # of the near copies those that hardly any new photo would be
     each: tuple[Each, ...] = ()  # of each prompt: the subject, and how it is told from others, now and by the base
-    prompt_most: float = 1.0  # the upper end of the interval of `prompt`
+    prompt_range: tuple[float, float] = (0.0, 1.0)  # the interval of `prompt`
+    alone: bool = False  # held against one photo, of which nobody knows how like another one would be
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,6 +64,7 @@ class Yardstick:
     again: Tensor  # the base's unrelated pictures from other seeds
     shown: Shown  # of the photos, to find copies by
     prompts: Tensor | None = None  # [p,d] the subject's prompts, said with the plain kind, as a text tower reads them
+    count: int = 1  # of those prompts
 
     @property
     def ceiling(self) -> float:
@@ -81,14 +83,15 @@ class Yardstick:
         near = [(int(row.argmin()), float(row.min())) for row in self.shown.away(drawn.copies)]
         nearest = self.shown.nearest
         copied = [(i, photo) for i, (photo, away) in enumerate(near) if away < nearest]
-        each, leak = self._each(likeness, drawn.seen), None
+        each = self._each(likeness, drawn.seen)
         prompt = self._followed(drawn.seen, each)
-        if len(drawn.kind):
-            leak = self._way(_mean(drawn.kind @ self.photos.T), _mean(self.base.kind @ self.photos.T))
+        # Where no kind was said, the subject may still come into prompts that have nothing to do with it.
+        plain, before = (pictures.kind if len(pictures.kind) else pictures.unrelated for pictures in (drawn, self.base))
+        leak = self._way(_mean(plain @ self.photos.T), _mean(before @ self.photos.T))
         return Measures(
             self._way(_mean(likeness), self.floor),
             _mean(likeness),
-            None if prompt is None else min(1.0, max(0.0, prompt.value)),
+            None if prompt is None else _within(prompt.value),
             self._drift(drawn.unrelated),
             leak,
             len(copied) / max(1, len(near)),
@@ -97,7 +100,8 @@ class Yardstick:
             self.shown.chance,
             sum(away < CLOSE * nearest for _, away in near),
             each,
-            1.0 if prompt is None else max(0.0, prompt.high),
+            (0.0, 1.0) if prompt is None else (_within(prompt.low), _within(prompt.high)),
+            len(self.photos) == 1,
         )
 
     def _way(self, reached: float, start: float) -> float | None:
@@ -109,19 +113,21 @@ class Yardstick:
         return moved / max(_mean(1 - (self.again * self.base.unrelated).sum(1)), 1e-3)
 
     def _each(self, likeness: Tensor, seen: Tensor | None) -> tuple[Each, ...]:
-        if seen is None or self.base.seen is None or self.prompts is None or len(self.prompts) < 2:
-            return ()
-        count = len(self.prompts)
-        ours, before = (told_apart(pictures, self.prompts).mean(0) for pictures in (seen, self.base.seen))
-        return tuple(
-            (self._way(_mean(likeness[place::count]), self.floor), float(ours[place]), float(before[place]))
-            for place in range(count)
-        )
+        count = self.count if self.prompts is None else len(self.prompts)
+        reached = [self._way(_mean(likeness[place::count]), self.floor) for place in range(count)]
+        if seen is None or self.base.seen is None or self.prompts is None or count < 2:
+            return tuple((way, None, None) for way in reached)
+        ours, before = (told_apart(pictures, self.prompts).mean(0).tolist() for pictures in (seen, self.base.seen))
+        return tuple(zip(reached, ours, before, strict=True))
 
     def _followed(self, seen: Tensor | None, each: Sequence[Each]) -> Estimate | None:
-        if not each or seen is None or self.base.seen is None or self.prompts is None:
+        if seen is None or self.base.seen is None or self.prompts is None or len(each) < 2:
             return None
         return followed(seen, self.base.seen, self.prompts, [way is None or way >= THERE for way, *_ in each])
+
+
+def _within(share: float) -> float:
+    return min(1.0, max(0.0, share))
 
 
 def _mean(x: Tensor) -> float:

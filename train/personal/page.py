@@ -22,9 +22,9 @@ from train.report_style import SCRIPT, STYLE
 FLAGS = {
     "not learned": "not learned", "copies": "copies photos", "ignores prompts": "ignores prompts",
     "drift": "changed what is unrelated", "leak": "comes without its token", "unknown": "cannot be told",
-    "perhaps copies": "copies not ruled out",
+    "perhaps copies": "copies not ruled out", "prompts unknown": "prompts: not known",
 }  # fmt: skip
-OPEN = {"unknown", "perhaps copies"}  # what is not known is neither wrong nor sound
+OPEN = {"unknown", "perhaps copies", "prompts unknown"}  # what is not known is neither wrong nor sound
 IN_GRID = 2  # seeds of each prompt that the table of checkpoints shows
 SHOWN = 256  # pixels of a picture's longer side, at most
 UNDER_WAY = "<span class=badge>under way</span>"
@@ -87,7 +87,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         ("Prompts", percent(m["prompt"]), "of what the model understood"),
         ("Near copies", percent(m["copies"]), f"of {len(report['prompts']['subject']) * report['seeds']} samples"),
         ("Drift", percent(m["drift"]), "of the distance of two seeds"),
-        ("Leak", percent(m["leak"]), "without the token" if report["kind"] else "no kind was said"),
+        ("Leak", percent(m["leak"]), "without the token"),
         (
             "Step",
             f"{report['step']:,}",
@@ -134,7 +134,8 @@ def _each(report: Mapping[str, Any], place: int) -> str:
     if place >= len(each):
         return ""
     subject, ours, before = each[place]
-    return f"<br><small>subject {percent(subject)}, words {ours:.2f} (before {before:.2f})</small>"
+    words = "" if ours is None else f", words {ours:.2f} (before {before:.2f})"
+    return f"<br><small>subject {percent(subject)}{words}</small>"
 
 
 def _curves(report: Mapping[str, Any]) -> str:
@@ -153,7 +154,7 @@ def _curves(report: Mapping[str, Any]) -> str:
 
 def _nearest(folder: Path, report: Mapping[str, Any]) -> str:
     """The samples that come nearest to a photo, beside it; near copies are marked."""
-    near = sorted(enumerate(report["measures"]["nearest"]), key=lambda pair: float(pair[1][1]))[:8]
+    near = sorted(enumerate(report["measures"]["nearest"]), key=lambda pair: float(pair[1][1]))
     photos = sorted([*(folder / "photos" / "train").glob("*.png"), *(folder / "photos" / "aside").glob("*.png")],
                     key=lambda path: path.name)  # fmt: skip
     figures = []
@@ -163,8 +164,8 @@ def _nearest(folder: Path, report: Mapping[str, Any]) -> str:
         words = f"<figcaption{mark}>{away:.3f} from {_safe(name)}</figcaption>"
         figures.append(f"<figure>{shown}{words}</figure>")
     return (
-        "<section><h2>Nearest photos</h2><p>The samples nearest to a photo, each beside it. The two most alike photos "
-        f"are {report['nearest']:.3f} from each other: what is nearer than that is a near copy.</p>"
+        "<section><h2>Nearest photos</h2><p>Each sample beside the photo that it is nearest to, the nearest first. "
+        f"The two most alike photos are {report['nearest']:.3f} from each other: what is nearer is a near copy.</p>"
         f"<div class=pairs>{''.join(figures)}</div></section>"
     )
 
@@ -218,8 +219,8 @@ def _how(report: Mapping[str, Any]) -> str:
         f"{report['floor']:.3f}: 0 % and 100 % of the way.</li>"
         f"<li>Chosen is {_safe(report['rule'])}.</li>"
         "<li>How a prompt's words are followed is how much more its samples are like them than the samples of other "
-        "prompts are, beside what the model before made of them; of the prompts in which the subject is to be seen, "
-        f"and with a chance of one in forty more than {percent(report['measures']['prompt_most'])} of that.</li>"
+        "prompts are, beside what the model before made of them; only prompts in which the subject is to be seen "
+        "count.</li>"
         "<li>A near copy is a sample nearer to a photo than the two most alike photos are to each other.</li>"
         "<li>Drift is how far unrelated pictures moved, beside the distance of two seeds of the model as it was.</li>"
         f"<li>Seed {report['seed']}, {report['size']} pixels, model {_safe(report['model'])}, "

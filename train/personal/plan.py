@@ -68,8 +68,13 @@ class Plan:
 
     @property
     def seeds(self) -> int:
-        """Pictures of each prompt at a checkpoint; of a large model they cost more than training."""
+        """Pictures of each prompt of the subject at a checkpoint; of a large model they cost more than training."""
         return 4 if self.base.small else 1
+
+    @property
+    def other_seeds(self) -> int:
+        """Pictures of each prompt without the subject."""
+        return min(2, self.seeds)
 
     @property
     def batch(self) -> int:

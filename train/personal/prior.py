@@ -23,6 +23,7 @@ from ldm.images.save import make_folder
 from ldm.store.fingerprint import content_hash
 from ldm.store.sampling import read_sampling
 from ldm.store.write import remove, staged
+from pipelines.device import pick_device
 from pipelines.pipeline import Pipeline
 from pipelines.request import Request
 from pipelines.suited import suited
@@ -50,7 +51,12 @@ def class_pictures(
 ) -> Path:
     """A folder with `count` pictures and captions, and masks that let all of them count where photos have masks."""
     told = {"model": content_hash(model), "prompts": list(prompts), "count": count, "size": size, "seed": seed}
-    told |= {"masked": masked, "at_once": at_once, "sampling": read_sampling(model).model_dump(mode="json")}
+    told |= {
+        "masked": masked,
+        "at_once": at_once,
+        "device": pick_device(device or "auto").type,
+        "sampling": read_sampling(model).model_dump(mode="json"),
+    }
     folder = cache / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     part = cache / f".{folder.name}.part"
     waits = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.config import Strict
-from ldm.models.prompt.words import words
+from ldm.models.prompt.words import says, words
 from ldm.store.sampling import PROMPTS, read_beside
 
 SUBJECT = (
@@ -55,13 +55,18 @@ def prompts_for(
     them."""
     own = own_prompts(model)
     subject = tuple(asked) or own.subject or _read(SUBJECT, known)
-    others = tuple(unrelated) or own.unrelated or _read(UNRELATED, known)
+    others = tuple(unrelated) or _without(token, own.unrelated or _read(UNRELATED, known))
     plain = tuple(filled(text, kind) for text in subject) if kind else ()
-    prior = tuple(text for text in own.prior or _read(PRIOR, known, 1) if text not in others)
+    prior = tuple(text for text in _without(token, own.prior or _read(PRIOR, known, 1)) if text not in others)
     before = plain or tuple(filled(text, _known_thing(known)) for text in subject)
     return Prompts(
         tuple(filled(text, token) for text in subject), before, plain, others, (*((kind,) if kind else ()), *prior)
     )
+
+
+def _without(token: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """What says the token, where that is a common word, is of the subject from now on."""
+    return tuple(text for text in texts if not says(text, token))
 
 
 def _known_thing(known: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from ldm.version import __version__
 from train.personal.photos import Photos
 from train.personal.plan import Plan
 from train.personal.settings import Wish
-from train.personal.verdict import RULE, Checkpoint, flags, in_words, unknowable
+from train.personal.verdict import RULE, Checkpoint, are_deaf, flags, in_words, unknowable
 from train.personal.watching import Watching
 from train.tasks.subject_files import KOHYA, WORD
 
@@ -37,6 +37,7 @@ def report_of(
     chosen one was drawn."""
     wish, yardstick, measures = plan.wish, watching.yardstick, chosen.measures
     samples, seen = len(plan.prompts.subject) * plan.seeds, watching.judge.clip is not None
+    deaf = are_deaf(watching.checkpoints)
     kept = watching.folder / "checkpoints" / str(chosen.step)
     return {
         "verdict": "; ".join(in_words(measures, photos.names, samples, plan.prompts.subject)) + ".",
@@ -69,7 +70,7 @@ def report_of(
         "aside": photos.aside,
         "findings": list(photos.findings),
         "notes": list(plan.notes),
-        "unknowable": list(unknowable(len(photos.names), samples, measures, seen, photos.masked)),
+        "unknowable": list(unknowable(len(photos.names), samples, measures, seen, photos.masked, deaf)),
         "model": wish.model,
         "steps": plan.steps,
         "prior": plan.prior,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ldm.data.subject import FEWEST
 from ldm.metrics.interval import LEVEL, exact_share
+from train.personal.following import FEWEST as FEWEST_PROMPTS
 from train.personal.measure import THERE, Measures
 
 COPIES, DRIFT, PROMPT, LEAK = 0.05, 0.25, 0.7, 0.5  # most near copies, most drift, least of the prompt, most leak
@@ -55,7 +56,7 @@ def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """By the rule; of equals the earlier. Few samples tell likeness to a few percent, and it does not see details:
     among such, the loss decides."""
     learned = [c for c in checkpoints if _lacking(c.measures) == 0]
-    deaf = all(_is_deaf(c.measures) for c in learned)
+    deaf = are_deaf(checkpoints)
     kept = [c for c in learned if excess(c.measures, deaf) == 0]
     if kept and all(c.measures.subject is None for c in kept):  # then the loss must say it, where it can
         return min(kept, key=lambda c: (c.validation if c.unseen and c.validation is not None else 0.0, c.step))
@@ -64,11 +65,13 @@ def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
         alike = [c for c in kept if _reached(c) >= most - GAIN]
         told = all(c.unseen and c.validation is not None for c in alike)
         return min(alike, key=lambda c: ((c.validation or 0.0) if told else c.measures.drift, c.step))
-    return min(checkpoints, key=lambda c: (excess(c.measures) + _lacking(c.measures), c.step))
+    return min(checkpoints, key=lambda c: (excess(c.measures, deaf) + _lacking(c.measures), c.step))
 
 
-def _is_deaf(m: Measures) -> bool:
-    return m.prompt is None or m.prompt < PROMPT
+def are_deaf(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether none that learned the subject is known to follow prompts: then prompts choose nothing."""
+    learned = (c.measures for c in checkpoints if _lacking(c.measures) == 0)
+    return all(m.prompt is None or m.prompt < PROMPT for m in learned)
 
 
 def _reached(checkpoint: Checkpoint) -> float:
@@ -89,7 +92,7 @@ def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
     reached = max(c.measures.subject or 0.0 for c in before)
     stale = all((c.measures.subject or 0.0) < reached + GAIN for c in last) and reached >= LEARNED
     stale = stale and not _falls([c.validation for c in before if c.unseen], [c.validation for c in last if c.unseen])
-    return stale or all(excess(c.measures) > 1 for c in last)
+    return stale or all(excess(c.measures, are_deaf(checkpoints)) > 1 for c in last)
 
 
 def _falls(before: Sequence[float | None], last: Sequence[float | None]) -> bool:
@@ -106,7 +109,7 @@ def percent(share: float | None) -> str:
 def flags(m: Measures) -> set[str]:
     """What is wrong, in names that programs read."""
     found = set()
-    if m.subject is None:
+    if m.subject is None or m.alone:
         found.add("unknown")
     elif m.subject < PARTLY:
         found.add("not learned")
@@ -114,8 +117,8 @@ def flags(m: Measures) -> set[str]:
         found.add("copies")
     elif m.copies > most_copies(m):
         found.add("perhaps copies")
-    if _ignores_for_sure(m) and "not learned" not in found:  # then the token is a strange word
-        found.add("ignores prompts")
+    if "not learned" not in found:  # then the token is a strange word, whatever that does
+        found |= {"ignores prompts"} if _ignores_for_sure(m) else set() if _follows_for_sure(m) else {"prompts unknown"}
     if m.drift > DRIFT:
         found.add("drift")
     if m.leak is not None and m.leak > LEAK:
@@ -125,7 +128,11 @@ def flags(m: Measures) -> set[str]:
 
 def _ignores_for_sure(m: Measures) -> bool:
     """Whether prompts are followed less than they should be, whatever the chance of so few samples."""
-    return m.prompt is not None and max(m.prompt, m.prompt_most) < PROMPT
+    return m.prompt is not None and m.prompt_range[1] < PROMPT
+
+
+def _follows_for_sure(m: Measures) -> bool:
+    return m.prompt is not None and m.prompt_range[0] >= PROMPT
 
 
 def _copies_for_sure(m: Measures) -> bool:
@@ -142,7 +149,9 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
     found = flags(m)
     if "copies" in found:  # however like the subject: a copy is no success
         yield f"copies the photos: {' and '.join(_copies(m, photos, samples))}"
-    if m.subject is None:
+    if m.alone:
+        yield "whether it learned the subject cannot be told from one photo"
+    elif m.subject is None:
         yield (
             "whether it learned the subject cannot be told: the photos are no more like each other than the model's "
             "pictures are like them"
@@ -153,7 +162,7 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
         yield "did not learn the subject: its pictures are hardly more like the photos than before"
     if "not learned" not in found:  # what a strange word does to prompts says nothing of the adapter
         yield _follows(m)
-    if m.subject is not None and m.subject >= PARTLY and (without := _without(m, prompts)):
+    if m.subject is not None and m.subject >= PARTLY and not m.alone and (without := _without(m, prompts)):
         yield f"is not to be seen in {' and '.join(map(repr, without))}"
     if "copies" not in found:
         yield from _copies(m, photos, samples)
@@ -169,7 +178,7 @@ def _follows(m: Measures) -> str:
     if m.prompt is None:
         return "whether it follows prompts is not known"
     if m.prompt >= PROMPT:
-        return "keeps following prompts"
+        return f"{'' if _follows_for_sure(m) else 'as it seems, '}keeps following prompts"
     return f"{'' if _ignores_for_sure(m) else 'perhaps '}follows prompts less than the model did"
 
 
@@ -187,8 +196,11 @@ def _copies(m: Measures, photos: Sequence[str], samples: int) -> Iterator[str]:
         yield "its pictures are more like the photos than these are like each other: that is copying, not success"
 
 
-def unknowable(photos: int, samples: int, m: Measures, seen: bool, masked: bool = False) -> Iterator[str]:
-    """What so few pictures do not tell; `seen`: whether a CLIP has looked, `masked`: whether parts did not count."""
+def unknowable(
+    photos: int, samples: int, m: Measures, seen: bool, masked: bool = False, deaf: bool = False
+) -> Iterator[str]:
+    """What so few pictures do not tell; `seen`: whether a CLIP has looked, `masked`: whether parts did not count,
+    `deaf`: whether prompts had no say in the choice."""
     if photos < 2:
         yield "with one photo there is no telling the subject from its picture, nor a copy from a likeness"
     elif photos < 8:
@@ -209,17 +221,21 @@ def unknowable(photos: int, samples: int, m: Measures, seen: bool, masked: bool 
     if not seen:
         yield "without a CLIP, likeness means colours and edges, not what is seen; --clip names one"
     elif m.prompt is None:
-        yield "whether prompts are followed is open: the model tells them too little apart, or there was one alone"
-    elif m.prompt < PROMPT and not _ignores_for_sure(m):
         yield (
-            f"{percent(m.prompt)} of what the model understood of prompts was seen, and {samples} samples that differ "
-            f"so much leave anything up to {percent(min(1.0, m.prompt_most))} possible"
+            f"whether prompts are followed is open: that takes {FEWEST_PROMPTS} prompts in which the subject is to be "
+            "seen, and which the model before surely told apart"
+        )
+    elif not _ignores_for_sure(m) and not _follows_for_sure(m):
+        low, high = m.prompt_range
+        yield (
+            f"{percent(m.prompt)} of what the model understood of prompts was seen, and so few prompts that differ so "
+            f"much leave anything from {percent(low)} to {percent(high)} possible"
         )
     if masked:
         yield "samples are held against whole photos, what the masks hide among it, though nothing of that was learned"
     if m.subject is None:
         chooser = "the validation loss has chosen the" if photos >= FEWEST else "the rule took the earliest"
         which = "checkpoint within the bounds"
-        if excess(m, _is_deaf(m)) > 0:
+        if excess(m, deaf) > 0:
             chooser, which = "no checkpoint keeps the bounds, and the rule took the one", "that misses them by least"
         yield f"these features do not tell the subject from its kind: {chooser} {which}"

@@ -41,6 +41,7 @@ from train.turns import is_out_of_memory, release
 log = logging.getLogger("train.personal")
 LOOK = Look()  # where the model says nothing
 GROUPS, BASE = ("subject", "kind", "unrelated"), "base.safetensors"
+FORMAT = {"ldm.look": "2"}  # of that file: which pictures are looked at, and how
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -57,11 +58,19 @@ class Watching:
     finished: bool = False
 
     def __post_init__(self) -> None:
+        self._check_format()
         self.home = self.folder / "measures"  # a file for each checkpoint, whole or not there
         kept = sorted(self.home.glob("*.json"), key=lambda path: int(path.stem))
         self.checkpoints = [_checkpoint(read_json(path), self.unseen) for path in kept]
         self.finished = is_done(self.checkpoints)
         self._yardstick: Yardstick | None = None
+
+    def _check_format(self) -> None:
+        """What was measured by another rule is not gone on with."""
+        base = self.folder / BASE
+        if base.is_file() and any(load_weights(base).metadata.get(key) != value for key, value in FORMAT.items()):
+            what, why = f"{self.folder} was begun by another version.", "It measures by other pictures or other rules."
+            raise LdmError(Code.FILE, what, why, "Choose another --out, and begin anew.")
 
     def before(self, trainer: Trainer) -> None:
         """The model as it is, before its first step."""
@@ -71,8 +80,8 @@ class Watching:
         remove(self.folder / "samples" / "0")
         prompts = self.plan.prompts
         drawn = self._drawn(trainer, 0, prompts.kind or prompts.subject)
-        seen = drawn.seen if prompts.kind else self.judge.seen(self._pictures(trainer, prompts.before, 0))
-        again = self._pictures(trainer, prompts.unrelated, 1)
+        seen = drawn.seen if prompts.kind else self.judge.seen(self._pictures(trainer, prompts.before, self.plan.seeds))
+        again = self._pictures(trainer, prompts.unrelated, self.plan.other_seeds, 1)
         photos = [open_image(path) for path in self.photos.files()]
         tensors = {name: getattr(drawn, name) for name in (*GROUPS, "copies")} | {"again": self.judge.look(again)}
         tensors["photos"] = self.judge.look(squares(photos, self.plan.size))
@@ -82,7 +91,7 @@ class Watching:
         if (read := self.judge.read(prompts.before)) is not None:
             tensors["prompts"] = read
         with staged(base) as stage:
-            write_weights(stage, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
+            write_weights(stage, {name: tensor.contiguous() for name, tensor in tensors.items()}, FORMAT)
 
     def at(self, trainer: Trainer, step: int) -> None:
         """An action of the trainer. Its state is saved first: a look takes long, and may be stopped or run out of room;
@@ -124,12 +133,10 @@ class Watching:
         """What the base's pictures and the photos say."""
         if self._yardstick is None:
             found = load_weights(self.folder / BASE)
-            if "shown" not in found:
-                what, why = f"{self.folder} was begun by an earlier version.", "It lacks what copies are found by."
-                raise LdmError(Code.FILE, what, why, "Choose another --out, and begin anew.")
             t = {name: tensor.clone() for name, tensor in found.items()}
             base = Drawn(t["subject"], t["kind"], t["unrelated"], t["copies"], t.get("seen"))
-            self._yardstick = Yardstick(t["photos"], base, t["again"], Shown(t["shown"]), t.get("prompts"))
+            count = len(self.plan.prompts.subject)
+            self._yardstick = Yardstick(t["photos"], base, t["again"], Shown(t["shown"]), t.get("prompts"), count)
         return self._yardstick
 
     def _drawn(self, trainer: Trainer, step: int, subject: tuple[str, ...]) -> Drawn:
@@ -138,8 +145,10 @@ class Watching:
         features: dict[str, Tensor] = {}
         seen, known = None, dict[tuple[str, ...], Tensor]()
         for group, texts in prompts.items():
-            pictures = known[texts] if texts in known else self._pictures(trainer, texts, 0)
-            known[texts] = pictures  # before training the subject is its kind
+            seeds = self.plan.seeds if group == "subject" else self.plan.other_seeds
+            if texts not in known:  # before training the subject is its kind
+                known[texts] = self._pictures(trainer, texts, seeds)
+            pictures = known[texts][: seeds * len(texts)]
             self._keep(pictures, step, group)
             if group == "subject":
                 seen = self.judge.seen(pictures)
@@ -151,11 +160,11 @@ class Watching:
     def _nothing(self, features: dict[str, Tensor]) -> Tensor:
         return features["subject"].new_zeros(0, features["subject"].shape[1])
 
-    def _pictures(self, trainer: Trainer, texts: tuple[str, ...], seed: int) -> Tensor:
+    def _pictures(self, trainer: Trainer, texts: tuple[str, ...], seeds: int, seed: int = 0) -> Tensor:
         """[n seeds,3,H,W] in [0,1] of texts, by the averaged weights."""
         task = trainer.task
         assert isinstance(task, SubjectTask)
-        asked = list(texts) * self.plan.seeds
+        asked = list(texts) * seeds
         side = self.plan.size // task.vae.factor
         device = trainer.processes.device
         noise = start_noise(self.plan.wish.seed + seed, (task.vae.channels, side, side), len(asked), device)
@@ -218,5 +227,6 @@ class Watching:
 
 def _checkpoint(told: dict[str, Any], unseen: bool) -> Checkpoint:
     kept = told["measures"]
-    pairs = {name: tuple(tuple(pair) for pair in kept.get(name, ())) for name in ("copied", "nearest", "each")}
+    pairs = {name: tuple(tuple(pair) for pair in kept[name]) for name in ("copied", "nearest", "each")}
+    pairs["prompt_range"] = tuple(kept["prompt_range"])
     return Checkpoint(told["step"], Measures(**kept | pairs), told["validation"], unseen)

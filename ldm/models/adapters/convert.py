@@ -34,10 +34,11 @@ def convert(
     *,
     fingerprint: str | None = None,
     family: str | None = None,
+    base_name: str | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file that holds the same adapter in `dialect`.
 
-    `fingerprint` and `family` name the base, if it is known.
+    `fingerprint`, `family` and `base_name` tell of the base, if it is known.
     `kohya-xl` is kohya's dialect with the original block names, as its XL files have them.
     """
     if adapter.unknown:
@@ -57,7 +58,7 @@ def convert(
         written = _kohya(adapter, name, part, dialect, two_towers) if dialect.startswith("kohya") else None
         tensors.update(written if written is not None else _dotted(adapter, name, part, dialect))
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    metadata = _metadata(adapter, pairs, tensors, fingerprint, family or adapter.base.family)
+    metadata = _metadata(adapter, pairs, tensors, fingerprint, family or adapter.base.family, base_name)
     if dialect == "peft":
         metadata[COMPONENT] = names.pop()
     if not dialect.startswith("kohya"):
@@ -174,6 +175,7 @@ def _metadata(
     tensors: Mapping[str, Tensor],
     fingerprint: str | None,
     family: str | None,
+    base_name: str | None,
 ) -> dict[str, str]:
     """The file's own metadata, with what kohya, ModelSpec and we ourselves look for."""
     metadata = {key: value for key, value in adapter.metadata.items() if key not in _STALE}
@@ -186,6 +188,7 @@ def _metadata(
     if family in ARCHITECTURES:
         architecture, version, resolution = ARCHITECTURES[family]
         metadata.setdefault("ss_base_model_version", version)
+        metadata.setdefault("ss_v2", str(family == "sd2"))  # A1111 knows SD 2 by this alone
         for key, value in {
             "sai_model_spec": "1.0.1",
             "architecture": f"{architecture}/lora",
@@ -194,6 +197,10 @@ def _metadata(
             "resolution": resolution,
         }.items():
             metadata.setdefault(f"modelspec.{key}", value)
+    if base_name or fingerprint not in (None, adapter.base.fingerprint):  # the name of another one would mislead
+        metadata.pop("ldm.base_name", None)
+    if base_name:
+        metadata["ldm.base_name"] = base_name
     if fingerprint or adapter.base.fingerprint:
         metadata["ldm.base_fingerprint"] = fingerprint or str(adapter.base.fingerprint)
     metadata["ldm.version"] = __version__

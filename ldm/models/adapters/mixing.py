@@ -16,6 +16,7 @@ from ldm.models.adapters.stack import AdapterStack
 
 Layer = tuple[str, str]  # component and name
 _CANCELLED = 1e-10  # a sum with less than this of its terms' squares is their rounding
+PHRASE = "modelspec.trigger_phrase"
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,8 +212,11 @@ def _own_base(adapter: Adapter) -> str | None:
 
 
 def _agreed(told: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What all files say alike of their base; ranks, titles and hashes of each are gone."""
+    """What all files say alike of their base and licence, and all words that call something; ranks, titles and hashes
+    of each are gone."""
     base = ("ldm.base_fingerprint", "ldm.base_family", "ldm.base_name")
-    kept = (*base, "ss_base_model_version", "ss_v2", "modelspec.architecture")
+    kept = (*base, "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.license")
     first = told[0]
-    return {key: first[key] for key in kept if key in first and all(other.get(key) == first[key] for other in told)}
+    agreed = {key: first[key] for key in kept if key in first and all(other.get(key) == first[key] for other in told)}
+    words = dict.fromkeys(each[PHRASE] for each in told if each.get(PHRASE))
+    return agreed | ({PHRASE: ", ".join(words)} if words else {})

