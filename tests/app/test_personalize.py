@@ -16,6 +16,7 @@ from safetensors import safe_open
 from ldm.data.characters import character, draw_character, pose
 from ldm.errors import Code
 from tests.app.conftest import Done, Ldm
+from train.tasks.subject import SubjectTask
 
 SHORT = ("--steps", 6, "--checkpoints", 2, "--prior", 4, "--batch", 2, "--prompt", "{}", "--prompt", "{} red",
          "--unrelated", "a blue square")  # fmt: skip
@@ -198,3 +199,20 @@ def test_a_number_out_of_its_range_is_told_with_the_range(ldm: Ldm, photos: Path
     done = learn(ldm, "--rate", 3)
     assert done.status == Code.USAGE and "--rate cannot be '3.0'" in done.err, done
     assert "less than or equal to 1." in done.err
+
+
+def test_a_loss_that_is_no_number_is_told_in_the_words_of_this_command(
+    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SubjectTask.loss
+
+    def burst(self: SubjectTask, turn: Any, batch: Any) -> Any:
+        loss, figures = real(self, turn, batch)
+        return loss * float("nan"), figures
+
+    monkeypatch.setattr(SubjectTask, "loss", burst)
+    done = learn(ldm)
+    assert done.status == Code.NUMERIC and "--rate" in done.err and "optim." not in done.err, done
+    assert not list((tmp_path / "runs").rglob("zwx-circle.safetensors"))
+    monkeypatch.setattr(SubjectTask, "loss", real)
+    assert learn(ldm).status == 0  # the same command goes on

@@ -121,12 +121,17 @@ def _read(kept: Path) -> Wish:
         raise LdmError(Code.FILE, what, why, "Choose another --out.") from error
 
 
+def _said(value: object) -> str:
+    return "left out" if value is None else str(value)
+
+
 def _other(before: Wish, wish: Wish, photos: Photos | None) -> LdmError | None:
     """How this wish differs from the one that was begun; None where it does not."""
     apart = [n for n in Wish.model_fields if n not in FREE and getattr(before, n) != getattr(wish, n)]
     if apart:
         what = f"{wish.out} was begun with another {' and another '.join(apart)}."
-        why = "; ".join(f"{n} was {getattr(before, n)!s}, and is to be {getattr(wish, n)!s}" for n in apart) + "."
+        told = [f"{n} was {_said(getattr(before, n))}, and is {_said(getattr(wish, n))} now" for n in apart]
+        why = "; ".join(told) + "."
         return LdmError(Code.USAGE, what, why, "Give the same options to go on, or another --out.")
     if photos is None or not photos.digest or not wish.photos.exists():  # those that were prepared are enough
         return None

@@ -58,7 +58,7 @@ def test_another_option_never_costs_what_was_trained(wish: Wish) -> None:
     assert error.value.code is Code.USAGE and everything(wish.out) == before
     with pytest.raises(LdmError, match="another batch and another seed") as error:
         earlier(wish.model_copy(update={"batch": 2, "seed": 5}))
-    assert "seed was 0, and is to be 5" in error.value.why
+    assert "seed was 0, and is 5 now" in error.value.why
     begin(wish)
     assert everything(wish.out) == before
 
