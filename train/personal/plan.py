@@ -155,7 +155,7 @@ def captions_for(token: str, base: Base) -> tuple[str, ...]:
 
 def planned(wish: Wish, base: Base, photos: int) -> Plan:
     """What will be done."""
-    steps = wish.steps or (800 if base.small else max(400, min(1500, 100 * photos)))
+    steps = wish.steps or (1200 if base.small else max(400, min(1500, 100 * photos)))
     prior = wish.prior if wish.prior is not None else (PRIOR if base.small and wish.method != "inversion" else 0)
     prompts = prompts_for(wish.token, wish.called, base.path, base.known, wish.prompts, wish.unrelated)
     notes = tuple(remarks(wish.token, wish.called, base.vocabulary, base.known))
