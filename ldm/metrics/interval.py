@@ -42,11 +42,13 @@ def jackknife(value: float, without: Tensor, *more: Tensor) -> Estimate:
 
     s^2 = (n - 1) / n * sum_i (value_-i - mean)^2
     """
-    variance = 0.0
-    for left in (without, *more):
-        n = len(left)
-        variance += (n - 1) / n * (left.double() - left.double().mean()).square().sum().item()
-    return around(value, math.sqrt(variance))
+    return around(value, math.sqrt(sum(left_out_variance(left) for left in (without, *more))))
+
+
+def left_out_variance(without: Tensor) -> float:
+    """Of a statistic, from its values [n] without each of its rows in turn."""
+    n, left = len(without), without.double()
+    return (n - 1) / n * (left - left.mean()).square().sum().item()
 
 
 def around(value: float, deviation: float) -> Estimate:

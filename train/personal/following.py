@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ldm.metrics.interval import Estimate, student
+from ldm.metrics.interval import Estimate, left_out_variance, student
 
 FEWEST = 4  # prompts that an interval is made of
 
@@ -40,7 +40,7 @@ def followed(ours: Tensor, before: Tensor, prompts: Tensor, there: Sequence[bool
     if float(b.mean()) <= t * float(b.std()) / math.sqrt(n):
         return None
     value, without = float(o.sum() / b.sum()), (o.sum() - o) / (b.sum() - b)
-    reach = t * math.sqrt((n - 1) / n * float((without - without.mean()).square().sum()))
+    reach = t * math.sqrt(left_out_variance(without))
     return Estimate(value, value - reach, value + reach)
 
 

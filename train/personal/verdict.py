@@ -92,7 +92,8 @@ def is_done(checkpoints: Sequence[Checkpoint]) -> bool:
     reached = max(c.measures.subject or 0.0 for c in before)
     stale = all((c.measures.subject or 0.0) < reached + GAIN for c in last) and reached >= LEARNED
     stale = stale and not _falls([c.validation for c in before if c.unseen], [c.validation for c in last if c.unseen])
-    return stale or all(excess(c.measures, are_deaf(checkpoints)) > 1 for c in last)
+    deaf = are_deaf(checkpoints)
+    return stale or all(excess(c.measures, deaf) > 1 for c in last)
 
 
 def _falls(before: Sequence[float | None], last: Sequence[float | None]) -> bool:
