@@ -45,10 +45,13 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     report = json.loads((out / "report.json").read_text())
     assert [c["step"] for c in report["checkpoints"]] == [3, 6]
     assert report["files"] == ["zwx-circle.safetensors", "zwx-circle-kohya.safetensors"]
-    assert report["weights"] == [0.5, 0.75, 1.0, 1.25] and len(list((out / "samples" / "weights").iterdir())) == 8
+    at = report["weights"]
+    assert at[str(report["step"])] == [0.5, 0.75, 1.0, 1.25] and sorted(map(len, at.values())) == [2, 4]
+    assert len(list((out / "samples" / "weights").iterdir())) == (4 + 2) * 2  # of two prompts
     assert len(report["measures"]["nearest"]) == 8 and "cost: at most about" in done.err
     assert report["features"] == "colours and edges" and report["measures"]["prompt"] is None
     page = (out / "report.html").read_text()
+    assert page.count("weight 0.5'") == 4 and page.count("weight 1.25'") == 2
     assert report["verdict"][1:].split(";")[0] in page and "http" not in page.replace("http://www.w3.org", "")
     with safe_open(out / "zwx-circle.safetensors", "pt") as file:
         told = file.metadata()

@@ -10,7 +10,7 @@ from pipelines.request import Request
 from train.personal.page import SHOWN
 from train.personal.photos import Photos
 from train.personal.plan import DROPPED, PART, Plan
-from train.personal.strengths import WEIGHTS
+from train.personal.strengths import OTHERS, WEIGHTS
 from train.personal.watching import LOOK
 from train.run import forecasted
 
@@ -24,7 +24,7 @@ class Cost:
     """Seconds (None where memory does not allow a measure) and bytes."""
 
     training: float | None
-    looking: float | None  # at the checkpoints, and at the chosen one at several weights
+    looking: float | None  # at the checkpoints, and at them at several weights
     prior: float | None
     memory: int
     free: int
@@ -69,7 +69,9 @@ def _shown(plan: Plan) -> int:
 
 
 def _at_weights(plan: Plan) -> int:
-    return 0 if plan.wish.method == "inversion" else len(WEIGHTS) * len(plan.prompts.subject)
+    others = plan.wish.checkpoints - 1 if plan.base.small else 0
+    each = 0 if plan.wish.method == "inversion" else len(WEIGHTS) + others * len(OTHERS)
+    return each * len(plan.prompts.subject)
 
 
 def _pictures(plan: Plan) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 from ldm.data.source import Source
 from ldm.data.survey import Finding
 from ldm.errors import LdmError
-from ldm.store.find import LORA_WEIGHTS
 from ldm.store.write import remove, staged
 from train.config import RunFile
 from train.log import Listener
@@ -27,13 +26,12 @@ from train.personal.plan import Base, Plan, base_of, captions_for, planned
 from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, file_of, report_of
 from train.personal.settings import Wish
-from train.personal.strengths import draw_strengths
+from train.personal.strengths import AT_WEIGHTS, Weighed, draw_strengths, weighed
 from train.personal.token import refuse_syntax
 from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
 from train.run import Run, opened
 from train.signals import Stop
-from train.tasks.subject_files import WORD
 from train.trainer import Action, Step
 from train.turns import is_out_of_memory, release
 
@@ -123,7 +121,7 @@ def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks,
         release()
     chosen = best(watching.checkpoints)
     files = _publish(wish, chosen)
-    weights = _strengths(plan, files, wish.out / "samples" / "weights", stop)
+    weights = _strengths(plan, weighed(plan, chosen, watching.checkpoints), stop)
     report = report_of(plan, photos, watching, chosen, weights=weights, done=True)
     write_page(wish.out / PAGE, report)
     with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
@@ -156,18 +154,18 @@ def _trained(plan: Plan, file: RunFile, watching: Watching, hooks: Hooks, stop: 
                 break
 
 
-def _strengths(plan: Plan, files: Sequence[Path], folder: Path, stop: Stop) -> tuple[float, ...]:
-    """A part of the report that a lack of memory does not stop the rest for; of an adapter, with its word beside."""
-    adapter, word = (file_of(plan.wish, kind) for kind in (LORA_WEIGHTS, WORD))
-    if adapter not in files:
-        return ()
+def _strengths(plan: Plan, steps: Weighed, stop: Stop) -> Weighed:
+    """A part of the report that a lack of memory does not stop the rest for."""
+    if not steps:
+        return {}
     try:
-        return draw_strengths(plan, adapter, word if word in files else None, folder, stop)
+        draw_strengths(plan, plan.wish.out / "checkpoints", steps, plan.wish.out / AT_WEIGHTS, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         release()
-        return ()
+        return {}
+    return steps
 
 
 def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ from PIL import Image
 from ldm.data.source import srgb
 from ldm.data.transforms import shrunk
 from ldm.images import open_image
+from train.personal.strengths import AT_WEIGHTS, drawn_at
 from train.personal.verdict import percent
 from train.report import rewrite
 from train.report_curves import Series, plot
@@ -171,21 +172,28 @@ def _nearest(folder: Path, report: Mapping[str, Any]) -> str:
 
 
 def _strengths(folder: Path, report: Mapping[str, Any]) -> str:
-    """The chosen adapter at several weights."""
-    weights: Sequence[float] = report["weights"]
+    """Prompts downwards; checkpoints to the right, each at its weights."""
+    weights: Mapping[str, Sequence[float]] = report["weights"]
     if not weights:
         return ""
+    columns = [(int(step), weight) for step, drawn in weights.items() for weight in drawn]
     rows = []
     for place, text in enumerate(report["prompts"]["subject"]):
         cells = (
-            f"<td>{_image(folder / 'samples' / 'weights' / f'{place:02d}-{w:g}.png', f'{text}, weight {w:g}')}</td>"
-            for w in weights
+            f"<td>{_image(drawn_at(folder / AT_WEIGHTS, s, place, w), f'{text}, step {s}, weight {w:g}')}</td>"
+            for s, w in columns
         )
         rows.append(f"<tr><th>{_safe(text)}</th>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{weight:g}</th>" for weight in weights)
+    steps = "".join(
+        f"<th colspan={len(drawn)}{' class=best' if int(step) == report['step'] else ''}>step {int(step):,}</th>"
+        for step, drawn in weights.items()
+    )
+    heads = "".join(f"<th>{weight:g}</th>" for _, weight in columns)
     return (
-        "<section><h2>Weights</h2><p>How strongly the adapter acts (<code>--lora FILE:0.75</code>), from the same seed."
-        f"</p><div class=grid><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div></section>"
+        "<section><h2>Weights</h2><p>How strongly the adapter acts (<code>--lora FILE:0.75</code>), from the same seed;"
+        " the chosen checkpoint at the most weights. Each adapter lies in <code>checkpoints/STEP</code>.</p>"
+        f"<div class=grid><table><tr><th></th>{steps}</tr><tr><th></th>{heads}</tr>"
+        f"{''.join(rows)}</table></div></section>"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ def report_of(
     watching: Watching,
     chosen: Checkpoint,
     *,
-    weights: Sequence[float] = (),
+    weights: Mapping[int, Sequence[float]] | None = None,
     done: bool = False,
 ) -> dict[str, Any]:
-    """Names of files are those inside the run's folder; of the photos only their names are kept. `weights` at which the
-    chosen one was drawn."""
+    """Names of files are those inside the run's folder; of the photos only their names are kept. `weights` at which
+    each checkpoint was drawn."""
     wish, yardstick, measures = plan.wish, watching.yardstick, chosen.measures
     samples, seen = len(plan.prompts.subject) * plan.seeds, watching.judge.clip is not None
     deaf = are_deaf(watching.checkpoints)
@@ -50,7 +50,7 @@ def report_of(
         "rule": RULE,
         "done": done,
         "stopped_early": done and watching.checkpoints[-1].step < plan.steps,
-        "weights": list(weights),
+        "weights": {str(step): list(drawn) for step, drawn in (weights or {}).items()},
         "features": watching.judge.name,
         "measures": measures.as_dict(),
         "ceiling": yardstick.ceiling,

@@ -1,36 +1,56 @@
-"""The chosen adapter at several weights, as `ldm generate --lora FILE:WEIGHT` draws with it."""
+"""Checkpoints at several weights, as `ldm generate --lora FILE:WEIGHT` draws with them."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.images import save_image
+from ldm.store.find import LORA_WEIGHTS
 from ldm.store.write import remove
 from pipelines.pipeline import Pipeline
 from pipelines.request import LoraUse, Request
 from pipelines.suited import suited
 from train.personal.plan import Plan
+from train.personal.verdict import Checkpoint
 from train.signals import Stop, resume_command
+from train.tasks.subject_files import WORD
 
 log = logging.getLogger("train.personal")
-WEIGHTS = (0.5, 0.75, 1.0, 1.25)
+WEIGHTS = (0.5, 0.75, 1.0, 1.25)  # of the chosen checkpoint
+OTHERS = (0.5, 1.0)  # of every other one, where the model is small: of a large one they cost more than training
+AT_WEIGHTS = Path("samples") / "weights"  # in the run's folder
+Weighed = dict[int, tuple[float, ...]]  # weights by step
 
 
-def draw_strengths(plan: Plan, adapter: Path, word: Path | None, folder: Path, stop: Stop) -> tuple[float, ...]:
-    """One picture for each prompt and weight, from the same seed, into `folder`. `word`: the one that was learned
-    first, without which the adapter is not what it was trained to be."""
+def weighed(plan: Plan, chosen: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Weighed:
+    """Which are drawn at which weights. A learned word has none."""
+    if plan.wish.method == "inversion":
+        return {}
+    return {c.step: WEIGHTS if c is chosen else OTHERS for c in checkpoints if c is chosen or plan.base.small}
+
+
+def draw_strengths(plan: Plan, kept: Path, steps: Weighed, folder: Path, stop: Stop) -> None:
+    """One picture for each prompt, checkpoint in `kept` and weight, from the same seed, into `folder`. A word that was
+    learned along is added: without it the adapter is not what it was trained to be."""
     remove(folder)
     folder.mkdir(parents=True)
     pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
-    for weight in WEIGHTS:
-        for place, text in enumerate(plan.prompts.subject):
-            if stop.wanted:
-                log.warning("Stopped before the report was whole. Go on with: %s", resume_command())
-            stop.check()
-            fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
-            fields |= {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
-            fields |= {"embeddings": () if word is None else (word,)}
-            (result,) = pipeline.results(Request(**fields))
-            save_image(result.picture, folder / f"{place:02d}-{weight:g}.png")
-    return WEIGHTS
+    for step, weights in steps.items():
+        adapter, word = kept / str(step) / LORA_WEIGHTS, kept / str(step) / WORD
+        for weight in weights:
+            for place, text in enumerate(plan.prompts.subject):
+                if stop.wanted:
+                    log.warning("Stopped before the report was whole. Go on with: %s", resume_command())
+                stop.check()
+                fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
+                fields |= {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
+                fields |= {"embeddings": (word,) if word.exists() else ()}
+                (result,) = pipeline.results(Request(**fields))
+                save_image(result.picture, drawn_at(folder, step, place, weight))
+
+
+def drawn_at(folder: Path, step: int, place: int, weight: float) -> Path:
+    """Where the picture of a prompt lies."""
+    return folder / f"{step}-{place:02d}-{weight:g}.png"

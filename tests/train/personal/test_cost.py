@@ -14,7 +14,7 @@ from train.personal.cost import cost_of
 from train.personal.photos import Photos, looked_at, prepared
 from train.personal.plan import Plan, base_of, planned
 from train.personal.settings import Wish
-from train.personal.strengths import WEIGHTS
+from train.personal.strengths import OTHERS, WEIGHTS
 
 
 @pytest.fixture
@@ -38,15 +38,17 @@ def test_pictures_at_several_weights_and_whole_ones_of_the_class_count(
     made = SimpleNamespace(step_seconds=12.0, memory=SimpleNamespace(total=5), free=9, fits=True, disk=1000, saved=50)
     monkeypatch.setattr(cost, "forecasted", lambda file: made)
     drawn, word = cost_of(plan(photos), photos), cost_of(plan(photos, method="inversion"), photos)
+    at = len(WEIGHTS) + 5 * len(OTHERS)  # the chosen checkpoint, and each other one; of two prompts
     each = 12.0 / 4 / (1 + cost.BACKWARD)  # one picture, once through the network: 4 photos a step
     assert drawn.looking is not None and word.looking is not None
-    assert drawn.looking - word.looking == pytest.approx(each * (2 * 25 + 2) * len(WEIGHTS) * 2)
+    assert drawn.looking - word.looking == pytest.approx(each * (2 * 25 + 2) * at * 2)
     pixels = 3 * 32 * 32
-    assert drawn.disk - word.disk == pytest.approx(pixels * 8 + pixels * 8 * 4 / 3, abs=2)
+    assert drawn.disk - word.disk == pytest.approx(2 * at * pixels * (1 + 4 / 3), abs=3)
     with_prior = cost_of(plan(photos, prior=10), photos)
     assert with_prior.disk - drawn.disk == pixels * 10
     more = cost_of(plan(photos, checkpoints=7), photos)
     shown = 2 * 4 + (2 + 1) * 2  # prompts of the subject, of its kind, unrelated; times seeds
+    shown += 2 * len(OTHERS)
     assert more.disk - drawn.disk == pytest.approx(50 + pixels * shown + pixels * shown * 4 / 3, abs=2)
 
 

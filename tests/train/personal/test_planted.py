@@ -3,6 +3,7 @@ the command makes it. The report must tell them apart."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_adapter_trained_far_too_long_is_flagged(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_trained_far_too_long_is_flagged(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
     found = last(tmp_path, seed, monkeypatch, 1e-2, steps=600, prior=0, checkpoints=2, flip=False)
+    record_property("flags", sorted(flags(found.measures)))
     assert flags(found.measures) & {"copies", "drift"}, found
 
 
@@ -61,9 +65,12 @@ def test_an_adapter_that_learned_nothing_is_called_that(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_healthy_adapter_is_not_flagged(seed: int, tmp_path: Path) -> None:
+def test_a_healthy_adapter_is_not_flagged(
+    seed: int, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     wish = Wish(photos=photos(tmp_path / "photos", 3 + seed), token="zwx", model=DEFAULT_MODEL, seed=seed,
                 out=tmp_path / "out" / "zwx")  # fmt: skip
     report = personalize(wish, Hooks(), Stop()).report
+    record_property("flags", sorted(report["flags"]))
     # What is not known is not held against it: beside a new word this small model follows prompts too little to tell.
     assert set(report["flags"]) <= {"prompts unknown"}, report["verdict"]
