@@ -44,7 +44,7 @@ def check(
     from ldm.data.buckets import frame
     from ldm.data.doctor import check as examine
     from ldm.data.doctor import likely_size
-    from ldm.data.examples import open_source
+    from ldm.data.examples import open_photos, open_source
 
     if sheet is not None:
         _check_sheet(Path(sheet))
@@ -56,9 +56,7 @@ def check(
     file = _run_file(path)
     settings, sized = _settings(path, file, size, buckets)
     if subject and file is None:
-        from train.personal.photos import source_of
-
-        source = source_of(Path(path), settings.size)  # as ldm personalize reads them
+        source = open_photos(Path(path), settings.size)  # as ldm personalize reads them
     else:
         source = open_source(settings)
     if not sized:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ldm.data.drawn import Scenes
-from ldm.data.folders import METADATA, open_folder
+from ldm.data.folders import METADATA, Folder, open_folder
 from ldm.data.listing import hash_file
 from ldm.data.mixture import Mixture
 from ldm.data.parquet import open_parquet
@@ -15,7 +15,7 @@ from ldm.data.shards import find_shards, open_shards
 from ldm.data.source import PICTURES, About, Source, listed
 from ldm.errors import Code, LdmError
 
-__all__ = ["About", "Source", "open_source"]
+__all__ = ["About", "Source", "open_photos", "open_source"]
 
 CHECKED = 100_000  # of a larger set, so many captions are looked at
 
@@ -25,6 +25,19 @@ def open_source(settings: DataSettings, hash_file: Callable[[Path], str] = hash_
     parts = settings.parts
     sources = [_open(part, settings, hash_file) for part in parts]
     return Mixture(sources, [part.weight for part in parts], [part.repeats for part in parts])
+
+
+def open_photos(photos: Path, size: int) -> Source:
+    """All pictures of one subject in a folder. Folders in it are how somebody sorts photos, not what is to be seen on
+    them, unless kohya's numbers say so."""
+    if photos.is_file():
+        what, why = f"{photos.name} is a file.", "The photos of a subject are the pictures in one folder."
+        raise LdmError(Code.USAGE, what, why, "Put it into a folder of its own, and give that.")
+    settings = DataSettings(path=str(photos.absolute()), size=size)
+    source = open_source(settings)
+    if source.labels and all(isinstance(part, Folder) for part in source.parts):
+        return open_source(settings.model_copy(update={"kind": "folder"}))
+    return source
 
 
 def _open(part: Part, settings: DataSettings, hash_file: Callable[[Path], str]) -> Source:

@@ -159,13 +159,12 @@ def _strengths(plan: Plan, steps: Weighed, stop: Stop) -> Weighed:
     if not steps:
         return {}
     try:
-        draw_strengths(plan, plan.wish.out / "checkpoints", steps, plan.wish.out / AT_WEIGHTS, stop)
+        return draw_strengths(plan, plan.wish.out / "checkpoints", steps, plan.wish.out / AT_WEIGHTS, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         release()
         return {}
-    return steps
 
 
 def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:

@@ -17,11 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from ldm.data.doctor import check
-from ldm.data.examples import open_source
+from ldm.data.examples import open_photos
 from ldm.data.facts import CLEAR
-from ldm.data.folders import Folder
 from ldm.data.reader import check_shape
-from ldm.data.settings import DataSettings
 from ldm.data.source import Source, grey, srgb
 from ldm.data.subject import FEWEST, for_photos
 from ldm.data.survey import Finding
@@ -74,7 +72,7 @@ def looked_at(
 ) -> tuple[Source, tuple[Finding, ...]]:
     """The photos, and what is worth saying of them; an error where nothing could be learned, or a mask is of no use.
     `see`: what a CLIP makes of pictures, where one is at hand."""
-    source = source_of(photos, size)
+    source = open_photos(photos, size)
     in_front = f"nothing: it is put in front of them ({token}, ...)"
     report = check(source, size, masks=True, more=subject_check(source, size, token, see, in_front))
     found = for_photos(report.findings)
@@ -85,24 +83,11 @@ def looked_at(
     return source, found
 
 
-def source_of(photos: Path, size: int) -> Source:
-    """All pictures of a folder. Folders in it are how somebody sorts photos, not what is to be seen on them, unless
-    kohya's numbers say so."""
-    if photos.is_file():
-        what, why = f"{photos.name} is a file.", "The photos of a subject are the pictures in one folder."
-        raise LdmError(Code.USAGE, what, why, "Put it into a folder of its own, and give that.")
-    settings = DataSettings(path=str(photos.absolute()), size=size)
-    source = open_source(settings)
-    if source.labels and all(isinstance(part, Folder) for part in source.parts):
-        return open_source(settings.model_copy(update={"kind": "folder"}))
-    return source
-
-
 def digest_of(photos: Path) -> str:
     """sha256 of all that is learned from a folder: names, pictures, captions, masks. Of one that cannot be read: none
     that a readable one has."""
     try:
-        return digest(source_of(photos, DIGESTED))
+        return digest(open_photos(photos, DIGESTED))
     except LdmError as error:
         return str(error.what)
 

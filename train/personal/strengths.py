@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm.errors import Code, LdmError
 from ldm.images import save_image
 from ldm.store.find import LORA_WEIGHTS
 from ldm.store.write import remove
@@ -31,24 +32,41 @@ def weighed(plan: Plan, chosen: Checkpoint, checkpoints: Sequence[Checkpoint]) -
     return {c.step: WEIGHTS if c is chosen else OTHERS for c in checkpoints if c is chosen or plan.base.small}
 
 
-def draw_strengths(plan: Plan, kept: Path, steps: Weighed, folder: Path, stop: Stop) -> None:
-    """One picture for each prompt, checkpoint in `kept` and weight, from the same seed, into `folder`. A word that was
-    learned along is added: without it the adapter is not what it was trained to be."""
+def draw_strengths(plan: Plan, kept: Path, steps: Weighed, folder: Path, stop: Stop) -> Weighed:
+    """One picture for each prompt, checkpoint in `kept` and weight, from the same seed, into `folder`; returns what was
+    drawn. Of a checkpoint before its adapter began, or whose change is lost in the weights' type, nothing is."""
     remove(folder)
     folder.mkdir(parents=True)
     pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
+    drawn: Weighed = {}
     for step, weights in steps.items():
-        adapter, word = kept / str(step) / LORA_WEIGHTS, kept / str(step) / WORD
-        for weight in weights:
-            for place, text in enumerate(plan.prompts.subject):
-                if stop.wanted:
-                    log.warning("Stopped before the report was whole. Go on with: %s", resume_command())
-                stop.check()
-                fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
-                fields |= {"width": plan.size, "height": plan.size, "loras": (LoraUse(path=adapter, weight=weight),)}
-                fields |= {"embeddings": (word,) if word.exists() else ()}
-                (result,) = pipeline.results(Request(**fields))
-                save_image(result.picture, drawn_at(folder, step, place, weight))
+        if not (kept / str(step) / LORA_WEIGHTS).exists():
+            continue
+        try:
+            for weight in weights:
+                _draw(plan, pipeline, kept / str(step), weight, folder, stop)
+        except LdmError as error:
+            if error.code != Code.MODEL:
+                raise
+            log.warning("Step %d is not drawn at several weights. %s %s", step, error.what, error.why)
+        else:
+            drawn[step] = weights
+    return drawn
+
+
+def _draw(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> None:
+    """A word that was learned along is added: without it the adapter is not what it was trained to be."""
+    word = files / WORD
+    for place, text in enumerate(plan.prompts.subject):
+        if stop.wanted:
+            log.warning("Stopped before the report was whole. Go on with: %s", resume_command())
+        stop.check()
+        fields = suited(plan.base.path, text, {}) | {"prompt": text, "seed": plan.wish.seed}
+        fields |= {"width": plan.size, "height": plan.size}
+        fields |= {"loras": (LoraUse(path=files / LORA_WEIGHTS, weight=weight),)}
+        fields |= {"embeddings": (word,) if word.exists() else ()}
+        (result,) = pipeline.results(Request(**fields))
+        save_image(result.picture, drawn_at(folder, int(files.name), place, weight))
 
 
 def drawn_at(folder: Path, step: int, place: int, weight: float) -> Path:

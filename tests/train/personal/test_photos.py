@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ldm.data.doctor import check
+from ldm.data.examples import open_photos
 from ldm.data.subject import subject_findings
 from ldm.errors import LdmError
 from ldm.images import open_image
@@ -21,7 +22,7 @@ from ldm.models.tokenizer import Vocabulary, clip_tokenizer
 from tests.components import WORDS, tokenizer
 from tests.data.test_doctor import encoded, scene
 from tests.images.make import exif
-from train.personal.photos import Photos, looked_at, prepared, source_of
+from train.personal.photos import Photos, looked_at, prepared
 from train.personal.plan import Base, captions_for
 from train.personal.probe import prompts_for
 from train.personal.settings import Wish
@@ -141,7 +142,7 @@ def test_a_clip_finds_two_subjects_among_the_photos(photos: Path) -> None:
 def test_what_is_said_of_captions_without_the_token_holds_where_it_is_said(photos: Path) -> None:
     (photos / "p0.txt").write_text("on the grass")
     (here,) = [finding for finding in looked_at(photos, 32, "zwx")[1] if finding.kind == "token"]
-    report = check(source_of(photos, 32), 32, more=lambda survey: subject_findings(survey, "zwx"))
+    report = check(open_photos(photos, 32), 32, more=lambda survey: subject_findings(survey, "zwx"))
     (elsewhere,) = [finding for finding in report.findings if finding.kind == "token"]
     assert "put in front of them" in here.fix and "preserve" in elsewhere.fix and "nothing:" not in elsewhere.fix
 
