@@ -81,7 +81,7 @@ def test_the_page_holds_every_part_and_reaches_for_nothing(done: Wish) -> None:
     for part in ("Figures", "trilemma", "Samples at the same seeds", "nearest training pictures", "Losses", "Notes"):
         assert part in text
     assert "3 of 4 cells" in text and "http" not in text.replace("http://www.w3.org", "")
-    assert text.count("data:image/png;base64,") >= 6
+    assert text.count("data:image/webp;base64,") >= 6
     data = json.loads((done.out / "compare.json").read_text("utf-8"))
     assert [c["family"] for c in data["cells"]] == ["ppca", "ppca", "vae"]
     lines = list(csv.DictReader((done.out / "compare.csv").read_text("utf-8").splitlines()))

@@ -3,7 +3,6 @@ the command makes it. The report must tell them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,10 @@ def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_adapter_trained_far_too_long_is_flagged(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
-) -> None:
-    found = last(tmp_path, seed, monkeypatch, 1e-2, steps=600, prior=0, checkpoints=2, flip=False)
-    record_property("flags", sorted(flags(found.measures)))
-    assert flags(found.measures) & {"copies", "drift"}, found
+def test_an_adapter_trained_far_too_long_is_flagged(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large, at a high rate, and with nothing that keeps the model: it gives back the photos whatever is asked."""
+    found = last(tmp_path, seed, monkeypatch, 3e-3, steps=600, rank=64, prior=0, checkpoints=1, flip=False)
+    assert flags(found.measures) >= {"copies", "drift"}, found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -65,12 +62,9 @@ def test_an_adapter_that_learned_nothing_is_called_that(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_healthy_adapter_is_not_flagged(
-    seed: int, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_healthy_adapter_is_not_flagged(seed: int, tmp_path: Path) -> None:
     wish = Wish(photos=photos(tmp_path / "photos", 3 + seed), token="zwx", model=DEFAULT_MODEL, seed=seed,
                 out=tmp_path / "out" / "zwx")  # fmt: skip
     report = personalize(wish, Hooks(), Stop()).report
-    record_property("flags", sorted(report["flags"]))
     # What is not known is not held against it: beside a new word this small model follows prompts too little to tell.
     assert set(report["flags"]) <= {"prompts unknown"}, report["verdict"]
