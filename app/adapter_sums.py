@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,9 @@ def _into(uses: Sequence[dict[str, Any]], goal: Path, model: str, as_json: bool)
     from app.models import check_suffix
 
     check_suffix(goal)
+    from ldm.models.adapters.mixing import PHRASE
+    from ldm.models.prompt.words import vocabulary
+    from ldm.store.find import find_model
     from ldm.store.save import save_folder, save_single
     from pipelines.adapting import read_adapter
 
@@ -142,7 +146,16 @@ def _into(uses: Sequence[dict[str, Any]], goal: Path, model: str, as_json: bool)
         for use in uses
     ]
     report = stack.use(items)
-    (save_single if goal.suffix.lower() == ".safetensors" else save_folder)(parts, goal)
+    if goal.suffix.lower() == ".safetensors":
+        save_single(parts, goal)
+    else:  # what suits the model goes along, and it knows the words that its adapters brought
+        source = find_model(model)
+        brought = vocabulary(adapter.metadata.get(PHRASE, "") for adapter, *_ in items)
+        save_folder(
+            replace(parts, words=parts.words | set(brought) if parts.words else parts.words),
+            goal,
+            along=source if source.is_dir() else None,
+        )
     told = {"path": str(goal), "applied": [str(applied) for applied in report.applied]}
     typer.echo(json.dumps(told) if as_json else printable("\n".join([*told["applied"], str(goal)])))
     return 0

@@ -37,7 +37,7 @@ def _adapter_convert(
     file: Annotated[str, typer.Argument(metavar="FILE", help="What to convert.", show_default=False)],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new .safetensors file, or folder.", show_default=False)],
     to: Annotated[
-        str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, peft (a folder).")
+        str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, kohya-xl, peft (a folder).")
     ] = "diffusers",
     as_json: Json = False,
 ) -> int:
@@ -63,7 +63,8 @@ def _adapter_merge(
         str | None, typer.Option("--into", metavar="MODEL", help="Write this model with the adapters in its weights.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya or peft (a folder); diffusers.")
+        str | None,
+        typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, kohya-xl or peft (a folder); diffusers."),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -88,7 +89,7 @@ def _adapter_extract(
         bool, typer.Option("--convolutions/--no-convolutions", help="Whether 3x3 and other convolutions count.")
     ] = True,
     to: Annotated[
-        str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, peft (a folder).")
+        str, typer.Option("--to", metavar="DIALECT", help="diffusers, kohya, kohya-xl, peft (a folder).")
     ] = "diffusers",
     as_json: Json = False,
 ) -> int:

@@ -129,7 +129,7 @@ def _tell_cost(view: QuietView, plan: Plan, cost: Cost) -> None:
     else:
         parts = {"training": cost.training, "looking": cost.looking, "pictures of the model itself": cost.prior}
         told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
-        view.note(f"cost: at most about {duration(cost.total)} with nothing else running ({told}); {memory}")
+        view.note(f"cost: at most about {duration(cost.total)} at the speed of this moment ({told}); {memory}")
     if not cost.fits:
         view.note("it may not fit into memory: --batch 1, --precision bf16 and a smaller --size need less")
 
@@ -169,7 +169,7 @@ def _tell_result(wish: Wish, made: Learned, as_json: bool, quiet: bool) -> None:
     )
     typer.echo(f"report   {printable(str(made.folder / 'report.html'))}")
     for file in files:
-        typer.echo(f"adapter  {printable(file)}")
+        typer.echo(f"{'word   ' if word is not None and file == str(word) else 'adapter'}  {printable(file)}")
     uses = [("--lora", str(adapter))] * (adapter is not None) + [("--embedding", str(word))] * (word is not None)
     words = ("ldm", "generate", made.report["prompts"]["subject"][0], "--model", made.report["model"], *sum(uses, ()))
     typer.echo(printable(f"try      {shlex.join(words)}"))

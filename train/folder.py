@@ -31,11 +31,10 @@ from ldm.images.picture import from_tensor
 from ldm.store.write import remove, sync
 from train.checkpoint import FULL, State, check_fits, newest_state, read_manifest, read_state, save_state
 from train.disk import check_owner, put, sweep
-from train.lock import NAME as LOCK
 from train.lock import Lock
 
 log = logging.getLogger("train.folder")
-OURS = ("config.yaml", "log.jsonl", "previews", "state", "model", LOCK)
+OURS = ("config.yaml", "log.jsonl", "previews", "state", "model")
 # What may change when a run goes on: how long, how fast, on what, what is written and how often. All else is the run.
 FREE = (
     *(f"run.{key}" for key in ("out", "steps", "micro", "precision", "device", "threads", "compile")),
@@ -293,7 +292,7 @@ def _make(path: Path) -> None:
     """The folder, if it is new, empty or a run's; one with other things in it is somebody else's."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        names = [entry.name for entry in path.iterdir()]
+        names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]  # a lock is nobody's mark
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from None
     if names and not set(names) & set(OURS):

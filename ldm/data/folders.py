@@ -339,6 +339,6 @@ def _nothing(root: Path, listing: Listing) -> LdmError:
     foreign = len(_foreign(listing))
     why = f"{foreign} files there are HEIC, AVIF, RAW or drawings, which are not read" if foreign else "it is empty"
     if not foreign and listing.others:
-        why = f"the {len(listing.others)} files there are none of {', '.join(PICTURES)}"
+        why = f"of the {len(listing.others)} files there none is one of {', '.join(PICTURES)}"
     fix = "convert them to JPEG or PNG" if foreign else "set data.path to the folder with the pictures"
     return LdmError(Code.FILE, f"data.path {str(root)!r} holds no picture", why, fix)

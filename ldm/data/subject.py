@@ -28,6 +28,7 @@ LACKING = (
 QUIET = frozenset({"no caption", "same caption"})
 FIXES = {
     "unreadable": "mend or remove them: they are left out here",
+    "duplicate": "nothing: one of each is learned from",
     "crop": "crop by hand around what matters",
     "blurry": "look at them, and remove what is out of focus or enlarged",
     "transparent": "nothing: what is transparent does not count",

@@ -16,6 +16,9 @@ from safetensors import safe_open
 
 from ldm.data.characters import character, draw_character, pose
 from ldm.errors import Code
+from ldm.store.find import find_model
+from ldm.store.folder import read_words
+from ldm.store.sampling import SAMPLING
 from tests.app.conftest import Done, Ldm
 from train.tasks.subject import SubjectTask
 
@@ -63,10 +66,23 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     assert inside and not any(b"SECRETCAMERA" in base64.b64decode(picture) for picture in inside)
     drawn = ldm("generate", "zwx circle", "--steps", 2, "--lora", out / "zwx-circle.safetensors", "--model", "scenes")
     assert drawn.status == 0, drawn.err
+    shutil.copytree(find_model("scenes"), tmp_path / "base")
+    (tmp_path / "base" / SAMPLING).write_text('{"steps": 3}')
+    merged = ldm("adapter", "merge", out / "zwx-circle.safetensors", "--into", "base", "--out", "mine")
+    assert merged.status == 0, merged.err
+    assert (tmp_path / "mine" / SAMPLING).read_text() == '{"steps": 3}'
+    assert read_words(tmp_path / "mine") == read_words(tmp_path / "base") | {"zwx"}  # it knows the word that it learned
+    (out / "zwx-circle.safetensors").rename(tmp_path / "kept.safetensors")
+    (out / "report.html").unlink()
+    again = learn(ldm, "--licence", "CC0-1.0")  # makes what somebody removed, of what the run has kept
+    assert again.status == 0 and (out / "report.html").is_file(), again
+    assert (out / "zwx-circle.safetensors").read_bytes() == (tmp_path / "kept.safetensors").read_bytes()
+    trained = ldm("train", "clip/scenes", f"run.out={out}")
+    assert trained.status == Code.USAGE and "is not a run folder" in trained.err, trained
     again = learn(ldm, "--licence", "CC0-1.0")
     assert again.status == 0 and "report   " in again.out and "step 3:" not in again.err
     other = learn(ldm)
-    assert (other.status, "another licence" in other.err) == (Code.USAGE, True)
+    assert (other.status, "other options: licence" in other.err) == (Code.USAGE, True)
     assert learn(ldm, "--licence", "CC0-1.0", "--device", "cpu").status == 0  # where it runs may change
     assert told["modelspec.title"] == told["ss_output_name"] == "zwx-circle"
 

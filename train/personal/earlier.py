@@ -68,7 +68,10 @@ def earlier(wish: Wish) -> Earlier:
     if not isinstance(report.get("files"), list):
         what, why = f"{wish.out / REPORT} is not understood.", "It names no files."
         raise LdmError(Code.FILE, what, why, "Choose another --out; or remove it, and give the same command again.")
-    return Earlier(Learned(wish.out, tuple(wish.out / str(name) for name in report["files"]), report), photos)
+    learned = Learned(wish.out, tuple(wish.out / str(name) for name in report["files"]), report)
+    if not all(path.is_file() for path in (*learned.files, wish.out / PAGE)):
+        return Earlier(None, photos)  # somebody removed what can be made again of what the run has kept
+    return Earlier(learned, photos)
 
 
 @contextmanager
@@ -129,7 +132,7 @@ def _other(before: Wish, wish: Wish, photos: Photos | None) -> LdmError | None:
     """How this wish differs from the one that was begun; None where it does not."""
     apart = [n for n in Wish.model_fields if n not in FREE and getattr(before, n) != getattr(wish, n)]
     if apart:
-        what = f"{wish.out} was begun with another {' and another '.join(apart)}."
+        what = f"{wish.out} was begun with other options: {', '.join(apart)}."
         told = [f"{n} was {_said(getattr(before, n))}, and is {_said(getattr(wish, n))} now" for n in apart]
         why = "; ".join(told) + "."
         return LdmError(Code.USAGE, what, why, "Give the same options to go on, or another --out.")

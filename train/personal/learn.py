@@ -20,8 +20,8 @@ from train.log import Listener
 from train.personal.cost import Cost, cost_of
 from train.personal.earlier import PAGE, REPORT, Learned, earlier, held
 from train.personal.judge import Judge
-from train.personal.page import write_page
-from train.personal.photos import Photos, looked_at, prepared
+from train.personal.page import MORE_ROOM, write_page
+from train.personal.photos import Photos, looked_at, prepared, taken
 from train.personal.plan import Base, Plan, base_of, captions_for, planned
 from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, file_of, report_of
@@ -30,6 +30,7 @@ from train.personal.strengths import AT_WEIGHTS, Weighed, draw_strengths, weighe
 from train.personal.token import refuse_syntax
 from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
+from train.report import rewrite
 from train.run import Run, opened
 from train.signals import Stop
 from train.trainer import Action, Step
@@ -73,7 +74,7 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
 def _looked(wish: Wish, base: Base, judge: Judge, hooks: Hooks) -> tuple[Source, Sequence[Finding], Plan]:
     """At the photos, and what is planned with them, told."""
     source, findings = looked_at(wish.photos, wish.size or base.size, wish.token, judge.see)
-    plan = planned(wish, base, len(source))
+    plan = planned(wish, base, len(taken(source)))
     hooks.planned(plan, findings)
     return source, findings, plan
 
@@ -124,14 +125,14 @@ def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks,
     weights = _strengths(plan, weighed(plan, chosen, watching.checkpoints), stop)
     report = report_of(plan, photos, watching, chosen, weights=weights, done=True)
     write_page(wish.out / PAGE, report)
-    with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
-        stage.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    rewrite(wish.out / REPORT, json.dumps(report, indent=2) + "\n", MORE_ROOM)  # the last: it says that all is there
     return Learned(wish.out, files, report)
 
 
 def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     """What it would cost; nothing is written where it would go."""
     refuse_syntax(wish.token)
+    earlier(wish)  # what would be refused is refused here
     base = base_of(wish.model)
     source, _, plan = _looked(wish, base, Judge(wish.clip, base.path), hooks)
     with TemporaryDirectory(prefix="ldm-photos-") as place:

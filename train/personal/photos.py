@@ -107,14 +107,14 @@ def prepared(
     source: Source, folder: Path, size: int, captions: Sequence[str], token: str, findings: Sequence[Finding] = ()
 ) -> Photos:
     """Writes the folder. `captions` are what pictures without words of their own get, in turn."""
-    readable = [place for place in range(len(source)) if _readable(source, place)]
-    names = tuple(source.name(place) for place in readable)
-    masked = _masked(source, readable)
-    aside = _middle(readable) if len(readable) >= FEWEST else None
+    places = taken(source)
+    names = tuple(source.name(place) for place in places)
+    masked = _masked(source, places)
+    aside = _middle(places) if len(places) >= FEWEST else None
     told = tuple(finding.as_dict() for finding in findings)
     made = Photos(folder, names, None if aside is None else source.name(aside), masked, told, digest(source))
     with staged(folder) as stage:
-        for number, place in enumerate(readable):
+        for number, place in enumerate(places):
             home = stage / ("aside" if place == aside else "train")
             (home / "masks").mkdir(parents=True, exist_ok=True) if masked else home.mkdir(parents=True, exist_ok=True)
             pixels = _sized(srgb(source.picture(place)), size)
@@ -129,6 +129,16 @@ def prepared(
         about["digest"] = made.digest
         (stage / KEPT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     return made
+
+
+def taken(source: Source) -> list[int]:
+    """Which are learned from: those that can be read, each once. The same file again is no other photo: one that is
+    kept aside would be trained on all the same."""
+    unlike: dict[str, int] = {}
+    for place in range(len(source)):
+        if _readable(source, place):
+            unlike.setdefault(source.content(place), place)
+    return list(unlike.values())
 
 
 def _readable(source: Source, place: int) -> bool:

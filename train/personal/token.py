@@ -43,7 +43,9 @@ def remarks(token: str, kind: str, vocabulary: Vocabulary, known: Collection[str
     common = [word for word in words(own) if (_is_common(word, vocabulary) if large else word in known)]
     pieces = len(vocabulary.spots([own])[0])
     rarer = f"{suggestion(vocabulary, known)}{' ' + kind if kind else ''}"
-    if common:
+    if not words(own):
+        yield f"{own!r} has no letters, and signs say little to a text tower: write a rare word, {rarer!r} for example"
+    elif common:
         yield (
             f"the model knows {' and '.join(map(repr, common))} already as something else, and will mix the two: "
             f"a word that it does not know learns better, {rarer!r} for example"

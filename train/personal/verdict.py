@@ -104,7 +104,7 @@ def _falls(before: Sequence[float | None], last: Sequence[float | None]) -> bool
 
 def percent(share: float | None) -> str:
     """A share in words; a dash where it could not be told."""
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "–" if share is None else f"{round(100 * share)} %"  # of an integer no -0
 
 
 def flags(m: Measures) -> set[str]:
@@ -158,13 +158,15 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
             "pictures are like them"
         )
     elif m.subject >= PARTLY and "copies" not in found:
-        yield "learned the subject" if m.subject >= LEARNED else "learned a part of the subject"
+        yield (
+            "learned the subject" if m.subject >= LEARNED else "took on a part of the subject, often its colours first"
+        )
     elif m.subject < PARTLY:
         yield "did not learn the subject: its pictures are hardly more like the photos than before"
     if "not learned" not in found:  # what a strange word does to prompts says nothing of the adapter
         yield _follows(m)
     if m.subject is not None and m.subject >= PARTLY and not m.alone and (without := _without(m, prompts)):
-        yield f"is not to be seen in {' and '.join(map(repr, without))}"
+        yield f"the subject is not to be seen in {' and '.join(map(repr, without))}"
     if "copies" not in found:
         yield from _copies(m, photos, samples)
     if "perhaps copies" in found:
@@ -177,7 +179,7 @@ def in_words(m: Measures, photos: Sequence[str], samples: int, prompts: Sequence
 
 def _follows(m: Measures) -> str:
     if m.prompt is None:
-        return "whether it follows prompts is not known"
+        return "whether it follows prompts is not known: the samples show it"
     if m.prompt >= PROMPT:
         return f"{'' if _follows_for_sure(m) else 'as it seems, '}keeps following prompts"
     return f"{'' if _ignores_for_sure(m) else 'perhaps '}follows prompts less than the model did"

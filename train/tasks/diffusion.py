@@ -175,11 +175,12 @@ class DiffusionTask:
         )
 
     def words(self) -> frozenset[str]:
-        """What a text tower that was trained here has read; a frozen one knows what it knew before."""
+        """What its text tower had read before, and what it read here: of a frozen tower too the network has learned
+        what pictures go with its answer to a new word. None, where nobody knows what a frozen one had read."""
         if len(self.captions.tokenizer) == CLIPS_OWN:
             return frozenset()
         before = frozenset[str]() if is_new(self.settings.text) else read_words(find_model(str(self.settings.text)))
-        if not self.captions.trained:
+        if not before and not self.captions.trained:
             return before
         return before | frozenset(vocabulary(islice(self.setting.captions(), MOST_READ)))
 

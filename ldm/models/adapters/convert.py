@@ -48,17 +48,20 @@ def convert(
             f"Converting would lose {', '.join(map(repr, adapter.unknown[:3]))}.",
             "Convert it with the program that trained it.",
         )
+    made_for = family or adapter.base.family
+    if dialect == "kohya-xl" and made_for is not None and not made_for.startswith("xl"):
+        raise _unable(adapter, dialect, f"it was made for {made_for}, whose blocks have other names there")
     tensors: dict[str, Tensor] = {}
     pairs = [(component_of(part), part) for part in adapter.parts]
     names = {name for name, _ in pairs}
-    two_towers = TEXT_2 in names or dialect == "kohya-xl" or (family or adapter.base.family) == "xl"
+    two_towers = TEXT_2 in names or dialect == "kohya-xl" or made_for == "xl"
     if dialect == "peft" and len(names) > 1:
         raise _unable(adapter, "peft", f"it changes {' and '.join(sorted(names))}, and a peft file holds one network")
     for name, part in pairs:
         written = _kohya(adapter, name, part, dialect, two_towers) if dialect.startswith("kohya") else None
         tensors.update(written if written is not None else _dotted(adapter, name, part, dialect))
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    metadata = _metadata(adapter, pairs, tensors, fingerprint, family or adapter.base.family, base_name)
+    metadata = _metadata(adapter, pairs, tensors, fingerprint, made_for, base_name)
     if dialect == "peft":
         metadata[COMPONENT] = names.pop()
     if not dialect.startswith("kohya"):

@@ -11,7 +11,7 @@ from tests.data.test_doctor import encoded, scene
 from train.checkpoint import MANIFEST
 from train.lock import NAME, Lock
 from train.personal import earlier as module
-from train.personal.earlier import REPORT, WISH, Earlier, earlier, held
+from train.personal.earlier import PAGE, REPORT, WISH, Earlier, earlier, held
 from train.personal.photos import digest_of, looked_at, prepared
 from train.personal.plan import base_of, planned
 from train.personal.settings import Wish
@@ -53,10 +53,10 @@ def test_another_option_never_costs_what_was_trained(wish: Wish) -> None:
     begin(wish)
     train(wish)
     before = everything(wish.out)
-    with pytest.raises(LdmError, match="begun with another batch") as error:
+    with pytest.raises(LdmError, match="begun with other options: batch") as error:
         earlier(wish.model_copy(update={"batch": 2}))
     assert error.value.code is Code.USAGE and everything(wish.out) == before
-    with pytest.raises(LdmError, match="another batch and another seed") as error:
+    with pytest.raises(LdmError, match="other options: batch, seed") as error:
         earlier(wish.model_copy(update={"batch": 2, "seed": 5}))
     assert "seed was 0, and is 5 now" in error.value.why
     begin(wish)
@@ -140,6 +140,8 @@ def test_other_photos_are_taken_or_refused_and_never_passed_over(wish: Wish) -> 
         earlier(other)
     assert error.value.code is Code.USAGE and "--out" in error.value.fix
     (wish.out / REPORT).write_text('{"files": []}')
+    assert earlier(wish).learned is None  # somebody removed the page: it is made again
+    (wish.out / PAGE).touch()
     assert earlier(wish).learned is not None
     with pytest.raises(LdmError, match="other photos"):
         earlier(other)

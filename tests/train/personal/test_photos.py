@@ -147,6 +147,16 @@ def test_what_is_said_of_captions_without_the_token_holds_where_it_is_said(photo
     assert "put in front of them" in here.fix and "preserve" in elsewhere.fix and "nothing:" not in elsewhere.fix
 
 
+def test_the_same_file_again_is_no_other_photo(photos: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        (photos / f"p{number}.png").write_bytes(encoded(scene(0)))
+    source, findings = looked_at(photos, 32, "zwx")
+    (same,) = [finding for finding in findings if finding.kind == "duplicate"]
+    assert same.fix == "nothing: one of each is learned from"
+    made = prepared(source, tmp_path / "out", 32, ("zwx",), "zwx", findings)
+    assert (made.names, made.aside) == (("p0.png",), None) and len(list(made.training.glob("*.png"))) == 1
+
+
 def test_a_few_photos_are_all_trained_on(tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
     for number in range(3):
@@ -201,6 +211,8 @@ def test_common_words_and_words_in_many_pieces_are_remarked_on() -> None:
     assert not list(remarks("sks guinea pig", "guinea pig", large, frozenset()))
     assert "'qzwxkvjplm' falls into" in next(iter(remarks("qzwxkvjplm dog", "dog", small, known)))
     assert not list(remarks("zwx dog", "dog", small, known))
+    for signs in ("***", "\N{CAT FACE} dog"):
+        assert "has no letters" in next(iter(remarks(signs, "dog", large, frozenset())))
 
 
 def test_prompts_are_those_asked_for_those_beside_the_model_or_ones_that_it_can_read(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_adapter_trained_far_too_long_is_flagged(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large, at a high rate, and with nothing that keeps the model: it gives back the photos whatever is asked."""
-    found = last(tmp_path, seed, monkeypatch, 3e-3, steps=600, rank=64, prior=0, checkpoints=1, flip=False)
+    """Large, and with nothing that keeps the model: it gives back the photos whatever is asked."""
+    found = last(tmp_path, seed, monkeypatch, 2e-3, steps=1000, rank=64, prior=0, checkpoints=1, flip=False)
     assert flags(found.measures) >= {"copies", "drift"}, found
 
 
