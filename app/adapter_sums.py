@@ -132,7 +132,8 @@ def _into(uses: Sequence[dict[str, Any]], goal: Path, model: str, as_json: bool)
     check_suffix(goal)
     from ldm.models.adapters.mixing import PHRASE
     from ldm.models.prompt.words import vocabulary
-    from ldm.store.find import find_model
+    from ldm.store.find import adapter_file, find_model
+    from ldm.store.sampling import read_sampling
     from ldm.store.save import save_folder, save_single
     from pipelines.adapting import read_adapter
 
@@ -148,14 +149,15 @@ def _into(uses: Sequence[dict[str, Any]], goal: Path, model: str, as_json: bool)
     report = stack.use(items)
     if goal.suffix.lower() == ".safetensors":
         save_single(parts, goal)
-    else:  # what suits the model goes along, and it knows the words that its adapters brought
-        source = find_model(model)
-        brought = vocabulary(adapter.metadata.get(PHRASE, "") for adapter, *_ in items)
-        save_folder(
-            replace(parts, words=parts.words | set(brought) if parts.words else parts.words),
-            goal,
-            along=source if source.is_dir() else None,
+    else:  # what suits the model and its adapters goes along, and it knows the words that they brought
+        source, acting = (
+            find_model(model),
+            [use for use, (_, *weights) in zip(uses, items, strict=True) if any(weights)],
         )
+        brought = vocabulary(read_adapter(use["path"], True).metadata.get(PHRASE, "") for use in acting)
+        words = parts.words | set(brought) if parts.words else parts.words
+        suits = read_sampling(source).overlaid(*(read_sampling(adapter_file(use["path"])) for use in acting))
+        save_folder(replace(parts, words=words), goal, source if source.is_dir() else None, suits)
     told = {"path": str(goal), "applied": [str(applied) for applied in report.applied]}
     typer.echo(json.dumps(told) if as_json else printable("\n".join([*told["applied"], str(goal)])))
     return 0

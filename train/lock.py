@@ -73,7 +73,11 @@ class Lock:
             log.warning("%s lies on a disk without locks: see to it that only one process writes there", self.folder)
         before = _read(file)
         if before:
-            log.info("the lock of process %s on %s was left over, and is taken", before.get("pid"), before.get("host"))
+            log.info(
+                "process %s on %s has ended without giving back its lock: it is taken",
+                before.get("pid"),
+                before.get("host"),
+            )
         told = {"pid": os.getpid(), "host": socket.gethostname(), "started": started(os.getpid())}
         with contextlib.suppress(OSError):  # of a full disk: the lock holds without a name
             os.ftruncate(file, 0)

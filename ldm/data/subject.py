@@ -28,7 +28,7 @@ LACKING = (
 QUIET = frozenset({"no caption", "same caption"})
 FIXES = {
     "unreadable": "mend or remove them: they are left out here",
-    "duplicate": "nothing: one of each is learned from",
+    "duplicate": "nothing for ldm personalize, which learns from one of each",
     "crop": "crop by hand around what matters",
     "blurry": "look at them, and remove what is out of focus or enlarged",
     "transparent": "nothing: what is transparent does not count",
@@ -61,7 +61,7 @@ def for_photos(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _count(survey: Survey) -> Iterator[Finding]:
-    number = len(survey.good)
+    number = len({facts.sha256 for _, facts in survey.good})  # the same file again is no other picture
     if number == 0:
         yield Finding("count", "stop", "no picture can be read", "give a folder with pictures of the subject", ())
     elif number == 1:

@@ -26,6 +26,13 @@ class Suited(Strict):
     spacing: str | None = None
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
 
+    def overlaid(self, *others: Suited) -> Suited:
+        """What the others say stands before this."""
+        told = self.model_dump(exclude_none=True)
+        for other in others:
+            told |= other.model_dump(exclude_none=True)
+        return Suited(**told)
+
     def request_fields(self) -> dict[str, Any]:
         """As fields of a request."""
         told: dict[str, Any] = self.model_dump(exclude_none=True)

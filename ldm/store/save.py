@@ -20,7 +20,7 @@ from ldm.store.find import TINY_DECODER
 from ldm.store.folder import WORDS
 from ldm.store.names import Piece, clip_plan, open_clip_plan, unet_plan, vae_plan
 from ldm.store.parts import Parts
-from ldm.store.sampling import PROMPTS, SAMPLING
+from ldm.store.sampling import PROMPTS, SAMPLING, Suited
 from ldm.store.single import UNET, VAE, towers_of
 from ldm.store.write import staged, write_weights
 
@@ -31,9 +31,9 @@ _ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "xl
                  "xl-refiner": "stable-diffusion-xl-v1-refiner", "own": "ldm"}  # fmt: skip
 
 
-def save_folder(parts: Parts, path: str | Path, along: Path | None = None) -> Path:
+def save_folder(parts: Parts, path: str | Path, along: Path | None = None, suits: Suited | None = None) -> Path:
     """The diffusers layout, complete or not at all. What else this project keeps beside the networks in the folder
-    `along` (settings and prompts that suit the model, its tiny decoder) goes with them."""
+    `along` (settings and prompts that suit the model, its tiny decoder) goes with them; `suits`: other settings."""
     goal = Path(path)
     with staged(goal) as stage:
         stage.mkdir()
@@ -61,6 +61,8 @@ def save_folder(parts: Parts, path: str | Path, along: Path | None = None) -> Pa
                 shutil.copytree(beside, stage / beside.name)
             elif beside.is_file():
                 shutil.copy2(beside, stage / beside.name)
+        if suits is not None and (told := suits.model_dump(exclude_none=True)):
+            _write(stage / SAMPLING, told)
     return goal
 
 

@@ -26,7 +26,7 @@ def _sharded(index: Path) -> dict[Path, Header]:
             Code.FILE,
             f"{index} is not a shard index.",
             "Its weight_map from tensor to file is missing or empty.",
-            "Fetch the index again, or restore it from the original model folder.",
+            "Name a .safetensors file; of a model in shards, fetch the index again.",
         )
     headers = {path: read_header(path) for path in (_shard(index, name) for name in sorted(set(table.values())))}
     home = {name: path.name for path, header in headers.items() for name in header.tensors}

@@ -69,9 +69,17 @@ def earlier(wish: Wish) -> Earlier:
         what, why = f"{wish.out / REPORT} is not understood.", "It names no files."
         raise LdmError(Code.FILE, what, why, "Choose another --out; or remove it, and give the same command again.")
     learned = Learned(wish.out, tuple(wish.out / str(name) for name in report["files"]), report)
-    if not all(path.is_file() for path in (*learned.files, wish.out / PAGE)):
-        return Earlier(None, photos)  # somebody removed what can be made again of what the run has kept
-    return Earlier(learned, photos)
+    gone = [path for path in (*learned.files, wish.out / PAGE) if not path.is_file()]
+    if not gone:
+        return Earlier(learned, photos)
+    sources = (wish.out / "checkpoints" / str(report.get("step")), wish.out / "measures", wish.out / "base.safetensors")
+    if lacking := [path for path in sources if not path.exists()]:
+        what, why = (
+            f"{gone[0]} is not there.",
+            f"It was made here before, and {lacking[0]}, of which it is made, is gone.",
+        )
+        raise LdmError(Code.FILE, what, why, "Put one of them back, or choose another --out to learn anew.")
+    return Earlier(None, photos)  # it is made again of what the run has kept
 
 
 @contextmanager

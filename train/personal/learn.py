@@ -13,28 +13,27 @@ from typing import Any
 
 from ldm.data.source import Source
 from ldm.data.survey import Finding
-from ldm.errors import LdmError
+from ldm.errors import Code, LdmError
 from ldm.store.write import remove, staged
 from train.config import RunFile
 from train.log import Listener
 from train.personal.cost import Cost, cost_of
 from train.personal.earlier import PAGE, REPORT, Learned, earlier, held
 from train.personal.judge import Judge
-from train.personal.page import MORE_ROOM, write_page
-from train.personal.photos import Photos, looked_at, prepared, taken
+from train.personal.page import write_page
+from train.personal.photos import Alike, Photos, looked_at, prepared, taken
 from train.personal.plan import Base, Plan, base_of, captions_for, planned
 from train.personal.prior import class_pictures
 from train.personal.report import ENDINGS, file_of, report_of
 from train.personal.settings import Wish
-from train.personal.strengths import AT_WEIGHTS, Weighed, draw_strengths, weighed
+from train.personal.strengths import AT_WEIGHTS, draw_strengths, weighed
 from train.personal.token import refuse_syntax
 from train.personal.verdict import Checkpoint, best
 from train.personal.watching import Watching
-from train.report import rewrite
 from train.run import Run, opened
 from train.signals import Stop
 from train.trainer import Action, Step
-from train.turns import is_out_of_memory, release
+from train.turns import release
 
 log = logging.getLogger("train.personal")
 AT_ONCE = 8  # class pictures
@@ -66,47 +65,40 @@ def personalize(wish: Wish, hooks: Hooks, stop: Stop) -> Learned:
     if before.photos is None:  # whatever is wrong with them is said before anything is written
         looked = _looked(wish, base, judge, hooks)
     with held(wish, before):
-        photos = before.photos if looked is None else _prepared(wish, base, *looked)
+        photos = before.photos
+        if looked is not None:
+            remove(wish.out / "photos")  # what was left half done
+            photos = looked.prepared(wish.out / "photos", base)
         assert photos is not None
         return _learned(wish, base, judge, photos, hooks, stop)
 
 
-def _looked(wish: Wish, base: Base, judge: Judge, hooks: Hooks) -> tuple[Source, Sequence[Finding], Plan]:
-    """At the photos, and what is planned with them, told."""
+@dataclass(frozen=True)
+class _Looked:
+    """The photos as they were found, and what is planned with them."""
+
+    source: Source
+    alike: Alike
+    findings: Sequence[Finding]
+    plan: Plan
+
+    def prepared(self, home: Path, base: Base) -> Photos:
+        plan, token = self.plan, self.plan.wish.token
+        return prepared(self.source, home, plan.size, captions_for(token, base), token, self.findings, self.alike)
+
+
+def _looked(wish: Wish, base: Base, judge: Judge, hooks: Hooks) -> _Looked:
+    """At the photos; what is planned is told."""
     source, findings = looked_at(wish.photos, wish.size or base.size, wish.token, judge.see)
-    plan = planned(wish, base, len(taken(source)))
+    alike = taken(source)
+    plan = planned(wish, base, len(alike))
     hooks.planned(plan, findings)
-    return source, findings, plan
-
-
-def _prepared(wish: Wish, base: Base, source: Source, findings: Sequence[Finding], plan: Plan) -> Photos:
-    """Into the folder, in place of what was left half done."""
-    home = wish.out / "photos"
-    remove(home)
-    return prepared(source, home, plan.size, captions_for(wish.token, base), wish.token, findings)
+    return _Looked(source, alike, findings, plan)
 
 
 def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks, stop: Stop) -> Learned:
     """From the photos to the report, or from wherever an earlier command has come."""
     plan = planned(wish, base, len(photos.names))
-    if not (wish.out / "run").exists():
-        hooks.costs(plan, cost_of(plan, photos))
-        stop.check()
-    prior = None
-    if plan.prior:
-        prior = class_pictures(
-            wish.out.parent / "class-pictures",
-            base.path,
-            plan.prompts.prior,
-            plan.prior,
-            plan.size,
-            at_once=AT_ONCE if base.small else 1,  # of a large one several at once may not fit where it trains
-            masked=photos.masked,
-            seed=wish.seed,
-            device=wish.device,
-            progress=hooks.progress,
-            stop=stop,
-        )
     watching = Watching(plan, photos, judge, wish.out)
 
     def measured(told: dict[str, Any]) -> None:
@@ -117,16 +109,41 @@ def _learned(wish: Wish, base: Base, judge: Judge, photos: Photos, hooks: Hooks,
             log.warning("%s %s", error.what, error.why)
 
     watching.tell = measured
-    if not watching.finished:
-        _trained(plan, plan.run_file(photos, prior), watching, hooks, stop)
+    if not watching.whole:
+        if not (wish.out / "run").exists():
+            hooks.costs(plan, cost_of(plan, photos))
+            stop.check()
+        _trained(plan, plan.run_file(photos, _class_pictures(plan, photos, hooks, stop)), watching, hooks, stop)
         release()
     chosen = best(watching.checkpoints)
     files = _publish(wish, chosen)
-    weights = _strengths(plan, weighed(plan, chosen, watching.checkpoints), stop)
+    steps = weighed(plan, chosen, watching.checkpoints)
+    weights = draw_strengths(plan, wish.out / "checkpoints", steps, wish.out / AT_WEIGHTS, stop)
     report = report_of(plan, photos, watching, chosen, weights=weights, done=True)
     write_page(wish.out / PAGE, report)
-    rewrite(wish.out / REPORT, json.dumps(report, indent=2) + "\n", MORE_ROOM)  # the last: it says that all is there
+    remove(wish.out / REPORT)  # of an earlier command whose results were removed
+    with staged(wish.out / REPORT) as stage:  # the last thing that is written: it says that all is there
+        stage.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return Learned(wish.out, files, report)
+
+
+def _class_pictures(plan: Plan, photos: Photos, hooks: Hooks, stop: Stop) -> Path | None:
+    """Of the model itself, where the plan wants them."""
+    if not plan.prior:
+        return None
+    return class_pictures(
+        plan.wish.out.parent / "class-pictures",
+        plan.base.path,
+        plan.prompts.prior,
+        plan.prior,
+        plan.size,
+        at_once=AT_ONCE if plan.base.small else 1,  # of a large one several at once may not fit where it trains
+        masked=photos.masked,
+        seed=plan.wish.seed,
+        device=plan.wish.device,
+        progress=hooks.progress,
+        stop=stop,
+    )
 
 
 def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
@@ -134,10 +151,10 @@ def foreseen(wish: Wish, hooks: Hooks) -> tuple[Plan, Cost]:
     refuse_syntax(wish.token)
     earlier(wish)  # what would be refused is refused here
     base = base_of(wish.model)
-    source, _, plan = _looked(wish, base, Judge(wish.clip, base.path), hooks)
+    looked = _looked(wish, base, Judge(wish.clip, base.path), hooks)
+    plan = looked.plan
     with TemporaryDirectory(prefix="ldm-photos-") as place:
-        photos = prepared(source, Path(place) / "photos", plan.size, captions_for(wish.token, base), wish.token)
-        cost = cost_of(plan, photos)
+        cost = cost_of(plan, looked.prepared(Path(place) / "photos", base))
     hooks.costs(plan, cost)
     return plan, cost
 
@@ -155,22 +172,12 @@ def _trained(plan: Plan, file: RunFile, watching: Watching, hooks: Hooks, stop: 
                 break
 
 
-def _strengths(plan: Plan, steps: Weighed, stop: Stop) -> Weighed:
-    """A part of the report that a lack of memory does not stop the rest for."""
-    if not steps:
-        return {}
-    try:
-        return draw_strengths(plan, plan.wish.out / "checkpoints", steps, plan.wish.out / AT_WEIGHTS, stop)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        release()
-        return {}
-
-
 def _publish(wish: Wish, chosen: Checkpoint) -> tuple[Path, ...]:
     """The best checkpoint's files under the subject's name."""
     kept = wish.out / "checkpoints" / str(chosen.step)
+    if not kept.is_dir():
+        what, why = f"{kept} is not there.", "It is the checkpoint that was chosen, and holds what was learned."
+        raise LdmError(Code.FILE, what, why, "Put it back, or choose another --out to learn anew.")
     made = []
     for kind in ENDINGS:
         source, goal = kept / kind, file_of(wish, kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ldm.store.write import staged
 
 KEPT = "photos.json"
 DIGESTED = 64  # pixels of training: which, does not matter to a digest
+Alike = Mapping[int, Sequence[int]]  # of each photo all places of its file
 TIMES = 2  # as large as the side of training, at most: random crops and zooms need no more
 
 
@@ -104,10 +105,18 @@ def digest(source: Source) -> str:
 
 
 def prepared(
-    source: Source, folder: Path, size: int, captions: Sequence[str], token: str, findings: Sequence[Finding] = ()
+    source: Source,
+    folder: Path,
+    size: int,
+    captions: Sequence[str],
+    token: str,
+    findings: Sequence[Finding] = (),
+    alike: Alike | None = None,
 ) -> Photos:
-    """Writes the folder. `captions` are what pictures without words of their own get, in turn."""
-    places = taken(source)
+    """Writes the folder. `captions` are what pictures without words of their own get, in turn; `alike`, where the
+    photos were sorted already."""
+    alike = taken(source) if alike is None else alike
+    places = list(alike)
     names = tuple(source.name(place) for place in places)
     masked = _masked(source, places)
     aside = _middle(places) if len(places) >= FEWEST else None
@@ -119,7 +128,8 @@ def prepared(
             (home / "masks").mkdir(parents=True, exist_ok=True) if masked else home.mkdir(parents=True, exist_ok=True)
             pixels = _sized(srgb(source.picture(place)), size)
             save_image(from_rgb(pixels.astype(np.float32) / 255), home / f"{number:04d}.png")
-            words = [_called(text, token) for text in source.about(place).captions if text.strip()]
+            said = (text for same in alike[place] for text in source.about(same).captions)
+            words = list(dict.fromkeys(_called(text, token) for text in said if text.strip()))
             (home / f"{number:04d}.txt").write_text("\n".join(words or captions) + "\n", "utf-8")
             if masked:
                 mask = _sized(_mask(source, place), size)
@@ -131,14 +141,15 @@ def prepared(
     return made
 
 
-def taken(source: Source) -> list[int]:
-    """Which are learned from: those that can be read, each once. The same file again is no other photo: one that is
-    kept aside would be trained on all the same."""
-    unlike: dict[str, int] = {}
+def taken(source: Source) -> Alike:
+    """Which are learned from: those that can be read, each once, and all places that its file lies at. The same file
+    again is no other photo: one that is kept aside would be trained on all the same. What is said of any counts."""
+    same: dict[str, list[int]] = {}
     for place in range(len(source)):
-        if _readable(source, place):
-            unlike.setdefault(source.content(place), place)
-    return list(unlike.values())
+        if source.content(place) in same or _readable(source, place):
+            same.setdefault(source.content(place), []).append(place)
+    groups = same.values()
+    return {next((p for p in group if source.mask(p) is not None), group[0]): tuple(group) for group in groups}
 
 
 def _readable(source: Source, place: int) -> bool:

@@ -17,6 +17,7 @@ from train.personal.plan import Plan
 from train.personal.verdict import Checkpoint
 from train.signals import Stop, resume_command
 from train.tasks.subject_files import WORD
+from train.turns import is_out_of_memory, release
 
 log = logging.getLogger("train.personal")
 WEIGHTS = (0.5, 0.75, 1.0, 1.25)  # of the chosen checkpoint
@@ -34,27 +35,40 @@ def weighed(plan: Plan, chosen: Checkpoint, checkpoints: Sequence[Checkpoint]) -
 
 def draw_strengths(plan: Plan, kept: Path, steps: Weighed, folder: Path, stop: Stop) -> Weighed:
     """One picture for each prompt, checkpoint in `kept` and weight, from the same seed, into `folder`; returns what was
-    drawn. Of a checkpoint before its adapter began, or whose change is lost in the weights' type, nothing is."""
+    drawn. Of a checkpoint before its adapter began nothing is."""
     remove(folder)
+    if not steps:
+        return {}
     folder.mkdir(parents=True)
     pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
     drawn: Weighed = {}
     for step, weights in steps.items():
-        if not (kept / str(step) / LORA_WEIGHTS).exists():
-            continue
-        try:
-            for weight in weights:
-                _draw(plan, pipeline, kept / str(step), weight, folder, stop)
-        except LdmError as error:
-            if error.code != Code.MODEL:
-                raise
-            log.warning("Step %d is not drawn at several weights. %s %s", step, error.what, error.why)
-        else:
-            drawn[step] = weights
+        for weight in weights if (kept / str(step) / LORA_WEIGHTS).exists() else ():
+            if _draw(plan, pipeline, kept / str(step), weight, folder, stop):
+                drawn[step] = (*drawn.get(step, ()), weight)
     return drawn
 
 
-def _draw(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> None:
+def _draw(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> bool:
+    """Whether it could be drawn: a part of the report that neither a lack of memory nor an adapter that does nothing or
+    too much stops the rest for."""
+    try:
+        _draw_all(plan, pipeline, files, weight, folder, stop)
+    except LdmError as error:
+        if error.code not in (Code.MODEL, Code.NUMERIC, Code.RESOURCE):
+            raise
+        log.warning("Step %s is not drawn at weight %g. %s %s", files.name, weight, error.what, error.why)
+        return False
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        release()
+        log.warning("Step %s is not drawn at weight %g: memory ran out", files.name, weight)
+        return False
+    return True
+
+
+def _draw_all(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> None:
     """A word that was learned along is added: without it the adapter is not what it was trained to be."""
     word = files / WORD
     for place, text in enumerate(plan.prompts.subject):

@@ -124,6 +124,11 @@ class Watching:
         self.tell(told)
 
     @property
+    def whole(self) -> bool:
+        """Whether all is measured that training is to bring: there is nothing left but to choose."""
+        return self.finished or (bool(self.checkpoints) and self.checkpoints[-1].step >= self.plan.steps)
+
+    @property
     def unseen(self) -> bool:
         """Whether the validation loss is of a photo that is not trained on."""
         return self.photos.aside is not None

@@ -30,7 +30,7 @@ class Summary:
     norm: float
     family: str | None
     fingerprint: str | None
-    base: str  # the reason for family and fingerprint
+    base: str  # its name, where it is told, and the reason for family and fingerprint
     words: tuple[str, ...]  # trigger words, most frequent first
 
 
@@ -68,7 +68,7 @@ def inspect(adapter: Adapter) -> Summary:
         norm=math.sqrt(sum(squares.values())),
         family=family,
         fingerprint=adapter.base.fingerprint,
-        base=reason,
+        base=f"{adapter.base.name}: {reason}" if adapter.base.name else reason,
         words=_words(adapter.metadata),
     )
 

@@ -150,11 +150,14 @@ def test_what_is_said_of_captions_without_the_token_holds_where_it_is_said(photo
 def test_the_same_file_again_is_no_other_photo(photos: Path, tmp_path: Path) -> None:
     for number in range(5):
         (photos / f"p{number}.png").write_bytes(encoded(scene(0)))
+    (photos / "p3.txt").write_text("zwx at night")
     source, findings = looked_at(photos, 32, "zwx")
+    assert "one picture" in next(finding.what for finding in findings if finding.kind == "count")
     (same,) = [finding for finding in findings if finding.kind == "duplicate"]
-    assert same.fix == "nothing: one of each is learned from"
+    assert same.fix == "nothing for ldm personalize, which learns from one of each"
     made = prepared(source, tmp_path / "out", 32, ("zwx",), "zwx", findings)
     assert (made.names, made.aside) == (("p0.png",), None) and len(list(made.training.glob("*.png"))) == 1
+    assert (made.training / "0000.txt").read_text() == "zwx at night\n"  # what is said of any of them counts
 
 
 def test_a_few_photos_are_all_trained_on(tmp_path: Path) -> None:
