@@ -131,10 +131,20 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(ldm: Ldm, photos: P
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_start_that_failed_may_be_mended(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+def test_a_start_that_failed_may_be_mended_and_a_report_is_whole_without_what_memory_did_not_allow(
+    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.personal.strengths import Pipeline
+
+    def full(*args: Any, **more: Any) -> Pipeline:
+        raise MemoryError
+
     wrong = learn(ldm, "--size", 33)
     assert wrong.status == Code.USAGE and "32" in wrong.err
-    assert learn(ldm, "--size", 32, "--checkpoints", 1).status == 0
+    monkeypatch.setattr(Pipeline, "load", full)
+    done = learn(ldm, "--size", 32, "--checkpoints", 1, "--prior", 0)
+    assert done.status == 0 and "The table of weights is not drawn for the report. Memory ran out." in done.err, done
+    assert json.loads((tmp_path / "runs" / "zwx-circle" / "report.json").read_text())["weights"] == {}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +249,7 @@ def test_a_loss_that_is_no_number_is_told_in_the_words_of_this_command(
     assert not list((tmp_path / "runs").rglob("zwx-circle.safetensors"))
     monkeypatch.setattr(SubjectTask, "loss", real)
     done = learn(ldm)  # the same command goes on
-    assert done.status == 0 and "Step 3 is not drawn at weight 0.5" in done.err, done
+    assert done.status == 0 and "Step 3 at weight 0.5 is not drawn" in done.err, done
     report = json.loads((tmp_path / "runs" / "zwx-circle" / "report.json").read_text())
     assert list(report["weights"]) == ["6"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from ldm.errors import Code, LdmError
 from ldm.images import save_image
@@ -24,6 +26,7 @@ WEIGHTS = (0.5, 0.75, 1.0, 1.25)  # of the chosen checkpoint
 OTHERS = (0.5, 1.0)  # of every other one, where the model is small: of a large one they cost more than training
 AT_WEIGHTS = Path("samples") / "weights"  # in the run's folder
 Weighed = dict[int, tuple[float, ...]]  # weights by step
+Made = TypeVar("Made")
 
 
 def weighed(plan: Plan, chosen: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Weighed:
@@ -40,35 +43,39 @@ def draw_strengths(plan: Plan, kept: Path, steps: Weighed, folder: Path, stop: S
     if not steps:
         return {}
     folder.mkdir(parents=True)
-    pipeline = Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
+    pipeline = _unless_it_cannot(
+        "The table of weights", lambda: Pipeline.load(plan.base.path, device=plan.wish.device or "auto")
+    )
     drawn: Weighed = {}
+    if pipeline is None:
+        return drawn
     for step, weights in steps.items():
         for weight in weights if (kept / str(step) / LORA_WEIGHTS).exists() else ():
-            if _draw(plan, pipeline, kept / str(step), weight, folder, stop):
+            draw = partial(_draw, plan, pipeline, kept / str(step), weight, folder, stop)
+            if _unless_it_cannot(f"Step {step} at weight {weight:g}", draw):
                 drawn[step] = (*drawn.get(step, ()), weight)
     return drawn
 
 
-def _draw(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> bool:
-    """Whether it could be drawn: a part of the report that neither a lack of memory nor an adapter that does nothing or
-    too much stops the rest for."""
+def _unless_it_cannot(what: str, make: Callable[[], Made]) -> Made | None:
+    """A part of the report that neither a lack of memory nor an adapter that does nothing, or too much, stops the rest
+    for."""
     try:
-        _draw_all(plan, pipeline, files, weight, folder, stop)
+        return make()
     except LdmError as error:
-        if error.code not in (Code.MODEL, Code.NUMERIC, Code.RESOURCE):
+        if error.code not in (Code.MODEL, Code.NUMERIC):
             raise
-        log.warning("Step %s is not drawn at weight %g. %s %s", files.name, weight, error.what, error.why)
-        return False
+        why = f"{error.what} {error.why}"
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         release()
-        log.warning("Step %s is not drawn at weight %g: memory ran out", files.name, weight)
-        return False
-    return True
+        why = "Memory ran out."
+    log.warning("%s is not drawn for the report. %s", what, why)
+    return None
 
 
-def _draw_all(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> None:
+def _draw(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder: Path, stop: Stop) -> bool:
     """A word that was learned along is added: without it the adapter is not what it was trained to be."""
     word = files / WORD
     for place, text in enumerate(plan.prompts.subject):
@@ -81,6 +88,7 @@ def _draw_all(plan: Plan, pipeline: Pipeline, files: Path, weight: float, folder
         fields |= {"embeddings": (word,) if word.exists() else ()}
         (result,) = pipeline.results(Request(**fields))
         save_image(result.picture, drawn_at(folder, int(files.name), place, weight))
+    return True
 
 
 def drawn_at(folder: Path, step: int, place: int, weight: float) -> Path:
