@@ -47,10 +47,20 @@ def last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, rate: float
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_adapter_trained_far_too_long_is_flagged(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_trained_far_too_long_is_called_a_copy(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large, and with nothing that keeps the model: it gives back the photos whatever is asked."""
-    found = last(tmp_path, seed, monkeypatch, 2e-3, steps=1000, rank=64, prior=0, checkpoints=1, flip=False)
+    found = last(tmp_path, seed, monkeypatch, 1e-3, steps=1000, rank=64, prior=0, checkpoints=1, flip=False)
     assert flags(found.measures) >= {"copies", "drift"}, found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_adapter_trained_at_a_high_rate_is_flagged(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = last(tmp_path, seed, monkeypatch, 1e-2, steps=600, prior=0, checkpoints=2, flip=False)
+    assert "drift" in flags(found.measures), found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
