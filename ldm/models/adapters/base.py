@@ -83,5 +83,5 @@ def refuse_other_base(name: str, said: BaseHint, family: str, fingerprint: str |
             Code.MODEL,
             f"{name}: this adapter was made for another base model{called}.",
             f"Its ldm.base_fingerprint is {said.fingerprint}, and the base model's is {fingerprint}.",
-            "Load the base model it was made for, or allow any base of the same family (!FILE).",
+            "Load the base model it was made for, or allow any base of the same family by !FILE in place of FILE.",
         )
