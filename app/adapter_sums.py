@@ -150,13 +150,11 @@ def _into(uses: Sequence[dict[str, Any]], goal: Path, model: str, as_json: bool)
     if goal.suffix.lower() == ".safetensors":
         save_single(parts, goal)
     else:  # what suits the model and its adapters goes along, and it knows the words that they brought
-        source, acting = (
-            find_model(model),
-            [use for use, (_, *weights) in zip(uses, items, strict=True) if any(weights)],
-        )
-        brought = vocabulary(read_adapter(use["path"], True).metadata.get(PHRASE, "") for use in acting)
+        source = find_model(model)
+        acting = [(use, adapter) for use, (adapter, *weights) in zip(uses, items, strict=True) if any(weights)]
+        brought = vocabulary(adapter.metadata.get(PHRASE, "") for _, adapter in acting)
         words = parts.words | set(brought) if parts.words else parts.words
-        suits = read_sampling(source).overlaid(*(read_sampling(adapter_file(use["path"])) for use in acting))
+        suits = read_sampling(source).overlaid(*(read_sampling(adapter_file(use["path"])) for use, _ in acting))
         save_folder(replace(parts, words=words), goal, source if source.is_dir() else None, suits)
     told = {"path": str(goal), "applied": [str(applied) for applied in report.applied]}
     typer.echo(json.dumps(told) if as_json else printable("\n".join([*told["applied"], str(goal)])))

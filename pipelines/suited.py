@@ -26,10 +26,7 @@ def settled(model: Path, prompt: str, fields: Mapping[str, Any]) -> dict[str, An
 
 def suited(model: Path, prompt: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What an adapter says goes before what the model says, and later ones before earlier ones."""
-    told = read_sampling(model).request_fields()
-    for adapter in _adapters(prompt, fields):
-        told |= read_sampling(adapter).request_fields()
-    return told
+    return read_sampling(model).overlaid(*map(read_sampling, _adapters(prompt, fields))).request_fields()
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

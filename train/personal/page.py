@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ldm.data.source import srgb
+from ldm.data.survey import many
 from ldm.data.transforms import shrunk
 from ldm.images import open_image
 from train.personal.strengths import AT_WEIGHTS, drawn_at
@@ -28,7 +29,6 @@ FLAGS = {
 OPEN = {"unknown", "perhaps copies", "prompts unknown"}  # what is not known is neither wrong nor sound
 IN_GRID = 2  # seeds of each prompt that the table of checkpoints shows
 SHOWN = 256  # pixels of a picture's longer side, at most
-MORE_ROOM = "Make room or mend the folder, and give the same command again."
 UNDER_WAY = "<span class=badge>under way</span>"
 GRID = """
 .verdict{font-size:1.25rem;line-height:1.45;color:var(--ink);max-width:52rem;margin:.4rem 0 1.4rem}
@@ -48,7 +48,7 @@ ul{color:var(--soft);padding-left:1.2rem;max-width:52rem}
 
 def write_page(path: Path, report: Mapping[str, Any]) -> None:
     """Pictures are inside the page: it can be moved and sent. Written anew at every checkpoint."""
-    rewrite(path, page(path.parent, report), MORE_ROOM)
+    rewrite(path, page(path.parent, report), "Make room or mend the folder, and give the same command again.")
 
 
 def page(folder: Path, report: Mapping[str, Any]) -> str:
@@ -57,7 +57,7 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{_safe(report['token'])}: a subject</title><style>{STYLE}{GRID}</style>",
-        f"<header><p class=kind>A subject from {_photos(len(report['photos']))}</p>",
+        f"<header><p class=kind>A subject from {many(len(report['photos']), 'photo')}</p>",
         f"<h1>{_safe(report['token'])}{badges(report)}</h1></header>",
         f"<p class=verdict>{_safe(report['verdict'][:1].upper() + report['verdict'][1:])}</p>",
         _tiles(report),
@@ -72,10 +72,6 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         f"<script>{SCRIPT}</script></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
-
-
-def _photos(count: int) -> str:
-    return "one photo" if count == 1 else f"{count} photos"
 
 
 def badges(report: Mapping[str, Any]) -> str:

@@ -146,8 +146,9 @@ def taken(source: Source) -> Alike:
     again is no other photo: one that is kept aside would be trained on all the same. What is said of any counts."""
     same: dict[str, list[int]] = {}
     for place in range(len(source)):
-        if source.content(place) in same or _readable(source, place):
-            same.setdefault(source.content(place), []).append(place)
+        content = source.content(place)
+        if content in same or _readable(source, place):
+            same.setdefault(content, []).append(place)
     groups = same.values()
     return {next((p for p in group if source.mask(p) is not None), group[0]): tuple(group) for group in groups}
 
