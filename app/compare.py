@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
     from train.compare.cells import Cell
-    from train.compare.lab import Progress
+    from train.compare.lab import Cost, Progress
     from train.compare.wish import Wish
     from train.signals import Stop
 
@@ -44,34 +44,43 @@ def compare(
         if not as_json:
             typer.echo(printable(text), err=True)
 
-    alone()
-    with Stop() as stop:
-        try:
-            cost = cost_of(wish, stop)
-        except Stopped as stopped:
-            return int(stopped.code or 143)
-    say(f"{len(wish.families)} families, {wish.seeds} seeds, into {wish.out}; {cost.cells} cells are left")
-    training = "training that could not be timed" if cost.training is None else f"{duration(cost.training)} of training"
-    say(f"cost: {training}, and at most {duration(cost.drawing)} of drawing")
-    if dry_run:
-        if as_json:
-            typer.echo(json.dumps({"out": str(wish.out), "cost": asdict(cost)}))
-        return 0
-
     def done(cell: Cell, told: Mapping[str, Any]) -> None:
         if as_json:
             typer.echo(json.dumps({"cell": {key: value for key, value in told.items() if key != "loss"}}))
         else:
             say(f"  {cell.family}, seed {cell.seed}: {_in_short(told)}")
 
+    alone()
     with Stop() as stop:
         try:
+            cost = cost_of(wish, stop)
+            _say_cost(wish, cost, say)
+            if dry_run:
+                if as_json:
+                    typer.echo(json.dumps({"out": str(wish.out), "cost": asdict(cost)}))
+                return 0
             page = _run(wish, Progress(say, done), stop, ray, ray_cpus)
         except Stopped as stopped:
             say(f"stopped; cells that are done are kept. Go on with: {resume_command()}")
             return int(stopped.code or 143)
     typer.echo(json.dumps({"page": str(page)}) if as_json else printable(str(page)))
     return 0
+
+
+def _say_cost(wish: Wish, cost: Cost, say: Callable[[str], None]) -> None:
+    from ldm.data.survey import many
+
+    families = f"{len(wish.families)} {'family' if len(wish.families) == 1 else 'families'}"
+    left = "1 cell is left" if cost.cells == 1 else f"{cost.cells} cells are left"
+    say(f"{families}, {many(wish.seeds, 'seed')}, into {wish.out}; {left}")
+    drawing = f"at most {duration(cost.drawing)} of drawing, and some seconds a cell of measuring"
+    if cost.judge != 0:
+        say(f"first a classifier of the captions' words, which will look at all samples: {_time(cost.judge)}")
+    say(f"cost: {_time(cost.training)} of training, {drawing}")
+
+
+def _time(seconds: float | None) -> str:
+    return "a time that could not be measured" if seconds is None else duration(seconds)
 
 
 def _run(wish: Wish, progress: Progress, stop: Stop, ray: str | None, cpus: int) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,7 +21,7 @@ class CodeSettings(Strict):
     codes: int = Field(256, gt=1)
     numbers: int = Field(8, gt=0)  # of a code
     width: int = Field(64, gt=0)
-    halvings: int = Field(2, gt=0)
+    grid: int = Field(8, gt=1)  # places a side of the codes
     commit: float = Field(0.25, ge=0)
     codes_until: float = Field(0.4, gt=0, lt=1)  # share of the run in which codes are learned; the prior follows
 
@@ -64,18 +66,21 @@ class Codebook(nn.Module):
 
 
 class Coder(nn.Module):
-    """Pictures [n,C,H,W] to features [n,numbers,h,w], halved so many times, and back."""
+    """Pictures [n,C,H,W] to features [n,numbers,h,w] of `side` places, and back; half of the channels at full size,
+    where each costs the most."""
 
-    def __init__(self, form: Form, width: int, numbers: int, steps: int) -> None:
+    def __init__(self, form: Form, width: int, numbers: int, grid: int) -> None:
         super().__init__()
-        self.enter, self.leave = (
-            nn.Conv2d(form.channels, width, 3, padding=1),
-            nn.Conv2d(width, form.channels, 3, padding=1),
-        )
-        self.down = nn.ModuleList(Residual(width, width) for _ in range(steps + 1))
-        self.up = nn.ModuleList(Residual(width, width) for _ in range(steps + 1))
+        halvings = max(1, (form.side // grid).bit_length() - 1)
+        self.side = form.side >> halvings
+        widths = [max(1, width // 2), *[width] * halvings]
+        self.enter = nn.Conv2d(form.channels, widths[0], 3, padding=1)
+        self.leave = nn.Conv2d(widths[0], form.channels, 3, padding=1)
+        pairs = [*pairwise(widths), (width, width)]
+        self.down = nn.ModuleList(Residual(narrow, wide) for narrow, wide in pairs)
+        self.up = nn.ModuleList(Residual(wide, narrow) for narrow, wide in reversed(pairs))
         self.towards, self.back = nn.Conv2d(width, numbers, 1), nn.Conv2d(numbers, width, 1)
-        self.norm = norm(width)
+        self.norm = norm(widths[0])
 
     def features(self, x: Tensor) -> Tensor:
         y = self.enter(x)
@@ -107,8 +112,8 @@ class CodeFamily(Family):
     def __init__(self, settings: CodeSettings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        self.coder = Coder(form, settings.width, settings.numbers, settings.halvings)
-        self.book, self.side = Codebook(settings.codes, settings.numbers), form.side >> settings.halvings
+        self.coder = Coder(form, settings.width, settings.numbers, settings.grid)
+        self.book, self.side = Codebook(settings.codes, settings.numbers), self.coder.side
 
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:

@@ -15,6 +15,7 @@ class Settings(Strict):
     width: int = Field(64, gt=0)
     layers: int = Field(1, gt=0)  # residual blocks on each size
     steps: int = Field(12, gt=0)  # of the integration: four passes each
+    drawn: int = Field(8, gt=0)  # the same for samples
 
 
 class Model(PathFamily):
@@ -26,7 +27,7 @@ class Model(PathFamily):
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:
-        super().__init__(form, settings.width, settings.layers, settings.steps)
+        super().__init__(form, settings.width, settings.layers, settings.steps, settings.drawn)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         t = draws.stratified("time")

@@ -22,7 +22,7 @@ from ldm.diffusion.training import Schedule, scheduler_config
 
 class Settings(Strict):
     numbers: int = Field(4, gt=1)  # channels of the latent
-    halvings: int = Field(1, gt=0)  # of the side, by the autoencoder
+    grid: int = Field(8, gt=1)  # places a side of the latent
     coder: int = Field(64, gt=0)  # its width
     width: int = Field(64, gt=0)  # of the network that denoises
     layers: int = Field(1, gt=0)  # its residual blocks on each size
@@ -43,8 +43,8 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        self.coder = Coder(form, settings.coder, settings.numbers, settings.halvings)
-        self.inner = Form(form.side >> settings.halvings, form.classes, settings.numbers)
+        self.coder = Coder(form, settings.coder, settings.numbers, settings.grid)
+        self.inner = Form(self.coder.side, form.classes, settings.numbers)
         self.net = PixelNet(self.inner, settings.width, settings.numbers, settings.layers)
         self.scheduler = scheduler_config("v_prediction", "scaled_linear")
         self.schedule = Schedule.of(self.scheduler)

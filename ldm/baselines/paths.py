@@ -19,13 +19,15 @@ BEND = 4
 
 
 class PathFamily(Family):
-    """x at `nearest` is all but data in [-1,1], at 1 standard normal; subclasses tell the velocity between."""
+    """x at `nearest` is all but data in [-1,1], at 1 standard normal; subclasses tell the velocity between.
+
+    A likelihood takes `steps` of four passes each; samples, which need not be as exact, take `drawn`."""
 
     nearest: ClassVar[float] = 1e-4  # the time at which data begins
 
-    def __init__(self, form: Form, width: int, layers: int, steps: int) -> None:
+    def __init__(self, form: Form, width: int, layers: int, steps: int, drawn: int) -> None:
         super().__init__()
-        self.form, self.steps = form, steps
+        self.form, self.steps, self.drawn = form, steps, drawn
         self.net = PixelNet(form, width, form.channels, layers)
 
     def said(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -51,8 +53,10 @@ class PathFamily(Family):
 
     @torch.no_grad()
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        x = carried(self._bent(label), z, 1.0, self.nearest ** (1 / BEND), self.steps)
-        return x.clamp(-1, 1)
+        return self._back(z, label, self.steps)
+
+    def _back(self, z: Tensor, label: Tensor | None, steps: int) -> Tensor:
+        return carried(self._bent(label), z, 1.0, self.nearest ** (1 / BEND), steps).clamp(-1, 1)
 
     def _bent(self, label: Tensor | None) -> Velocity:
         """dx/du with t = u^4: steps are short near data, where the velocity turns fastest. Twelve of them are within
@@ -70,4 +74,4 @@ class PathFamily(Family):
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
         z = torch.randn(count, *self.form.shape, generator=generator)
-        return self.decode(z.to(next(self.net.parameters()).device), label)
+        return self._back(z.to(next(self.net.parameters()).device), label, self.drawn)

@@ -18,6 +18,7 @@ class Settings(Strict):
     width: int = Field(64, gt=0)
     layers: int = Field(1, gt=0)  # residual blocks on each size
     steps: int = Field(16, gt=0)  # of the integration: four passes each
+    drawn: int = Field(8, gt=0)  # the same for samples
 
 
 class Model(PathFamily):
@@ -33,7 +34,7 @@ class Model(PathFamily):
     nearest = 1e-5  # where sigma is an eighth of a shade; a wider one would be a blur, and cost bits
 
     def __init__(self, settings: Settings, form: Form) -> None:
-        super().__init__(form, settings.width, settings.layers, settings.steps)
+        super().__init__(form, settings.width, settings.layers, settings.steps, settings.drawn)
 
     def loss(self, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
         t = self.nearest + (1 - self.nearest) * draws.stratified("time")

@@ -52,14 +52,14 @@ SMALL: dict[str, dict[str, object]] = {
     "mixture": {"components": 3},
     "autoencoder": {"latents": 4, "width": 8},
     "ladder": {"width": 8, "latents": 2, "blocks": 1, "mixture": 2},
-    "vqvae": {"codes": 8, "numbers": 4, "width": 8, "halvings": 1, "layers": 2},
+    "vqvae": {"codes": 8, "numbers": 4, "width": 8, "grid": 4, "layers": 2},
     "vqvae2": {"codes": 8, "numbers": 4, "width": 8, "layers": 2},
-    "transformer": {"codes": 8, "numbers": 4, "width": 8, "halvings": 1, "layers": 2, "heads": 2, "inner": 16},
+    "transformer": {"codes": 8, "numbers": 4, "width": 8, "grid": 4, "layers": 2, "heads": 2, "inner": 16},
     "absorbing": {
         "codes": 8,
         "numbers": 4,
         "width": 8,
-        "halvings": 1,
+        "grid": 4,
         "layers": 1,
         "heads": 2,
         "inner": 16,
@@ -298,6 +298,23 @@ def test_a_mixture_finds_clusters() -> None:
     assert torch.allclose(model.mean.mean(1).sort().values.detach(), centres, atol=0.02)
 
 
+@pytest.mark.parametrize(("side", "places"), [(8, 4), (16, 8), (32, 8), (64, 8)])
+def test_codes_are_as_many_whatever_the_size_of_pictures(side: int, places: int) -> None:
+    model = make("vqvae", {**SMALL["vqvae"], "grid": 8}, Form(side), 0)
+    assert model.encode(torch.zeros(2, 3, side, side), None).shape == (2, places, places)
+    assert model.decode(torch.zeros(2, places, places, dtype=torch.long)).shape == (2, 3, side, side)
+
+
+def test_samples_of_a_path_take_as_many_passes_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("flow_matching", {**SMALL["flow_matching"], "steps": 5, "drawn": 2}, Form(8), 0)
+    passes, own = [], model.said
+    monkeypatch.setattr(model, "said", lambda *given: passes.append(1) or own(*given))
+    model.sample(1, None, torch.Generator().manual_seed(0))
+    assert len(passes) == 2 * 4
+    model.decode(torch.zeros(1, 3, 8, 8))
+    assert len(passes) == 2 * 4 + 5 * 4
+
+
 @pytest.mark.parametrize("name", ["vqvae", "transformer"])
 def test_a_prior_over_codes_looks_back_only_and_sums_to_one(name: str) -> None:
     form = Form(4, 2)
@@ -323,7 +340,7 @@ def test_a_cached_code_is_that_of_the_whole_sequence() -> None:
 
 def test_the_bound_of_absorbing_diffusion_holds_on_average() -> None:
     """Its expectation is a mean over orders of exact log probabilities, each of which sums to one."""
-    model = stirred(make("absorbing", {**SMALL["absorbing"], "codes": 3, "halvings": 2}, Form(8), 0))
+    model = stirred(make("absorbing", {**SMALL["absorbing"], "codes": 3, "grid": 2}, Form(8), 0))
     assert model.length == 4
     index = torch.tensor([[[0, 2], [1, 1]]]).expand(20_000, -1, -1)
     with torch.no_grad():

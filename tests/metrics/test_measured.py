@@ -46,6 +46,21 @@ def test_copies_are_noted() -> None:
     assert any("nearer to the training" in note for note in told.notes)
 
 
+def test_new_pictures_of_the_plain_kind_alone_are_no_copies() -> None:
+    """A third of the data hardly varies. A model that draws nothing else is nearer to data than data is to itself."""
+
+    def data(count: int, seed: int, plain: int) -> Tensor:
+        made = pictures(count, seed)
+        made[:plain] = 0.5 + 0.1 * (made[:plain] - 0.5)
+        return made
+
+    reference = Reference.of(pixels(8), data(400, 1, 133), data(200, 2, 67))
+    told = measure(data(200, 3, 200), reference)
+    assert told.copies.z < -3 and not any("nearer" in note for note in told.notes)
+    told = measure(data(400, 1, 133)[:133], reference)
+    assert told.copies.z < -3 and any("nearer" in note for note in told.notes)
+
+
 def test_classes_are_counted_where_the_extractor_knows_them() -> None:
     reference = Reference.of(classifier(), pictures(400, 1), pictures(200, 2), torch.ones(3))
     told = measure(pictures(300, 3), reference)

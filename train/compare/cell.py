@@ -23,7 +23,8 @@ from ldm.metrics.measured import FEWEST, Measured, measure
 from ldm.store.write import staged, write_weights
 from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of
 from train.compare.counting import planned
-from train.compare.drawing import between, bits, drawn, named_by
+from train.compare.drawing import asked_classes, between, bits, drawn, named_by
+from train.compare.growth import growth
 from train.compare.reference import extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Wish
 from train.lock import Lock
@@ -78,11 +79,15 @@ def _middle(values: Sequence[float]) -> float:
 
 def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[str, Any]:
     stored, kept = load_family(cell.folder / RUN / "model"), pictures_of(wish)
+    settings = file_of(wish, cell, 1).task
+    assert settings.type == "family"
+    scaling = growth(settings, wish.size, asked_classes(stored), device)
     samples, seconds, broken = drawn(stored, wish.samples, wish.cap, cell.seed, stop, device)
     if not (path := cell.folder / SAMPLES).is_file():
         with staged(path) as stage:
             write_weights(stage, {"samples": samples, **between(stored, kept, device)}, {})
     told: dict[str, Any] = {"drawn": len(samples), "draw_seconds": round(seconds / len(samples), 5)}
+    told["growth"] = round(scaling, 3)
     if len(samples) < wish.samples:
         told["capped"] = f"{len(samples)} of {wish.samples} samples in {wish.cap} s"
     told |= bits(stored, kept, stop, device)

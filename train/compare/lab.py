@@ -15,7 +15,7 @@ from ldm.errors import Code, LdmError
 from train.compare.cells import CRASH, Cell, cells
 from train.compare.children import command, run
 from train.compare.counting import measured, steps_of
-from train.compare.reference import extractor_of, pictures_of
+from train.compare.reference import extractor_of, judge_seconds, pictures_of
 from train.compare.wish import Wish, Yardsticks
 from train.lock import Lock
 from train.report import rewrite
@@ -161,8 +161,10 @@ def give_up(cell: Cell, said: str, status: int) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that are left; of training None where a family could not be timed."""
+    """Seconds that are left, by what takes them; None where that could not be timed. Measuring comes on top: some
+    seconds a cell, more with more samples."""
 
+    judge: float | None  # training who looks, once for all cells
     training: float | None
     drawing: float  # at most: the cap of every cell
     cells: int
@@ -182,4 +184,4 @@ def cost_of(wish: Wish, stop: Stop) -> Cost:
                 log.warning("%s cannot be timed: %s", family, error.what)
                 each = None
             training = None if training is None or each is None else training + len(mine) * each
-    return Cost(training, wish.cap * len(left), len(left))
+    return Cost(judge_seconds(wish) if left else 0.0, training, wish.cap * len(left), len(left))

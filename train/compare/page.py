@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ldm.data.survey import many
 from ldm.metrics.interval import Estimate
 from ldm.store.weights import load_weights
 from train.compare.cells import SAMPLES, Cell, cells
@@ -68,8 +69,8 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Families compared</title><style>{STYLE}{OWN}</style><main>",
         "<h1>Families of generative models, compared</h1>",
-        f"<p>{done} of {wanted} cells: {len(table)} families, {wish.seeds} seeds, {html.escape(str(wish.budget))} of "
-        f"training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
+        f"<p>{done} of {wanted} cells: {len(table)} families, {many(wish.seeds, 'seed')}, "
+        f"{html.escape(str(wish.budget))} of training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
         "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
         "<h2>Figures</h2>", _figures(table, comparable(wish, table)),
         "<h2>Cost, and what each family is</h2>", _costs(table),
@@ -129,15 +130,15 @@ def _number(value: float) -> str:
 
 def _costs(table: Sequence[Row]) -> str:
     head = (
-        "parameters", "s a step", "trained, s", "pictures seen", "memory", "drawn a second", "passes for one",
-        "exact density", "free Jacobian", "cannot",
+        "parameters", "s a step", "at twice the side", "trained, s", "pictures seen", "memory", "drawn a second",
+        "passes for one", "exact density", "free Jacobian", "cannot",
     )  # fmt: skip
     lines = []
     for row in table:
         facts, memory = row.facts, row.mean("memory")
         told = [
             _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"),
-            _count(row.mean("train_seconds")), _count(row.mean("images")),
+            _or(row.mean("growth"), "{:.1f} &times;"), _count(row.mean("train_seconds")), _count(row.mean("images")),
             _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
             html.escape(facts.passes), facts.likelihood, "yes" if facts.free_form else "no",
         ]  # fmt: skip

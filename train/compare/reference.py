@@ -28,7 +28,7 @@ from ldm.store.write import staged, write_weights
 from train.compare.wish import Yardsticks
 from train.config import RunFile
 from train.opening import loader_of, processes_of
-from train.run import opened
+from train.run import forecasted, opened
 from train.signals import Stop
 from train.tasks.perceptual import open_classifier
 
@@ -157,17 +157,36 @@ def extractor_of(wish: Yardsticks, kept: Pictures, stop: Stop) -> Extractor:
 
 
 def _train_classifier(wish: Yardsticks, stop: Stop) -> None:
-    file = RunFile(
+    if not _classifier_is_there(wish):  # another process may be asking; only the first trains it
+        log.info("training the classifier that looks at all samples: %s steps", f"{wish.classifier_steps:,}")
+        with opened(_classifier_file(wish), stop=stop) as run:
+            run.fit()
+
+
+def _classifier_is_there(wish: Yardsticks) -> bool:
+    return (wish.out / CLASSIFIER / "model").is_dir()
+
+
+def _classifier_file(wish: Yardsticks) -> RunFile:
+    return RunFile(
         task={"type": "classifier", "widths": [32, 64, 128]},
         data=DataSettings(**{"uncaptioned": "empty", "flip": 0.5, **wish.section}),
         optim={"lr": 2e-3, "warmup": 50, "ema": 0.99},
         run={"out": wish.out / CLASSIFIER, "steps": wish.classifier_steps, "batch": 128, "preview": 0, "evaluate": 500,
              "save": 500},
     )  # fmt: skip
-    if not (wish.out / CLASSIFIER / "model").is_dir():  # another process may be asking; only the first trains it
-        log.info("training the classifier that looks at all samples: %s steps", f"{wish.classifier_steps:,}")
-        with opened(file, stop=stop) as run:
-            run.fit()
+
+
+def judge_seconds(wish: Yardsticks) -> float | None:
+    """What is left of the classifier's training; 0 where another looks, None where it cannot be timed."""
+    if wish.inception is not None or wish.clip is not None or not wish.classifier_steps or _classifier_is_there(wish):
+        return 0.0
+    try:
+        return forecasted(_classifier_file(wish)).total_seconds
+    except LdmError as error:
+        if error.code != Code.USAGE:
+            raise
+        return 0.0  # there is nothing that it could learn, so raw pixels are the features
 
 
 def reference_of(wish: Yardsticks, kept: Pictures, extractor: Extractor) -> Reference:

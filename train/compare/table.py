@@ -138,7 +138,7 @@ def as_csv(table: Iterable[Row]) -> str:
                         "",
                     ]
                 )
-            for name in ("train_seconds", "draw_seconds", "parameters", "memory", "images"):
+            for name in ("train_seconds", "draw_seconds", "step_seconds", "growth", "parameters", "memory", "images"):
                 if name in told:
                     writer.writerow([row.name, told["seed"], name, told[name], "", "", "", "", "", ""])
     return out.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ldm.data.survey import many
 from ldm.metrics.interval import Estimate
 from train.compare.table import Row
 from train.compare.wish import Wish
@@ -62,7 +63,7 @@ def _limits(wish: Wish, table: Sequence[Row]) -> str:
     return (
         f"What this does not show: how the families compare with more than {wish.budget} of training, with larger "
         "networks or at other sizes; each was tuned by its configuration alone. "
-        f"With {wish.seeds} {'seed' if wish.seeds == 1 else 'seeds'} an interval says little of chance in training; "
+        f"With {many(wish.seeds, 'seed')} an interval says little of chance in training; "
         f"FID at {wish.samples:,} samples is above its limit; numbers of other papers are of another protocol.{by}"
     )
 

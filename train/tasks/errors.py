@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ldm.metrics import reconstruction
+
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """[n] mean |a - b|."""
@@ -22,5 +24,5 @@ def gradients(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """[n] 10 log10(2^2 / mean (a - b)^2) in dB, `a` cut to [-1,1] as a saved picture is; at most 100."""
-    return 10 * (4 / l2(a.clamp(-1, 1), b).clamp(min=4e-10)).log10()
+    """[n] in dB; `a` cut to [-1,1] as a saved picture is."""
+    return reconstruction.psnr((a + 1) / 2, (b + 1) / 2)

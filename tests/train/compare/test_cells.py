@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from ldm.baselines.family import Losses
+from ldm.baselines.vae import Model
+from ldm.data.draws import Draws
 from ldm.errors import Code, LdmError
 from ldm.metrics.interval import Estimate
 from ldm.store.weights import load_weights
@@ -18,6 +23,7 @@ from train.compare import cell as cell_module
 from train.compare.cell import run_cell
 from train.compare.cells import Cell, cells
 from train.compare.drawing import drawn
+from train.compare.growth import growth
 from train.compare.lab import Progress, compare, cost_of, prepare, remember
 from train.compare.page import write_pages
 from train.compare.table import over_seeds, rows
@@ -25,6 +31,7 @@ from train.compare.trilemma import Mark, marks, picture
 from train.compare.wish import Wish
 from train.lock import Lock
 from train.signals import Stop
+from train.tasks.settings import FamilySettings
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,7 @@ def test_a_cell_tells_figures_with_intervals_and_protocol(done: Wish) -> None:
     assert told is not None
     assert told["drawn"] == 100 and told["images"] == 3 * 128 and told["parameters"] > 1000
     assert set(told["figures"]) >= {"fid", "fid_infinity", "kid", "precision", "recall", "coverage", "copies"}
+    assert told["growth"] > 0
     for one in told["figures"].values():
         assert one["low"] <= one["value"] <= one["high"]
     assert told["bits_per_dim"]["kind"] == "exact" and 0 < told["bits_per_dim"]["value"] < 9
@@ -122,6 +130,31 @@ def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
     assert told["failed"].startswith("The loss is not finite.")
     assert "The loss is not finite." in write_pages(asked).read_text("utf-8")
     assert rows(asked)[0].figure("fid") is None
+
+
+def test_the_cost_counts_who_looks_until_it_has_been_trained(tmp_path: Path) -> None:
+    told = {"seeds": 1, "families": ("ppca",), "classifier_steps": 40}
+    asked = wish(tmp_path / "out", **told)
+    before = cost_of(asked, Stop()).judge
+    assert before is not None and 0 < before < 600
+    remember(asked, Stop())
+    prepare(asked, Progress(), Stop())
+    assert cost_of(asked, Stop()).judge == 0
+    assert cost_of(wish(tmp_path / "pixels", **{**told, "classifier_steps": 0}), Stop()).judge == 0
+
+
+def test_a_larger_picture_costs_more_and_the_clock_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family whose step takes the square of its side in tenths of a millisecond."""
+    real = Model.loss
+
+    def slow(self: Model, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
+        time.sleep(x.shape[-1] ** 2 * 1e-4)
+        return real(self, part, x, label, draws)
+
+    monkeypatch.setattr(Model, "loss", slow)
+    settings = FamilySettings(type="family", family="vae", options={"width": 4, "latents": 4})
+    assert 2.5 < growth(settings, 16, 0, torch.device("cpu")) < 5
+    assert 2.5 < growth(settings, 8, 0, torch.device("cpu")) < 5  # there is no smaller side: 16 beside 8
 
 
 def test_other_errors_are_not_taken_for_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
