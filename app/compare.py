@@ -37,7 +37,7 @@ def compare(
     families = _families(fields["families"])
     wish = _wish(data, section, families, fields)
     from train.compare.children import alone
-    from train.compare.lab import Progress, cost_of
+    from train.compare.lab import Progress, cost_of, merged
     from train.signals import Stop, Stopped, resume_command
 
     def say(text: str) -> None:
@@ -53,6 +53,7 @@ def compare(
     alone()
     with Stop() as stop:
         try:
+            wish = merged(wish)
             cost = cost_of(wish, stop)
             _say_cost(wish, cost, say)
             if dry_run:

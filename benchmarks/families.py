@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.startup import LDM
+from ldm.errors import Code, LdmError
 from ldm.store.weights import load_weights
 from ldm.store.write import remove, staged, write_weights
 from train.compare.cells import RESULT, SAMPLES
@@ -38,8 +39,17 @@ def bring_back(kept: Path, out: Path) -> int:
         check_same(read_wish(out), read_wish(kept))
     else:
         _copy(kept / WISH, out / WISH)
-    _copy(kept / JUDGE, out / JUDGE)
+    if not _copy(kept / JUDGE, out / JUDGE) and (kept / JUDGE).is_dir():
+        check_judge(kept / JUDGE, out / JUDGE)
     return sum(_copy_cell(result.parent, out / result.relative_to(kept).parent) for result in _results(kept))
+
+
+def check_judge(kept: Path, own: Path) -> None:
+    """Cells that another judge looked at do not stand beside ours."""
+    for one in kept.iterdir():
+        if one.is_file() and one.suffix == ".safetensors" and one.read_bytes() != (own / one.name).read_bytes():
+            what, why = f"{own} is not the judge of {kept}.", "Distances by two judges cannot be compared."
+            raise LdmError(Code.DIFFERENT, what, why, "Choose an --out that does not exist yet.")
 
 
 def keep(out: Path, kept: Path) -> int:

@@ -65,13 +65,18 @@ class Codebook(nn.Module):
         return F.normalize(self.table, dim=1)[index].permute(0, 3, 1, 2)
 
 
+def halved(side: int, grid: int) -> int:
+    """How often pictures are halved until about `grid` places a side are left; once at the least."""
+    return max(1, (side // grid).bit_length() - 1)
+
+
 class Coder(nn.Module):
     """Pictures [n,C,H,W] to features [n,numbers,h,w] of `side` places, and back; half of the channels at full size,
     where each costs the most."""
 
     def __init__(self, form: Form, width: int, numbers: int, grid: int) -> None:
         super().__init__()
-        halvings = max(1, (form.side // grid).bit_length() - 1)
+        halvings = halved(form.side, grid)
         self.side = form.side >> halvings
         widths = [max(1, width // 2), *[width] * halvings]
         self.enter = nn.Conv2d(form.channels, widths[0], 3, padding=1)

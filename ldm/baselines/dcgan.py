@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -82,6 +83,18 @@ class Model(Family):
         )
         self.told_maker, self.told_critic = Told(form.classes, told), Told(form.classes, told)
         self.cost = LOSSES[settings.loss]
+
+    @classmethod
+    def facts_by(cls, settings: Settings) -> Facts:
+        papers = {
+            "original": "Radford 2016",
+            "least_squares": "Mao 2017",
+            "hinge": "Lim & Ye 2017",
+            "wasserstein": "Gulrajani 2017" if settings.penalty else "Arjovsky 2017",
+        }
+        wasserstein = {True: "WGAN-GP", False: "WGAN"}[bool(settings.penalty)]
+        name = wasserstein if settings.loss == "wasserstein" else cls.facts.name
+        return replace(cls.facts, name=name, paper=papers[settings.loss])
 
     def parts(self) -> list[Part]:
         critic = [*self.critic.parameters(), *self.told_critic.parameters()]

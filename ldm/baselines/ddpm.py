@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from ldm.data.draws import Draws
 from ldm.diffusion.level import Level
 from ldm.diffusion.loss import denoising_loss
 from ldm.diffusion.sample import Prediction, sample
+from ldm.diffusion.schedule import Spacing
 from ldm.diffusion.solver import Run, Solver
 from ldm.diffusion.training import Posterior, Schedule, scheduler_config
 
@@ -30,7 +32,7 @@ class Settings(Strict):
     learned_variance: bool = False
     width: int = Field(64, gt=0)
     layers: int = Field(1, gt=0)  # residual blocks on each size
-    solver: str = "ddim"
+    solver: Literal["ddim", "ddpm"] = "ddim"  # ddpm: with noise at each step, whose size may have been learned
     steps: int = Field(50, gt=0)  # of sampling
 
 
@@ -45,11 +47,19 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        self.scheduler = scheduler_config(settings.kind, settings.schedule)
+        self.scheduler = scheduler_config(
+            settings.kind, settings.schedule, learned_variance=settings.learned_variance and settings.solver == "ddpm"
+        ) | {"set_alpha_to_one": True}  # the last step leaves no noise
         self.schedule = Schedule.of(self.scheduler)
         self.net = PixelNet(
             form, settings.width, form.channels * (2 if settings.learned_variance else 1), settings.layers
         )
+
+    @classmethod
+    def facts_by(cls, settings: Settings) -> Facts:
+        if settings.learned_variance:
+            return replace(cls.facts, name="Improved DDPM", paper="Nichol & Dhariwal 2021")
+        return cls.facts
 
     def predict(self, x: Tensor, level: Level, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The network's output, and what it says of the variance, in [-1,1] or so."""
@@ -110,13 +120,14 @@ class Model(Family):
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
         device = next(self.net.parameters()).device
-        solver = Solver(Run(self.settings.solver, self.settings.steps), self.scheduler, device)
+        spacing: Spacing = "linspace" if self.settings.solver == "ddpm" else "trailing"  # both begin at noise alone
+        solver = Solver(Run(self.settings.solver, self.settings.steps, spacing), self.scheduler, device)
         noise = torch.randn(count, *self.form.shape, generator=generator).to(device)
 
         def denoise(x: Tensor, level: Level) -> Prediction:
             level = level.expand(len(x))
-            said, _ = self.predict(x, level, label)
-            return Prediction(level.clean(said, x, self.settings.kind).clamp(-1, 1))
+            said, variance = self.predict(x, level, label)
+            return Prediction(level.clean(said, x, self.settings.kind).clamp(-1, 1), variance)
 
         *_, last = sample(denoise, solver, solver.start(noise), generator)
         return last.clamp(-1, 1)

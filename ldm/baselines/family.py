@@ -72,11 +72,17 @@ class Facts:
 class Family(nn.Module):
     """x [n,C,H,W] in [-1,1], of 256 shades; label [n] of int64, or None where nobody says which."""
 
+    form: Form
     facts: ClassVar[Facts]
     conditional: ClassVar[bool] = True  # whether it can be told a class
     first: ClassVar[int] = 64  # pictures that `begin` is given
     exact: ClassVar[bool] = True  # whether n micro-batches give the gradients of one batch
     exception: ClassVar[str] = ""  # why not, in one sentence
+
+    @classmethod
+    def facts_by(cls, settings: Any) -> Facts:
+        """Of what its `Settings` make of the family."""
+        return cls.facts
 
     def parts(self) -> list[Part]:
         """Whose turn it is, at each step in this order."""
@@ -122,8 +128,8 @@ def model_of(name: str) -> type[Family]:
     return model
 
 
-def facts_of(name: str) -> Facts:
-    return model_of(name).facts
+def facts_of(name: str, options: Mapping[str, Any] | None = None) -> Facts:
+    return model_of(name).facts_by(settings_of(name, options or {}))
 
 
 def settings_of(name: str, options: Mapping[str, Any]) -> Strict:

@@ -12,7 +12,7 @@ from ldm.baselines.bijections import normal_log_density
 from ldm.baselines.family import Family, Form
 from ldm.baselines.odes import Velocity, carried, carried_with_density, signs
 from ldm.baselines.pixels import PixelNet
-from ldm.baselines.shades import density_bits, dequantised
+from ldm.baselines.shades import density_bits, dequantised, requantised
 from ldm.data.draws import Draws
 
 BEND = 4
@@ -56,7 +56,8 @@ class PathFamily(Family):
         return self._back(z, label, self.steps)
 
     def _back(self, z: Tensor, label: Tensor | None, steps: int) -> Tensor:
-        return carried(self._bent(label), z, 1.0, self.nearest ** (1 / BEND), steps).clamp(-1, 1)
+        x = carried(self._bent(label), z, 1.0, self.nearest ** (1 / BEND), steps)
+        return requantised((x.clamp(-1, 1) + 1) / 2)  # x lies between the shades, as `shaken` pictures do
 
     def _bent(self, label: Tensor | None) -> Velocity:
         """dx/du with t = u^4: steps are short near data, where the velocity turns fastest. Twelve of them are within

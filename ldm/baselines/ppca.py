@@ -10,12 +10,30 @@ from torch import Generator, Tensor, nn
 
 from ldm.baselines.densities import DensityFamily
 from ldm.baselines.family import Facts, Form
-from ldm.baselines.shades import dequantised, requantised
+from ldm.baselines.shades import SHADES, dequantised, requantised
 from ldm.config import Strict
+
+PICTURES = 4  # for a direction, at least
+WITHIN = 1 / (12 * SHADES**2)  # the variance of a number within its shade
 
 
 class Settings(Strict):
     components: int = Field(128, gt=0)
+
+
+def leading(y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues of the covariance of centred rows y [n,d], and their directions [d,k]; approximately
+    (Halko 2011) where they are a small part of many."""
+    if 3 * k < min(y.shape):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, singular, directions = torch.svd_lowrank(y, 2 * k, niter=4)
+        return singular[:k] ** 2 / (len(y) - 1), directions[:, :k]
+    if y.shape[1] <= len(y):
+        values, vectors = torch.linalg.eigh(y.T @ y / (len(y) - 1))
+        return values.flip(0)[:k].clamp(min=0), vectors.flip(1)[:, :k]
+    _, singular, rows = torch.linalg.svd(y, full_matrices=False)
+    return singular[:k] ** 2 / (len(y) - 1), rows[:k].T
 
 
 class Model(DensityFamily):
@@ -28,7 +46,7 @@ class Model(DensityFamily):
         name="PPCA", paper="Tipping & Bishop 1999", group="simple", likelihood="exact", passes="1", free_form=False,
         cannot="It is one normal distribution: what it draws are blends of everything.",
     )  # fmt: skip
-    first = 2048
+    first = 8192
 
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__(form)
@@ -39,17 +57,18 @@ class Model(DensityFamily):
 
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
-        """W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; sigma^2 is the mean of the others (eq. 7 and 8)."""
+        """W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; sigma^2 is the mean of the others (eq. 7 and 8). One
+        direction for four pictures at the most: the smaller eigenvalues of few pictures are far too small."""
         y = dequantised(x, torch.full_like(x, 0.5)).flatten(1)
-        centre = y.mean(0)
-        _, singular, directions = torch.linalg.svd(y - centre, full_matrices=False)
-        values = singular**2 / max(1, len(y) - 1)
-        k = min(self.k, len(values) - 1)
-        rest = values[k:].sum() / (self.form.dims - k)
-        variance = rest.clamp(min=1e-6)
+        centre, k = y.mean(0), min(self.k, len(y) // PICTURES)
+        values, directions = leading(y - centre, k)
+        total = (y - centre).square().sum() / (len(y) - 1) + self.form.dims * WITHIN
+        values = values + WITHIN
+        variance = ((total - values.sum()) / (self.form.dims - k)).clamp(min=WITHIN)
         self.log_variance.copy_(variance.log())
         self.mean.copy_(centre.expand_as(self.mean))
-        self.weight[:, :k] = directions[:k].T * (values[:k] - variance).clamp(min=1e-8).sqrt()
+        self.weight.mul_(0.01)  # what is left over is all but nothing, and may learn
+        self.weight[:, :k] = directions * (values - variance).clamp(min=1e-8).sqrt()
 
     def _means(self, label: Tensor | None, count: int) -> Tensor:
         return self.mean[torch.zeros(count, dtype=torch.long) if label is None else label + 1]

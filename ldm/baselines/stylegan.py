@@ -17,6 +17,7 @@ from ldm.config import Strict
 from ldm.data.draws import Draws
 
 ROOT_2 = math.sqrt(2)
+MAPPING_RATE = 0.01  # styles that move as fast as all else do not settle
 
 
 class Settings(Strict):
@@ -26,19 +27,20 @@ class Settings(Strict):
     gamma: float = Field(0.1, ge=0)  # weight of the slope at real pictures (R1, Mescheder 2018)
     lazy: int = Field(16, gt=0)  # the slope is looked at every so many steps, and counts as much more
     target: float = Field(0.6, ge=0, le=1)  # of mean sign D(real): above it the critic knows the pictures by heart
-    speed: float = Field(2e-3, ge=0)  # of the chance of an augmentation, a step
+    rise: int = Field(500_000, gt=0)  # pictures in which the chance of an augmentation could go from 0 to 1
 
 
 class Equal(nn.Linear):
-    """Weights begin as N(0,1) and are scaled as they are used, so all of them learn at one rate."""
+    """Weights begin as N(0,1) and are scaled as they are used, so all of them learn at one rate, times `rate`."""
 
-    def __init__(self, into: int, out: int, bias: float = 0.0) -> None:
+    def __init__(self, into: int, out: int, bias: float = 0.0, rate: float = 1.0) -> None:
         super().__init__(into, out)
-        nn.init.normal_(self.weight)
-        nn.init.constant_(self.bias, bias)
+        self.rate = rate
+        nn.init.normal_(self.weight, std=1 / rate)
+        nn.init.constant_(self.bias, bias / rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight / math.sqrt(self.in_features), self.bias)
+        return F.linear(x, self.weight * (self.rate / math.sqrt(self.in_features)), self.bias * self.rate)
 
 
 class EqualConv(nn.Module):
@@ -82,7 +84,7 @@ class Maker(nn.Module):
         super().__init__()
         style, back = settings.latents, widths[::-1]
         into = [settings.latents + told, *[style] * (settings.mapping - 1)]
-        self.mapping = nn.ModuleList(Equal(i, style) for i in into)
+        self.mapping = nn.ModuleList(Equal(i, style, rate=MAPPING_RATE) for i in into)
         self.start = nn.Parameter(torch.randn(1, back[0], 4, 4))
         first = [back[0], *back[:-1]]
         self.first = nn.ModuleList(Styled(a, b, style) for a, b in zip(first, back, strict=True))
@@ -200,7 +202,7 @@ class Model(Family):
     def _adapt(self, real: Tensor) -> None:
         """More augmentation while the critic is surer of real pictures than the target says, else less (sec. 3.2)."""
         surer = torch.sign(real.sign().mean() - self.settings.target)
-        self.chance.copy_((self.chance + self.settings.speed * surer).clamp(0, 0.85))
+        self.chance.copy_((self.chance + len(real) / self.settings.rise * surer).clamp(0, 0.85))
 
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:

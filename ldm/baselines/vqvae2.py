@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -9,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from ldm.baselines.blocks import Residual, Told, norm
 from ldm.baselines.code_prior import CodePrior
-from ldm.baselines.codes import Codebook
+from ldm.baselines.codes import Codebook, halved
 from ldm.baselines.family import Facts, Family, Form, Losses, Part
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -19,33 +21,40 @@ class Settings(Strict):
     codes: int = Field(256, gt=1)  # of each book
     numbers: int = Field(8, gt=0)  # of a code
     width: int = Field(64, gt=0)
+    grid: int = Field(8, gt=1)  # places a side of the fine codes; the coarse ones have half as many
     layers: int = Field(6, gt=0)  # of each prior
     commit: float = Field(0.25, ge=0)
     codes_until: float = Field(0.4, gt=0, lt=1)  # share of the run in which codes are learned; the priors follow
 
 
 class Coder(nn.Module):
-    """A picture to codes at a quarter of its side, to codes at half of it that are told of the first, and back."""
+    """A picture to coarse codes, to fine codes of twice the side that are told of the first, and back."""
 
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         width, numbers = settings.width, settings.numbers
         self.enter = nn.Conv2d(form.channels, width, 3, padding=1)
-        self.fine, self.coarse = Residual(width, width), nn.Sequential(Residual(width, width), Residual(width, width))
+        halvings = halved(form.side, settings.grid)
+        self.side = form.side >> halvings
+        self.fine = nn.ModuleList(Residual(width, width) for _ in range(halvings))
+        self.coarse = nn.Sequential(Residual(width, width), Residual(width, width))
         self.to_top, self.to_bottom = nn.Conv2d(width, numbers, 1), nn.Conv2d(2 * width, numbers, 1)
         self.top, self.bottom = Codebook(settings.codes, numbers), Codebook(settings.codes, numbers)
         self.of_top = nn.Sequential(nn.Conv2d(numbers, width, 1), Residual(width, width))
         self.of_bottom = nn.Conv2d(numbers, width, 1)
-        self.back = nn.ModuleList([Residual(2 * width, width), Residual(width, width)])
-        self.norm, self.leave = norm(width), nn.Conv2d(width, form.channels, 3, padding=1)
+        widths = [*[width] * halvings, max(1, width // 2)]  # the last at full size, where each channel costs the most
+        self.back, self.up = Residual(2 * width, width), nn.ModuleList(Residual(a, b) for a, b in pairwise(widths))
+        self.norm, self.leave = norm(widths[-1]), nn.Conv2d(widths[-1], form.channels, 3, padding=1)
 
     def raised(self, top: Tensor) -> Tensor:
         """What the top codes [n,numbers,h,w] say of each place of the bottom: [n,width,2h,2w]."""
         return F.interpolate(self.of_top(top), scale_factor=2.0)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of half and of a quarter of the side."""
-        fine = self.fine(F.avg_pool2d(self.enter(x), 2))
+        """Of the fine and of the coarse codes' places."""
+        fine = self.enter(x)
+        for block in self.fine:
+            fine = block(F.avg_pool2d(fine, 2))
         return fine, self.coarse(F.avg_pool2d(fine, 2))
 
     def coded(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
@@ -56,8 +65,9 @@ class Coder(nn.Module):
         return top, bottom
 
     def picture(self, top: Tensor, bottom: Tensor) -> Tensor:
-        y = self.back[0](torch.cat([self.raised(top), self.of_bottom(bottom)], 1))
-        y = self.back[1](F.interpolate(y, scale_factor=2.0))
+        y = self.back(torch.cat([self.raised(top), self.of_bottom(bottom)], 1))
+        for block in self.up:
+            y = block(F.interpolate(y, scale_factor=2.0))
         out: Tensor = self.leave(F.silu(self.norm(y)))
         return out
 
@@ -118,6 +128,6 @@ class Model(Family):
 
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
-        side = self.form.side
-        top = self.prior_top.draw(side // 4, self.told(label, count), generator)
-        return self.decode(top, self.prior_bottom.draw(side // 2, self.beside(top, label), generator))
+        side = self.coder.side
+        top = self.prior_top.draw(side // 2, self.told(label, count), generator)
+        return self.decode(top, self.prior_bottom.draw(side, self.beside(top, label), generator))

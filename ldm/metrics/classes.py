@@ -30,7 +30,7 @@ class Balance:
     of the data (0: the same; 1: nothing in common); `lost`: classes with less than a tenth of their share."""
 
     shares: tuple[float, ...]
-    distance: float
+    distance: Estimate
     lost: tuple[int, ...]
 
     @property
@@ -38,10 +38,14 @@ class Balance:
         return len(self.shares) - len(self.lost)
 
 
-def balance(probabilities: Tensor, real: Tensor) -> Balance:
+def balance(probabilities: Tensor, real: Tensor, generator: Generator) -> Balance:
     """probabilities [n,classes] of the samples; real [classes]: the shares of the classes in the data."""
-    classes = probabilities.shape[1]
-    shares = torch.bincount(probabilities.argmax(1), minlength=classes).double() / len(probabilities)
-    want = real.double() / real.double().sum()
+    named, want = probabilities.argmax(1), real.double() / real.double().sum()
+
+    def shares_of(some: Tensor) -> Tensor:
+        return torch.bincount(some, minlength=len(want)).double() / len(some)
+
+    shares = shares_of(named)
     lost = ((shares < MISSING * want) & (want > 0)).nonzero().flatten().tolist()
-    return Balance(tuple(shares.tolist()), float((shares - want).abs().sum() / 2), tuple(lost))
+    distance = bootstrap(lambda some: float((shares_of(some) - want).abs().sum() / 2), named, generator)
+    return Balance(tuple(shares.tolist()), distance, tuple(lost))

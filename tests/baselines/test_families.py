@@ -24,10 +24,11 @@ from ldm.baselines.bijections import (
 from ldm.baselines.blocks import Stack
 from ldm.baselines.ddpm import normal_mass
 from ldm.baselines.family import Family, Form, facts_of, families, make, settings_of
-from ldm.baselines.flowpp import MixtureCoupling
+from ldm.baselines.flowpp import MixtureCoupling, Within
 from ldm.baselines.flows import FlowFamily
 from ldm.baselines.odes import carried, carried_with_density
 from ldm.baselines.pixelcnn import read_on
+from ldm.baselines.ppca import leading
 from ldm.baselines.score import levels
 from ldm.data.draws import Draws
 from ldm.errors import LdmError
@@ -53,7 +54,7 @@ SMALL: dict[str, dict[str, object]] = {
     "autoencoder": {"latents": 4, "width": 8},
     "ladder": {"width": 8, "latents": 2, "blocks": 1, "mixture": 2},
     "vqvae": {"codes": 8, "numbers": 4, "width": 8, "grid": 4, "layers": 2},
-    "vqvae2": {"codes": 8, "numbers": 4, "width": 8, "layers": 2},
+    "vqvae2": {"codes": 8, "numbers": 4, "width": 8, "grid": 4, "layers": 2},
     "transformer": {"codes": 8, "numbers": 4, "width": 8, "grid": 4, "layers": 2, "heads": 2, "inner": 16},
     "absorbing": {
         "codes": 8,
@@ -93,11 +94,20 @@ def stirred(model: Family) -> Family:
     return model
 
 
-@pytest.mark.parametrize("name", families())
+VARIANTS = {
+    "WGAN-GP": ("dcgan", {"loss": "wasserstein", "penalty": 10, "critic_turns": 2}),
+    "WGAN": ("dcgan", {"loss": "wasserstein", "clip": 0.01}),
+    "Improved DDPM": ("ddpm", {"schedule": "cosine", "learned_variance": True, "solver": "ddpm"}),
+}
+
+
+@pytest.mark.parametrize("name", [*families(), *VARIANTS])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_a_family_learns_and_draws_and_tells_its_likelihood(name: str, classes: int) -> None:
     form = Form(8, classes)
-    model, x = made(name, form), pictures(6, form)
+    family, options = VARIANTS.get(name, (name, {}))
+    model, x = make(family, {**SMALL.get(family, {}), **options}, form, 0), pictures(6, form)
+    assert facts_of(family, options).name == name or name not in VARIANTS
     label = torch.arange(6) % classes if classes else None
     model.begin(x, label)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -188,13 +198,48 @@ def test_no_output_of_pixelcnn_depends_on_a_later_place() -> None:
 
 
 def test_a_later_channel_depends_on_the_earlier_ones_and_no_other_way() -> None:
+    """p(x_2 | x_1) is another function for another x_1: the ratio of probabilities of two values of the last channel
+    moves with the channel before it. What is told of the place does not, for it has seen no channel of it."""
     form = Form(4)
     model = stirred(made("pixelcnn", form))
     x = pictures(1, form)
-    other = x.clone()
-    other[:, 2, 3, 3] = 1.0  # the last channel of the last place: it changes its own probability alone
-    weights = [model.told_by(picture, None) for picture in (x, other)]
-    assert torch.equal(*weights)
+
+    def at_the_end(second: float, last: float) -> Tensor:
+        other = x.clone()
+        other[:, 1, 3, 3], other[:, 2, 3, 3] = second, last
+        return other
+
+    assert torch.equal(model.told_by(x, None), model.told_by(at_the_end(-1.0, 1.0), None))
+    with torch.no_grad():
+        odds = [
+            float(
+                model.log_probability(at_the_end(second, 0.2), None)
+                - model.log_probability(at_the_end(second, -0.2), None)
+            )
+            for second in (-0.6, 0.6)
+        ]
+    assert abs(odds[0] - odds[1]) > 0.05
+
+
+def test_noise_within_a_shade_has_the_density_that_it_tells() -> None:
+    """log q(u|x) = log N(noise) - log|det du/dnoise|, the latter by autograd."""
+    form = Form(2, 0, 1)
+    within = Within(form, 8)
+    with torch.no_grad():
+        for weight in within.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    x, noise = pictures(1, form), torch.randn(1, *form.shape, generator=torch.Generator().manual_seed(2))
+    u, log_q = within(x, noise)
+    assert float(u.min()) >= 0 and float(u.max()) < 1
+    slope = torch.autograd.functional.jacobian(lambda n: within(x, n)[0].flatten(), noise).view(4, 4)
+    want = normal_log_density(noise.flatten(1)) - torch.linalg.slogdet(slope.double())[1]
+    assert float(log_q) == pytest.approx(float(want), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["score", "flow_matching", "realnvp", "ffjord", "ppca"])
+def test_samples_of_a_density_lie_on_shades(name: str) -> None:
+    drawn = made(name, Form(8)).sample(2, None, torch.Generator().manual_seed(0))
+    assert torch.allclose(drawn, shades.picture(shades.shades(drawn)), atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -287,6 +332,33 @@ def test_ppca_begins_as_the_closed_solution() -> None:
     cov = (model.weight @ model.weight.T).detach()
     assert (cov - true @ true.T).norm() < 0.1 * (true @ true.T).norm()
     assert float(model.log_variance.detach()) == pytest.approx(2 * math.log(0.02), abs=0.1)
+
+
+def test_few_pictures_do_not_make_ppca_sure_of_what_they_lack() -> None:
+    """Sixty pictures span sixty of 192 directions; new ones of the same kind must not be all but impossible."""
+    form = Form(8, 0)
+    mixed = torch.randn(form.dims, form.dims, generator=torch.Generator().manual_seed(0)) * 0.01
+    made = 0.5 + torch.randn(260, form.dims, generator=torch.Generator().manual_seed(1)) @ mixed
+    x = made.clamp(0, 1).view(-1, *form.shape) * 2 - 1
+    bits = {}
+    for components in (5, 190):
+        model = make("ppca", {"components": components}, form, 0)
+        model.begin(x[:60], None)
+        bits[components] = float(model.bits_per_dim(x[60:], None, draws(200)).mean())
+    assert bits[190] < bits[5] + 0.2
+
+
+@pytest.mark.parametrize("shape", [(300, 60), (40, 60), (200, 90)])
+def test_leading_directions_are_those_of_the_covariance(shape: tuple[int, int]) -> None:
+    """Of many rows, of few, and of so many directions that not all are looked for."""
+    scale = 0.8 ** torch.arange(shape[1])
+    y = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
+    y = y - y.mean(0)
+    values, directions = leading(y, 8)
+    want = torch.linalg.eigvalsh(y.T @ y / (len(y) - 1)).flip(0)[:8]
+    assert torch.allclose(values, want, rtol=1e-3)
+    assert torch.allclose(directions.T @ directions, torch.eye(8), atol=1e-4)
+    assert torch.allclose((y @ directions).var(0), want, rtol=1e-3)
 
 
 def test_a_mixture_finds_clusters() -> None:
@@ -476,9 +548,9 @@ def test_a_style_scales_the_weights() -> None:
 
 
 def test_augmentation_follows_how_sure_the_critic_is() -> None:
-    model = made("stylegan", Form(8))
+    model = make("stylegan", {**SMALL["stylegan"], "rise": 4000}, Form(8), 0)
     model._adapt(torch.ones(8))
-    assert float(model.chance) == pytest.approx(2e-3)
+    assert float(model.chance) == pytest.approx(8 / 4000)
     model._adapt(-torch.ones(8))
     model._adapt(-torch.ones(8))
     assert float(model.chance) == 0

@@ -69,6 +69,12 @@ def test_classes_are_counted_where_the_extractor_knows_them() -> None:
     assert reference.extractor.name.startswith("classifier ") and len(reference.extractor.name) == 23
 
 
+def test_classes_of_another_kind_are_not_held_against_the_datas() -> None:
+    """Inception names a thousand things, whatever the classes of the data set are."""
+    told = measure(pictures(200, 3), Reference.of(classifier(), pictures(400, 1), pictures(200, 2), torch.ones(7)))
+    assert "inception_score" in told.figures and "class_distance" not in told.figures and told.balance is None
+
+
 def test_the_same_seed_gives_the_same_figures() -> None:
     reference = Reference.of(pixels(8), pictures(200, 1), pictures(150, 2))
     assert measure(pictures(150, 3), reference, 5).figures == measure(pictures(150, 3), reference, 5).figures

@@ -142,10 +142,12 @@ def test_the_inception_score_agrees_with_torch_fidelity_and_knows_its_ends() -> 
 
 def test_lost_classes_are_counted() -> None:
     seen = torch.eye(10)[torch.tensor([0] * 139 + [1] * 57 + [2] * 3 + [3])]
-    told = balance(seen, torch.ones(10))
+    told = balance(seen, torch.ones(10), torch.Generator())
     assert told.lost == (3, 4, 5, 6, 7, 8, 9) and told.covered == 3
-    assert told.distance == pytest.approx(0.695 + 0.285 - 0.2)
-    assert balance(seen, torch.tensor([139, 57, 3, 1, 0, 0, 0, 0, 0, 0])).covered == 10  # nothing is missing there
+    assert told.distance.value == pytest.approx(0.695 + 0.285 - 0.2)
+    assert told.distance.low < told.distance.value < told.distance.high
+    same = torch.tensor([139, 57, 3, 1, 0, 0, 0, 0, 0, 0])
+    assert balance(seen, same, torch.Generator()).covered == 10  # nothing is missing there
 
 
 def test_copies_are_found_and_new_pictures_are_not() -> None:

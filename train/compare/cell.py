@@ -10,7 +10,7 @@ import json
 import logging
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,21 @@ from ldm.baselines.stored import load_family
 from ldm.errors import Code, LdmError
 from ldm.metrics.measured import FEWEST, Measured, measure
 from ldm.store.write import staged, write_weights
-from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of
+from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of, training_of
 from train.compare.counting import planned
-from train.compare.drawing import asked_classes, between, bits, drawn, named_by
+from train.compare.drawing import asked_classes, asked_for, between, bits, drawn, named_by
 from train.compare.growth import growth
-from train.compare.reference import extractor_of, pictures_of, real, reference_of
+from train.compare.reference import check_unchanged, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Wish
 from train.lock import Lock
 from train.opening import processes_of
-from train.report import read_story
+from train.report import read_story, rewrite
 from train.run import finished, opened
 from train.signals import Stop, Stopped
 
 log = logging.getLogger("train.compare")
+LENIENT = 0.1  # of the budget
+MEMORY = "memory.json"  # of the training, which a later process has no part in
 
 
 def run_cell(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
@@ -42,11 +44,13 @@ def run_cell(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
     with Lock(cell.folder):
         if (before := cell.result) is not None:
             return before
-        plan = planned(wish, cell)
-        told: dict[str, Any] = {"family": cell.family, "seed": cell.seed, "plan": plan}
+        check_unchanged(wish)
+        told: dict[str, Any] = {"family": cell.family, "seed": cell.seed, "settings": training_of(cell.family)}
         try:
-            told |= _trained(wish, cell, plan["steps"], stop)
+            plan = planned(wish, cell, stop)
+            told |= {"plan": plan, **_trained(wish, cell, plan, stop)}
             told |= _judged(wish, cell, processes_of(file_of(wish, cell, 1)).device, stop)
+            told["notes"] += _off_budget(wish, told["train_seconds"])
         except LdmError as error:
             if error.code != Code.NUMERIC:  # whatever else ends it may go otherwise at the next start
                 raise
@@ -56,21 +60,40 @@ def run_cell(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
         return told
 
 
-def _trained(wish: Wish, cell: Cell, steps: int, stop: Stop) -> dict[str, Any]:
+def _trained(wish: Wish, cell: Cell, plan: Mapping[str, Any], stop: Stop) -> dict[str, Any]:
+    steps: int = plan["steps"]
     file = file_of(wish, cell, steps)
     if finished(file) is None:
         with opened(file, stop=stop) as run:
             run.fit()
+            memory = _memory(run.trainer.processes.device)
+        rewrite(cell.folder / MEMORY, json.dumps(memory) + "\n", "Free some space.")
     story = read_story(cell.folder / RUN)
+    begun, spent = plan.get("pace", {}).get("begin", 0.0), sum(story.spent.values())
     losses = story.losses
     return {
         "images": steps * file.run.batch,
-        "train_seconds": round(sum(story.spent.values()), 1),
+        "train_seconds": round(begun + spent, 1),
         "step_seconds": round(_middle([seconds for _, seconds in story.figures["seconds"]]), 5),
         "parameters": sum(story.starts[-1]["parameters"].values()),
         "loss": {name: [[step, round(value, 6)] for step, value in story.figures[name]] for name in losses},
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "memory": json.loads((cell.folder / MEMORY).read_text("utf-8")) if (cell.folder / MEMORY).is_file() else None,
     }
+
+
+def _off_budget(wish: Wish, seconds: float) -> list[str]:
+    """Steps are counted before the first one; a machine that is busier then, or later, makes them wrong."""
+    if wish.budget.kind != "seconds" or abs(seconds / wish.budget.count - 1) <= LENIENT:
+        return []
+    meant = wish.budget.count
+    return [f"trained for {seconds:.0f} s in place of {meant:.0f}: the machine was not as it had been measured"]
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes at the highest moment of this process: of the card, where it trains on one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -82,7 +105,8 @@ def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[st
     settings = file_of(wish, cell, 1).task
     assert settings.type == "family"
     scaling = growth(settings, wish.size, asked_classes(stored), device)
-    samples, seconds, broken = drawn(stored, wish.samples, wish.cap, cell.seed, stop, device)
+    labels = asked_for(stored, kept, wish.samples)
+    samples, seconds, broken = drawn(stored, wish.samples, wish.cap, cell.seed, stop, device, labels)
     if not (path := cell.folder / SAMPLES).is_file():
         with staged(path) as stage:
             write_weights(stage, {"samples": samples, **between(stored, kept, device)}, {})
@@ -97,16 +121,17 @@ def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[st
         few = f"{len(samples)} samples are too few for a statistic, which needs {FEWEST}"
         return told | {"notes": [*notes, few]}
     measured = as_json(measure(real(samples), reference_of(wish, kept, extractor_of(wish, kept, stop)), cell.seed))
-    measured["figures"] |= named_by(stored, samples, kept, cell.seed)
+    measured["figures"] |= named_by(stored, samples, labels, kept, cell.seed)
     return told | measured | {"notes": [*notes, *measured["notes"]]}
 
 
 def as_json(measured: Measured) -> dict[str, Any]:
-    protocol, of_pairs = measured.figures["fid"].protocol, measured.figures["kid"].protocol
     told: dict[str, Any] = {
-        "figures": {name: asdict(figure.estimate) for name, figure in measured.figures.items()},
-        "protocol": asdict(protocol),
-        "pairs": {"made": of_pairs.made, "real": of_pairs.real},
+        "figures": {
+            name: {**asdict(figure.estimate), "protocol": asdict(figure.protocol)}
+            for name, figure in measured.figures.items()
+        },
+        "protocol": asdict(measured.figures["fid"].protocol),
         "notes": list(measured.notes),
         "nearest": measured.copies.nearest[:16].tolist(),
         "memorisation": {"bound": measured.copies.bound, "z": round(measured.copies.z, 3)},

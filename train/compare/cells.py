@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.baselines.family import facts_of
+from ldm.baselines.family import Facts, facts_of, model_of
 from ldm.config import find, load
 from ldm.errors import Code, LdmError
 from ldm.store.configs import config_path
@@ -57,15 +57,25 @@ def cell_in(out: Path, family: str, seed: int) -> Cell:
 def shipped_families() -> list[str]:
     """Names of the configurations that ship, group by group: simple ones first, diffusion last."""
     folder = config_path("family")
-    found = [(GROUPS.index(facts_of(module_of(p.stem)).group), p.stem) for p in folder.glob("*.yaml")]
+    found = [(GROUPS.index(facts_of_file(p.stem).group), p.stem) for p in folder.glob("*.yaml")]
     return [name for _, name in sorted(found)]
 
 
-def module_of(family: str) -> str:
-    """Which family the run file of a configuration is of."""
+def facts_of_file(family: str) -> Facts:
+    """Of the family that the run file of a configuration is of, as its options make it."""
     task = base_file(family).task
     assert task.type == "family"
-    return task.family
+    try:
+        return facts_of(task.family, task.options)
+    except LdmError:  # options that are not understood: its cells say so
+        return facts_of(task.family)
+
+
+def takes_class(family: str) -> bool:
+    """Whether it is told the class of what it learns and draws, where the data set has classes."""
+    task = base_file(family).task
+    assert task.type == "family"
+    return task.conditional and model_of(task.family).conditional
 
 
 def base_file(family: str) -> RunFile:
@@ -76,6 +86,29 @@ def base_file(family: str) -> RunFile:
         why = f"Its task is {file.task.type}; only the task family can be compared."
         raise LdmError(Code.USAGE, f"{path} is the run file of no family.", why, "Name one of configs/family.")
     return file
+
+
+def training_of(family: str) -> dict[str, Any]:
+    """What its run file says of the training, but for what a comparison decides: cells of one row must agree in it."""
+    told = base_file(family).model_dump(mode="json", exclude_unset=True)
+    run = {key: value for key, value in told["run"].items() if key in ("batch", "micro", "precision")}
+    return {"task": told["task"], "optim": told.get("optim", {}), "run": run}
+
+
+def check_settings(wish: Wish) -> None:
+    """Cells that were trained by other settings than those of today's run files are not gone on with."""
+    for cell in cells(wish):
+        before = (cell.result or {}).get("settings")
+        now = training_of(cell.family)
+        if before is None or before == now:
+            continue
+        section = next(key for key in now if before.get(key) != now[key])
+        raise LdmError(
+            Code.DIFFERENT,
+            f"{cell.folder} was trained by another run file of {cell.family}.",
+            f"Its {section} was {json.dumps(before.get(section))}, and now it is {json.dumps(now[section])}.",
+            "Delete that folder to train it again, mend the run file, or choose another --out.",
+        )
 
 
 def file_of(wish: Wish, cell: Cell, steps: int) -> RunFile:

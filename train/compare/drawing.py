@@ -13,6 +13,8 @@ from torch import Tensor
 from ldm.baselines.stored import Stored
 from ldm.data.draws import Draws
 from ldm.metrics.interval import around
+from ldm.metrics.measured import digest
+from ldm.metrics.protocol import Protocol
 from train.compare.accuracy import accuracy_score
 from train.compare.reference import Pictures, real
 from train.signals import Stop
@@ -35,17 +37,38 @@ def labels_for(stored: Stored, labels: Tensor | None, names: Sequence[str]) -> T
     return torch.tensor([place.get(name, -1) for name in names])[labels]
 
 
-def drawn(
-    stored: Stored, samples: int, cap: int, seed: int, stop: Stop, device: torch.device | str = "cpu"
-) -> tuple[Tensor, float, int]:
-    """[n,3,H,W] uint8, classes in turn; the seconds it took; and how many of them held numbers that are none.
+def asked_for(stored: Stored, kept: Pictures, count: int) -> Tensor | None:
+    """[count] classes, each as often as the data set has it, in any beginning of them too; None where the model is
+    told none."""
+    if not (classes := asked_classes(stored)):
+        return None
+    shares = torch.full((classes,), 1 / classes, dtype=torch.float64)
+    if (own := labels_for(stored, kept.labels, kept.label_names)) is not None and bool((own >= 0).any()):
+        shares = torch.bincount(own[own >= 0], minlength=classes).double() / int((own >= 0).sum())
+    asked, owed = list[int](), torch.zeros(classes, dtype=torch.float64)
+    for _ in range(count):
+        owed += shares
+        asked.append(int(owed.argmax()))
+        owed[asked[-1]] -= 1
+    return torch.tensor(asked)
 
-    As many as the cap allows, and one lot at least."""
-    model, classes = stored.model.to(device), asked_classes(stored)
+
+def drawn(
+    stored: Stored,
+    samples: int,
+    cap: int,
+    seed: int,
+    stop: Stop,
+    device: torch.device | str = "cpu",
+    labels: Tensor | None = None,
+) -> tuple[Tensor, float, int]:
+    """[n,3,H,W] uint8, of `labels` [samples] where classes are asked for; the seconds it took; and how many of them
+    held numbers that are none. As many as the cap allows, and one lot at least."""
+    model = stored.model.to(device)
     made, broken, began = list[Tensor](), 0, time.monotonic()
     while (first := sum(map(len, made))) < samples:
         count = min(AT_ONCE, samples - first)
-        label = (torch.arange(first, first + count) % classes).to(device) if classes else None
+        label = None if labels is None else labels[first : first + count].to(device)
         lot = model.sample(count, label, torch.Generator().manual_seed(seed * 1_000_003 + first)).float().cpu()
         broken += int((~lot.isfinite()).flatten(1).any(1).sum())
         made.append(_bytes(lot))
@@ -62,6 +85,8 @@ def bits(stored: Stored, kept: Pictures, stop: Stop, device: torch.device | str 
         return {}
     x, found = 2 * real(kept.held_out[:JUDGED]) - 1, list[Tensor]()
     labels = labels_for(stored, kept.held_out_labels, kept.label_names)
+    if asked_classes(stored) and (labels is None or bool((labels[:JUDGED] < 0).any())):
+        return {"no_bits": "it is told a class of each picture, and those of the held-out ones are not known"}
     for start in range(0, len(x), 32):
         rows = slice(start, start + 32)
         places = torch.arange(start, min(start + 32, len(x))).to(device)
@@ -84,8 +109,12 @@ def between(stored: Stored, kept: Pictures, device: torch.device | str = "cpu") 
     if encode is None or decode is None:
         return {}
     labels = labels_for(stored, kept.held_out_labels, kept.label_names)
+    if labels is None and asked_classes(stored):
+        return {}
     first = 0 if labels is None else int(labels[0])
     ends = [0, 1] if labels is None else (labels == first).nonzero().flatten()[:2].tolist()
+    if first < 0:
+        return {}
     told = None if labels is None else torch.tensor([first] * BETWEEN).to(device)
     x = (2 * real(kept.held_out[ends]) - 1).to(device)
     z: Tensor = encode(x, None if told is None else told[: len(x)])
@@ -95,19 +124,21 @@ def between(stored: Stored, kept: Pictures, device: torch.device | str = "cpu") 
     return {"between": _bytes(decode((1 - shares) * z[:1] + shares * z[1:2], told).float().cpu())}
 
 
-def named_by(stored: Stored, samples: Tensor, kept: Pictures, seed: int) -> dict[str, Any]:
-    """What a classifier that has seen these samples alone knows of real pictures, where both have the same classes."""
+def named_by(stored: Stored, samples: Tensor, labels: Tensor | None, kept: Pictures, seed: int) -> dict[str, Any]:
+    """What a classifier that has seen these samples alone, drawn for `labels`, knows of real pictures, where both have
+    the same classes."""
     classes = asked_classes(stored)
-    if not classes or kept.held_out_labels is None or len(samples) < 10 * classes:
+    if labels is None or kept.held_out_labels is None or len(samples) < 10 * classes:
         return {}
     truth = labels_for(stored, kept.held_out_labels, kept.label_names)
     assert truth is not None
     known = truth >= 0
     if not known.any():
         return {}
-    labels = torch.arange(len(samples)) % classes
-    score = accuracy_score(real(samples), labels, real(kept.held_out[known]), truth[known], classes, seed)
-    return {"accuracy_score": asdict(score)}
+    shown = kept.held_out[known]
+    score = accuracy_score(real(samples), labels[: len(samples)], real(shown), truth[known], classes, seed)
+    by = Protocol("a classifier of the samples", "none", len(samples), len(shown), digest(real(shown)))
+    return {"accuracy_score": {**asdict(score), "protocol": asdict(by)}}
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.baselines.stored import CONFIG, load_family
@@ -26,7 +28,7 @@ from ldm.store.shards import read_json
 from ldm.store.write import refuse_existing, staged
 from pipelines.pipeline import Pipeline
 from train.compare.cell import as_json
-from train.compare.drawing import bits, drawn
+from train.compare.drawing import asked_for, bits, drawn
 from train.compare.lab import Progress, prepare, remember_yardsticks
 from train.compare.reference import Pictures, as_bytes, captions_of, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Yardsticks
@@ -40,6 +42,7 @@ Tell = Callable[[str], None]
 
 def evaluate(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> Path:
     """Writes NAME.json into the folder of the yardsticks, which later measures share; returns its path."""
+    _check_size(Path(made), yard.size)  # before a folder is begun, which is of one size for ever
     remember_yardsticks(yard, stop)
     path = yard.out / "measured" / f"{_name(made)}.json"
     refuse_existing(path)
@@ -55,7 +58,8 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
     if _is_family(Path(made)):
         stored = load_family(Path(made))
         tell(f"drawing {samples:,} pictures by {stored.family}")
-        pictures, seconds, _ = drawn(stored, samples, cap, seed, stop)
+        labels = asked_for(stored, kept, samples)
+        pictures, seconds, _ = drawn(stored, samples, cap, seed, stop, labels=labels)
         told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures), **bits(stored, kept, stop)}
     elif _is_autoencoder(Path(made)):
         tell(f"encoding and decoding the held-out pictures by {made}")
@@ -69,9 +73,17 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
             why = "A text-to-image model draws for the captions of the data set, and this one has none."
             raise LdmError(Code.USAGE, f"{made} cannot be asked for anything.", why, "Give a data set with captions.")
         tell(f"drawing {samples:,} pictures by {made}, for captions of the data set")
-        pictures, told = _drawn_for(made, yard, texts, samples, seed, stop)
+        pictures, told = _drawn_for(made, yard, texts, samples, cap, seed, stop)
     reference = reference_of(yard, kept, extractor_of(yard, kept, stop))
     return told | as_json(measure(real(pictures), reference, seed))
+
+
+def _check_size(made: Path, size: int) -> None:
+    if not _is_family(made):
+        return
+    if (side := load_family(made).form.side) != size:
+        what, why = f"{made} draws {side} pixels, and --size is {size}.", "Both must be of one size."
+        raise LdmError(Code.USAGE, what, why, f"Give --size {side}.")
 
 
 def _is_family(path: Path) -> bool:
@@ -120,22 +132,25 @@ def _folder(path: Path, size: int, most: int) -> Tensor:
 
 
 def _drawn_for(
-    made: str, yard: Yardsticks, texts: Sequence[str], samples: int, seed: int, stop: Stop
+    made: str, yard: Yardsticks, texts: Sequence[str], samples: int, cap: int, seed: int, stop: Stop
 ) -> tuple[Tensor, dict[str, Any]]:
-    """One picture a caption, in their order and round again; with a CLIP also how well each fits its words."""
+    """One picture a caption, in their order and round again, as many as the cap allows; with a CLIP also how well each
+    fits its words."""
     pipeline = Pipeline.load(made)
     clip = None if yard.clip is None else load_clip(find_model(yard.clip)).eval()
-    found, fits = list[Tensor](), list[float]()
+    found, fits, began = list[Tensor](), list[float](), time.monotonic()
     for place in range(samples):
         text = texts[place % len(texts)]
         (picture,) = pipeline(text, seed=seed * 1_000_003 + place)
-        square = picture.convert("RGB").resize((yard.size, yard.size))
+        square = ImageOps.fit(picture.convert("RGB"), (yard.size, yard.size), Image.Resampling.BICUBIC)
         tensor = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
         found.append(tensor.view(yard.size, yard.size, 3).permute(2, 0, 1))
         if clip is not None:
             fits.append(float(clip.similarity(2 * real(found[-1][None]) - 1, [text])))
         stop.check()
-    told: dict[str, Any] = {"drawn": samples}
+        if time.monotonic() - began > cap:
+            break
+    told: dict[str, Any] = {"drawn": len(found)}
     if fits:
         each = torch.tensor(fits, dtype=torch.float64)
         told["clip_score"] = asdict(around(float(each.mean()), float(each.std()) / len(each) ** 0.5))

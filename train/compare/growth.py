@@ -21,11 +21,13 @@ def growth(settings: FamilySettings, side: int, classes: int, device: torch.devi
     """How many times as long a training step takes when the side doubles, up to `side`: 4 where the work is that of
     the pixels alone."""
     side = max(side, 2 * LEAST)
-    return _seconds(settings, side, classes, device) / _seconds(settings, side // 2, classes, device)
+    small, large = (step_seconds(settings, one, classes, device) for one in (side // 2, side))
+    return large / small
 
 
-def _seconds(settings: FamilySettings, side: int, classes: int, device: torch.device) -> float:
-    """Of a step on a few pictures of noise, without its optimiser; every part as often as it is due."""
+def step_seconds(settings: FamilySettings, side: int, classes: int, device: torch.device) -> float:
+    """Of a step, for each picture of a small batch of noise, without its optimiser; every part as often as it is
+    due, and what a part does now and then not counted."""
     form = Form(side, classes)
     model = make(settings.family, settings.options, form, 0).to(device)
     dice = torch.Generator().manual_seed(0)
@@ -35,12 +37,13 @@ def _seconds(settings: FamilySettings, side: int, classes: int, device: torch.de
     total = 0.0
     for phase in phases_of(model, LONG):
         taken = []
-        for repeat in range(1 + REPEATS):
+        for step in range(1, 2 + REPEATS):
             wait(device)
             began = time.perf_counter()
-            draws = Draws(repeat, torch.arange(PICTURES, device=device), PICTURES, phase.name)
+            places = torch.arange(step * PICTURES, (step + 1) * PICTURES, device=device)
+            draws = Draws(0, places, PICTURES, phase.name)
             model.loss(phase.name, x, label, draws)[0].mean().backward()  # type: ignore[no-untyped-call]
             wait(device)
             taken.append(time.perf_counter() - began)
         total += min(taken[1:]) * sum(phase.due(step) for step in range(LONG)) / LONG
-    return total
+    return total / PICTURES

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldm.errors import Code, LdmError
-from train.compare.cells import CRASH, Cell, cells
+from train.compare.cells import CRASH, Cell, cells, check_settings, file_of
 from train.compare.children import command, run
-from train.compare.counting import measured, steps_of
+from train.compare.counting import rough_seconds, steps_of
 from train.compare.reference import extractor_of, judge_seconds, pictures_of
 from train.compare.wish import Wish, Yardsticks
 from train.lock import Lock
@@ -64,14 +66,24 @@ def published(wish: Wish, stop: Stop) -> Path:
 def remember(wish: Wish, stop: Stop) -> Wish:
     """Writes the wish into its folder, or adds its families and seeds to the one that is there; what else differs is an
     error. Returns what now lies there."""
-    path = wish.out / WISH
     wish.out.mkdir(parents=True, exist_ok=True)
     with _turn(wish.out, stop):
-        if path.is_file():
-            check_same(wish, before := read_wish(wish.out))
-            families = (*before.families, *(f for f in wish.families if f not in before.families))
-            wish = wish.model_copy(update={"families": families, "seeds": max(wish.seeds, before.seeds)})
-        rewrite(path, wish.model_dump_json(indent=2) + "\n", "Free some space.")
+        wish = merged(wish)
+        rewrite(wish.out / WISH, wish.model_dump_json(indent=2) + "\n", "Free some space.")
+    return wish
+
+
+def merged(wish: Wish) -> Wish:
+    """With the families and seeds that its folder has already; nothing is written."""
+    if (wish.out / WISH).is_file():
+        check_same(wish, before := read_wish(wish.out))
+        families = (*before.families, *(f for f in wish.families if f not in before.families))
+        stems = [Path(family).stem for family in families]
+        if twice := [family for family in wish.families if stems.count(Path(family).stem) > 1]:
+            what, why = f"{wish.out} has a family that is called {Path(twice[0]).stem} already.", "A row has one name."
+            raise LdmError(Code.USAGE, what, why, f"Give {twice[0]} another file name, or choose another --out.")
+        wish = wish.model_copy(update={"families": families, "seeds": max(wish.seeds, before.seeds)})
+    check_settings(wish)
     return wish
 
 
@@ -171,7 +183,7 @@ class Cost:
 
 
 def cost_of(wish: Wish, stop: Stop) -> Cost:
-    """A budget of time is known; one of steps or pictures is timed, a family at a time."""
+    """A budget of time is known; one of steps or pictures is timed roughly, a family at a time."""
     left = [cell for cell in cells(wish) if cell.result is None]
     training: float | None = wish.budget.count * len(left) if wish.budget.kind == "seconds" else 0.0
     if wish.budget.kind != "seconds":
@@ -179,9 +191,9 @@ def cost_of(wish: Wish, stop: Stop) -> Cost:
             mine = [cell for cell in left if cell.family == family]
             stop.check()
             try:
-                each = steps_of(wish, mine[0]) * measured(wish, mine[0])
-            except LdmError as error:
-                log.warning("%s cannot be timed: %s", family, error.what)
+                each = steps_of(wish, mine[0]) * rough_seconds(file_of(wish, mine[0], 1), wish.size)
+            except (LdmError, torch.OutOfMemoryError, MemoryError) as error:
+                log.warning("%s cannot be timed: %s", family, error)
                 each = None
             training = None if training is None or each is None else training + len(mine) * each
     return Cost(judge_seconds(wish) if left else 0.0, training, wish.cap * len(left), len(left))

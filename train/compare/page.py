@@ -30,7 +30,7 @@ from train.report_style import STYLE
 PAGE, DATA, TABLE = "compare.html", "compare.json", "compare.csv"
 SHEET, ACROSS, NEAREST = 32, 16, 8  # pictures of a sheet, of its lines, and those beside their nearest
 WORDS = {
-    "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID &times; 1000", "inception_score": "IS",
+    "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID", "inception_score": "IS",
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "spectrum_db": "spectrum, dB", "class_distance": "classes off by",
     "accuracy_score": "accuracy", "copies": "copies", "authentic": "authentic",
@@ -48,6 +48,10 @@ text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;f
 .sheets figure{margin:0}.sheets img{width:100%;image-rendering:pixelated;border-radius:6px}
 .sheets figcaption{font-size:.82rem;color:var(--soft)}
 """
+DENSITY = (
+    "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within each "
+    "shade, which bound the bits of shades from above; Flow++ learns the noise; autoregressive ones are of shades."
+)
 _LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance"}
 _UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
 
@@ -73,6 +77,7 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         f"{html.escape(str(wish.budget))} of training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
         "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
         "<h2>Figures</h2>", _figures(table, comparable(wish, table)),
+        f"<p>{DENSITY}</p>",
         "<h2>Cost, and what each family is</h2>", _costs(table),
         f"<h2>The trilemma</h2><div class=trilemma>{picture(marks(comparable(wish, table)))}</div>",
         "<p>A family lies towards the corners that it is good at, as compared here; a larger dot is better in all.</p>",
@@ -87,12 +92,13 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
 
 def _figures(table: Sequence[Row], whole: Sequence[Row]) -> str:
     names = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
-    head = "".join(f"<th>{WORDS[name]}</th>" for name in names)
+    times = {"kid": _thousandfold([row.figure("kid") for row in table])}
+    head = "".join(f"<th>{WORDS[name]}{' &times; 1000' * (times.get(name) == 1000)}</th>" for name in names)
     best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}
     best["bits"] = _best([row.bits for row in table], True)
     lines = []
     for row in table:
-        cellsof = [_cell(row.figure(name), best.get(name), 1000 if name == "kid" else 1) for name in names]
+        cellsof = [_cell(row.figure(name), best.get(name), times.get(name, 1)) for name in names]
         kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
         cellsof.append(_cell(row.bits, best["bits"], 1, kind))
         few = (
@@ -100,6 +106,11 @@ def _figures(table: Sequence[Row], whole: Sequence[Row]) -> str:
         )
         lines.append(f"<tr><td>{html.escape(row.name)}{few}</td>{''.join(cellsof)}</tr>")
     return f"<div class=wide><table><tr><th>family</th>{head}<th>bits/dim</th></tr>{''.join(lines)}</table></div>"
+
+
+def _thousandfold(found: Sequence[Estimate | None]) -> int:
+    """Kernel distances are told in thousandths where they are as small as those of Inception's features."""
+    return 1000 if all(one is None or one.value < 1 for one in found) else 1
 
 
 def _best(found: Sequence[Estimate | None], lower: bool) -> float | None:
@@ -131,7 +142,7 @@ def _number(value: float) -> str:
 def _costs(table: Sequence[Row]) -> str:
     head = (
         "parameters", "s a step", "at twice the side", "trained, s", "pictures seen", "memory", "drawn a second",
-        "passes for one", "exact density", "free Jacobian", "cannot",
+        "passes for one", "told classes", "exact density", "free Jacobian", "cannot",
     )  # fmt: skip
     lines = []
     for row in table:
@@ -140,7 +151,7 @@ def _costs(table: Sequence[Row]) -> str:
             _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"),
             _or(row.mean("growth"), "{:.1f} &times;"), _count(row.mean("train_seconds")), _count(row.mean("images")),
             _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
-            html.escape(facts.passes), facts.likelihood, "yes" if facts.free_form else "no",
+            html.escape(facts.passes), _yes(row.takes_class), facts.likelihood, _yes(facts.free_form),
         ]  # fmt: skip
         lines.append(
             f"<tr><td>{html.escape(row.name)}<small>{html.escape(facts.paper)}</small></td>"
@@ -149,6 +160,10 @@ def _costs(table: Sequence[Row]) -> str:
         )
     heads = "".join(f"<th>{word}</th>" for word in head)
     return f"<div class=wide><table><tr><th>family</th>{heads}</tr>{''.join(lines)}</table></div>"
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
 
 
 def _or(value: float | None, form: str) -> str:

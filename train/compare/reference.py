@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
 from ldm.metrics.inception import by_inception
-from ldm.metrics.measured import FEWEST, Reference, check_enough, digest
+from ldm.metrics.measured import Reference, check_enough, digest
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model
 from ldm.store.weights import load_weights
@@ -33,6 +35,7 @@ from train.signals import Stop
 from train.tasks.perceptual import open_classifier
 
 log = logging.getLogger("train.compare")
+TAUGHT = 128  # pictures of a step of the classifier, and of the families that take the most
 CLASSIFIER, PICTURES, FACTS = "classifier", "pictures.safetensors", "data.json"
 
 
@@ -76,6 +79,7 @@ def _keep(wish: Yardsticks, path: Path, facts: Path) -> None:
         classes = _names(loader.source.labels, training)
         tensors |= {"labels": _labels(training), "held_out_labels": _labels(held)}
     told = {
+        "pictures": _pictures(loader),
         "classes": list(classes),
         "labels": list(loader.source.labels) if classes else [],
         "captions": any(any(b.text) for b in training),
@@ -86,6 +90,28 @@ def _keep(wish: Yardsticks, path: Path, facts: Path) -> None:
             stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     with staged(path) as stage:
         write_weights(stage, tensors, {})
+
+
+def _pictures(loader: Loader) -> dict[str, Any]:
+    """How many there are to train on, and the hash of the names of those held out."""
+    names = (loader.source.name(int(i)) for i in loader.plan.validation)
+    held = hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return {"training": len(loader.plan.training), "held out": held}
+
+
+def check_unchanged(wish: Yardsticks) -> None:
+    """A data set that grew may give to training what others were measured on."""
+    facts = wish.out / FACTS
+    if not facts.is_file():
+        return
+    before, now = json.loads(facts.read_text("utf-8")).get("pictures"), _pictures(_loader(wish))
+    if before is not None and before != now:
+        raise LdmError(
+            Code.DIFFERENT,
+            f"The pictures of {wish.data.get('path')} are not those that {wish.out} began with.",
+            f"It had {before['training']:,} to train on, and has {now['training']:,}; or others are held out now.",
+            "Choose another --out for the data set as it is.",
+        )
 
 
 def captions_of(wish: Yardsticks, most: int = 10_000) -> list[str]:
@@ -100,11 +126,11 @@ def _loader(wish: Yardsticks) -> Loader:
         run={"out": wish.out / "none", "steps": 1, "batch": 1},
     )
     source = open_source(file.data)
-    if len(source) < (needed := wish.held_out + FEWEST):
+    if len(source) < (needed := wish.held_out + TAUGHT):
         raise LdmError(
             Code.USAGE,
             f"{source.title} has {len(source)} pictures, which are too few.",
-            f"{needed} are needed: {wish.held_out} that nothing is trained on, and {FEWEST} to train on at the least.",
+            f"{needed} are needed: {wish.held_out} that nothing is trained on, and {TAUGHT} to train on at the least.",
             "Give more pictures, or keep fewer from training with --held-out (100 at the least).",
         )
     return loader_of(file, source, processes_of(file))

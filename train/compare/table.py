@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ldm.baselines.family import Facts, facts_of
+from ldm.baselines.family import Facts
 from ldm.metrics.interval import Estimate, student
-from train.compare.cells import Cell, cells, module_of
+from ldm.metrics.protocol import Figure, Protocol, check_comparable
+from train.compare.cells import Cell, cells, facts_of_file, takes_class
 from train.compare.wish import Wish
 
 FIGURES = (
@@ -21,6 +22,10 @@ FIGURES = (
     "class_distance", "accuracy_score", "copies", "authentic",
 )  # fmt: skip
 SHARES = frozenset({"precision", "recall", "coverage", "accuracy_score", "copies", "authentic"})
+
+
+# Of real pictures, which all seeds are measured on, or against them: more seeds leave as much open in these.
+SHARED = frozenset({"recall", "coverage", "accuracy_score", "kid"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Row:
     facts: Facts
     done: tuple[Mapping[str, Any], ...]
     wanted: int  # cells, done or not
+    takes_class: bool = True
 
     @property
     def drawn(self) -> int | None:
@@ -45,7 +51,7 @@ class Row:
     def figure(self, name: str) -> Estimate | None:
         """Over the seeds: the mean, and the wider of what samples and seeds leave open."""
         found = [told["figures"][name] for told in self.good if name in told.get("figures", {})]
-        told = over_seeds([Estimate(**one) for one in found])
+        told = over_seeds([estimate_of(one) for one in found], name in SHARED)
         if told is None or name not in SHARES:
             return told
         return Estimate(told.value, max(0.0, told.low), min(1.0, told.high))
@@ -53,7 +59,7 @@ class Row:
     @property
     def bits(self) -> Estimate | None:
         found = [told["bits_per_dim"] for told in self.good if "bits_per_dim" in told]
-        return over_seeds([Estimate(one["value"], one["low"], one["high"]) for one in found], shared=True)
+        return over_seeds([estimate_of(one) for one in found], shared=True)
 
     def mean(self, name: str) -> float | None:
         found = [float(told[name]) for told in self.good if told.get(name) is not None]
@@ -81,6 +87,10 @@ class Row:
         ]
 
 
+def estimate_of(told: Mapping[str, Any]) -> Estimate:
+    return Estimate(told["value"], told["low"], told["high"])
+
+
 def over_seeds(found: Sequence[Estimate], shared: bool = False) -> Estimate | None:
     """Their mean, and the wider of Student's interval over seeds and what their samples leave open. Where all seeds
     `shared` the same pictures, more seeds make that no less."""
@@ -100,15 +110,26 @@ def rows(wish: Wish) -> list[Row]:
     by_name: dict[str, list[Cell]] = {}
     for cell in cells(wish):
         by_name.setdefault(cell.family, []).append(cell)
-    return [
+    table = [
         Row(
             Path(name).stem,
-            facts_of(module_of(name)),
-            tuple(told for cell in own if (told := cell.told) is not None),
+            facts_of_file(name),
+            tuple(told for cell in own if (told := cell.told)),
             len(own),
+            takes_class(name),
         )
         for name, own in by_name.items()
     ]
+    _check_alike(table)
+    return table
+
+
+def _check_alike(table: Sequence[Row]) -> None:
+    """Figures of unlike protocols do not stand in one table, but for the number of samples, of which rows tell."""
+    for name in FIGURES:
+        told = [cell["figures"][name] for row in table for cell in row.good if name in cell.get("figures", {})]
+        protocols = [Protocol(**{**one["protocol"], "made": 0}) for one in told]
+        check_comparable([Figure(name, estimate_of(one), by) for one, by in zip(told, protocols, strict=True)])
 
 
 def as_csv(table: Iterable[Row]) -> str:
@@ -118,9 +139,8 @@ def as_csv(table: Iterable[Row]) -> str:
     writer.writerow(["family", "seed", "figure", "value", "low", "high", "extractor", "made", "real", "reference"])
     for row in table:
         for told in row.done:
-            by = told.get("protocol", {})
-            protocol = [by.get(key, "") for key in ("extractor", "made", "real", "reference")]
             for name, one in told.get("figures", {}).items():
+                protocol = [one["protocol"][key] for key in ("extractor", "made", "real", "reference")]
                 writer.writerow([row.name, told["seed"], name, one["value"], one["low"], one["high"], *protocol])
             if bits := told.get("bits_per_dim"):
                 name = f"bits_per_dim_{bits['kind']}"

@@ -38,19 +38,24 @@ def comparable(wish: Wish, table: Sequence[Row]) -> list[Row]:
 
 
 def _apart(table: Sequence[Row]) -> Iterator[str]:
-    """Families that are good at one of quality and coverage alone."""
+    """Families that are good at one of precision and recall alone."""
+    narrow, wide = list[str](), list[str]()
     for row in table:
         precision, recall = row.figure("precision"), row.figure("recall")
         if precision is None or recall is None:
             continue
+        told = f"{row.name} ({precision.value:.2f} and {recall.value:.2f})"
         if _clearly(precision, recall, 0.25):
-            yield f"{row.name} draws likely pictures of few kinds: {_both(precision, recall)}."
+            narrow.append(told)
         elif _clearly(recall, precision, 0.25):
-            yield f"{row.name} covers much that is not data: {_both(precision, recall)}."
-
-
-def _both(precision: Estimate, recall: Estimate) -> str:
-    return f"precision {precision.value:.2f}, recall {recall.value:.2f}"
+            wide.append(told)
+    if narrow:
+        yield (
+            f"Like single pictures of the data, but of few of its kinds, by precision and recall: {_list(narrow)}. "
+            "Where the kernel distance is large all the same, it is the judge that is taken in."
+        )
+    if wide:
+        yield f"As varied as the data, but much of it unlike any picture, by precision and recall: {_list(wide)}."
 
 
 def _clearly(a: Estimate, b: Estimate, by: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,9 @@ class FamilyTask:
         self.model = make(settings.family, settings.options, self.form, setting.seed)
         self.exact, self.exception = self.model.exact, self.model.exception
         first = examples(setting, self.model.first)
+        began = time.perf_counter()
         self.model.begin(picture(first), self._label(first))
+        self.begun = time.perf_counter() - began  # seconds, which a budget of time counts
 
     def networks(self) -> dict[str, nn.Module]:
         return {"model": self.model}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import time
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ldm.baselines.family import Losses
+from ldm.baselines.family import Form, Losses, facts_of, make
+from ldm.baselines.stored import Stored
 from ldm.baselines.vae import Model
 from ldm.data.draws import Draws
 from ldm.errors import Code, LdmError
@@ -20,13 +23,16 @@ from ldm.metrics.interval import Estimate
 from ldm.store.weights import load_weights
 from tests.train.compare.test_wish import wish
 from train.compare import cell as cell_module
+from train.compare import growth as growth_module
 from train.compare.cell import run_cell
 from train.compare.cells import Cell, cells
-from train.compare.drawing import drawn
+from train.compare.counting import Pace
+from train.compare.drawing import asked_for, bits, drawn
 from train.compare.growth import growth
-from train.compare.lab import Progress, compare, cost_of, prepare, remember
+from train.compare.lab import Progress, compare, cost_of, prepare, read_wish, remember
 from train.compare.page import write_pages
-from train.compare.table import over_seeds, rows
+from train.compare.reference import check_unchanged, pictures_of
+from train.compare.table import Row, over_seeds, rows
 from train.compare.trilemma import Mark, marks, picture
 from train.compare.wish import Wish
 from train.lock import Lock
@@ -107,6 +113,94 @@ def test_a_row_spans_what_its_seeds_leave_open(done: Wish) -> None:
     assert precision is not None and precision.low >= 0 and precision.high <= 1
 
 
+def test_more_seeds_leave_as_much_open_where_all_saw_the_same_pictures() -> None:
+    """Recall and coverage are shares of real pictures, which every seed is measured on; precision is one of samples."""
+    protocol = {"extractor": "pixels", "resize": "none", "made": 100, "real": 200, "reference": "one"}
+    one = {"value": 0.5, "low": 0.4, "high": 0.6, "protocol": protocol}
+    cell = {"seed": 0, "figures": {"recall": one, "precision": one}}
+    row = Row("mine", facts_of("vae"), (cell, cell, cell, cell), 4)
+    recall, precision = row.figure("recall"), row.figure("precision")
+    assert recall is not None and precision is not None
+    assert recall.high - recall.low == pytest.approx(0.2)
+    assert precision.high - precision.low == pytest.approx(0.1)
+
+
+def test_figures_of_unlike_protocols_do_not_stand_in_one_table(done: Wish, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done.out, out)
+    copied = read_wish(out)
+    path = list(cells(copied))[1].folder / "cell.json"
+    told = json.loads(path.read_text("utf-8"))
+    told["figures"]["kid"]["protocol"]["reference"] = "another"
+    path.write_text(json.dumps(told), "utf-8")
+    with pytest.raises(LdmError, match=r"reference: .* another there"):
+        write_pages(copied)
+
+
+def test_cells_of_other_settings_are_not_gone_on_with(done: Wish, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done.out, out)
+    path = first(read_wish(out)).folder / "cell.json"
+    told = json.loads(path.read_text("utf-8"))
+    told["settings"]["run"]["batch"] = 7
+    path.write_text(json.dumps(told), "utf-8")
+    with pytest.raises(LdmError, match=r'another run file of ppca[^$]*"batch": 7') as caught:
+        remember(read_wish(out), Stop())
+    assert caught.value.code == Code.DIFFERENT
+
+
+def test_a_data_set_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    asked = wish(tmp_path / "out")
+    remember(asked, Stop())
+    prepare(asked, Progress(), Stop())
+    check_unchanged(asked)
+    with pytest.raises(LdmError, match="had 300 to train on, and has 320"):
+        check_unchanged(wish(tmp_path / "out", data={"path": "scenes", "count": 420}))
+
+
+def test_a_pace_tells_how_many_steps_a_budget_buys() -> None:
+    pace = Pace(begin=10, step=0.1, reading=0.001, batch=10, kept=1000)
+    assert pace.seconds(50) == pytest.approx(10 + 5 + 0.5)
+    assert pace.seconds(500) == pytest.approx(10 + 50 + 1)  # all have been read after a hundred steps
+    assert pace.steps(pace.seconds(500) + 1e-6) == 500 and pace.steps(pace.seconds(500) - 1e-6) == 499
+    assert pace.steps(1) == 1  # what is taken from data may take longer than the budget
+    assert Pace(0, 0.1, 0.001, 10, 0).seconds(500) == pytest.approx(50 + 5)  # where each is read again
+
+
+def test_a_budget_of_time_becomes_steps_and_a_machine_that_changed_is_told_of(tmp_path: Path) -> None:
+    asked = wish(tmp_path / "out", budget="4s", families=("stylegan",), seeds=1, size=16)
+    remember(asked, Stop())
+    prepare(asked, Progress(), Stop())
+    told = run_cell(asked, first(asked), Stop())
+    steps, pace = told["plan"]["steps"], told["plan"]["pace"]
+    assert steps * pace["step"] <= 4 < (steps + 1) * pace["step"] + pace["begin"] + pace["reading"] * 300 + 0.1
+    assert any("in place of 4" in note for note in told["notes"]) == (abs(told["train_seconds"] / 4 - 1) > 0.1)
+    assert told["memory"] > 1e8
+
+
+def test_classes_are_asked_for_as_often_as_the_data_has_them(done: Wish) -> None:
+    form = Form(8, 4)
+    stored = Stored("vae", make("vae", {"width": 8}, form, 0), ("a", "b", "c", "d"))
+    kept = pictures_of(done)
+    some = torch.tensor([0] * 60 + [1] * 30 + [3] * 10)
+    names = ("a", "b", "c", "d")
+    asked = asked_for(stored, replace(kept, labels=some, label_names=names), 100)
+    assert asked is not None and torch.bincount(asked, minlength=4).tolist() == [60, 30, 0, 10]
+    assert torch.bincount(asked[:20], minlength=4).tolist() == [12, 6, 0, 2]  # a capped row has the shares too
+    equal = asked_for(stored, replace(kept, labels=None), 8)
+    assert equal is not None and torch.bincount(equal).tolist() == [2, 2, 2, 2]
+    assert asked_for(Stored("vae", make("vae", {"width": 8}, Form(8), 0)), kept, 8) is None
+
+
+def test_a_likelihood_that_needs_a_class_is_not_told_without_one(done: Wish) -> None:
+    stored = Stored("vae", make("vae", {"width": 8}, Form(8, 2), 0), ("a", "b"))
+    kept = pictures_of(done)
+    assert "no_bits" in bits(stored, replace(kept, held_out_labels=None), Stop())
+    labels = torch.arange(len(kept.held_out)) % 2
+    assert "no_bits" in bits(stored, replace(kept, held_out_labels=labels, label_names=("a", "z")), Stop())
+    assert "bits_per_dim" in bits(stored, replace(kept, held_out_labels=labels, label_names=("a", "b")), Stop())
+
+
 def test_few_seeds_make_wide_intervals() -> None:
     told = over_seeds([Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1)])
     assert told is not None and told.value == 1.5
@@ -144,17 +238,18 @@ def test_the_cost_counts_who_looks_until_it_has_been_trained(tmp_path: Path) -> 
 
 
 def test_a_larger_picture_costs_more_and_the_clock_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family whose step takes the square of its side in tenths of a millisecond."""
-    real = Model.loss
+    """A family whose step takes the square of its side, by a clock that nothing else moves."""
+    real, clock = Model.loss, [0.0]
 
     def slow(self: Model, part: str, x: Tensor, label: Tensor | None, draws: Draws) -> Losses:
-        time.sleep(x.shape[-1] ** 2 * 1e-4)
+        clock[0] += x.shape[-1] ** 2
         return real(self, part, x, label, draws)
 
     monkeypatch.setattr(Model, "loss", slow)
+    monkeypatch.setattr(growth_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     settings = FamilySettings(type="family", family="vae", options={"width": 4, "latents": 4})
-    assert 2.5 < growth(settings, 16, 0, torch.device("cpu")) < 5
-    assert 2.5 < growth(settings, 8, 0, torch.device("cpu")) < 5  # there is no smaller side: 16 beside 8
+    assert growth(settings, 16, 0, torch.device("cpu")) == 4
+    assert growth(settings, 8, 0, torch.device("cpu")) == 4  # there is no smaller side: 16 beside 8
 
 
 def test_other_errors_are_not_taken_for_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ def test_a_folder_and_a_family_are_measured_alike(ldm: Ldm, tmp_path: Path) -> N
     kept = json.loads(Path("runs/evaluate/scenes/measured/drawn.json").read_text("utf-8"))
     assert kept["protocol"] == told["protocol"]
     assert kept["figures"]["kid"]["value"] < told["figures"]["kid"]["value"]  # real scenes are nearer than noise
+    other = ldm("evaluate", "mine/model", "--against", "scenes", "--size", 16, *FEW[2:], "--out", "other")
+    assert not Path("other").exists()
+    assert other.status == Code.USAGE and "Give --size 8" in other.err
     again = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100)
     assert again.status == Code.FILE and "exists already" in again.err
 

@@ -58,3 +58,13 @@ def test_cells_of_another_comparison_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(LdmError, match="another comparison"):
         bring_back(kept, other)
     assert not (other / "cells").exists()
+
+
+def test_cells_of_another_judge_are_not_mixed_in(tmp_path: Path) -> None:
+    first, other, kept = comparison(tmp_path / "first"), comparison(tmp_path / "other"), tmp_path / "kept"
+    for folder, weight in ((first, 1.0), (other, 2.0)):
+        measured(folder, "ppca-0")
+        write_weights(folder / "classifier" / "model" / "model.safetensors", {"w": torch.tensor(weight)}, {})
+    keep(first, kept)
+    with pytest.raises(LdmError, match="is not the judge"):
+        bring_back(kept, other)

@@ -12,7 +12,7 @@ from ldm.baselines.family import settings_of
 from ldm.errors import LdmError
 from ldm.store.configs import config_path
 from train.compare.cells import base_file, cells, file_of, shipped_families
-from train.compare.lab import check_same, read_wish, remember
+from train.compare.lab import check_same, merged, read_wish, remember
 from train.compare.wish import Wish, budget
 from train.signals import Stop
 
@@ -69,6 +69,19 @@ def test_families_and_seeds_may_be_added_and_nothing_else_changed(tmp_path: Path
     assert before.out == tmp_path and before.budget == budget("3-steps") and before.families == more.families
     with pytest.raises(LdmError, match="Its budget is"):
         check_same(wish(tmp_path, budget="4-steps"), before)
+
+
+def test_a_row_has_one_name(tmp_path: Path) -> None:
+    remember(wish(tmp_path, families=("ddpm",)), Stop())
+    with pytest.raises(LdmError, match="is called ddpm already"):
+        remember(wish(tmp_path, families=("family-gpu/ddpm",)), Stop())
+    assert read_wish(tmp_path).families == ("ddpm",)
+
+
+def test_what_is_asked_for_is_joined_with_what_is_there_and_nothing_is_written(tmp_path: Path) -> None:
+    remember(wish(tmp_path), Stop())
+    assert merged(wish(tmp_path, families=("glow",), seeds=1)).families == ("ppca", "vae", "glow")
+    assert read_wish(tmp_path).families == ("ppca", "vae")
 
 
 def test_a_side_that_families_cannot_halve_is_refused_with_those_next_to_it(tmp_path: Path) -> None:
