@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.baselines.blocks import row_of
+
 Cache = list[tuple[Tensor, Tensor]]
 
 
@@ -55,7 +57,7 @@ class Transformer(nn.Module):
 
     def first(self, label: Tensor | None, count: int) -> Tensor:
         """[n,1,width]: the class, which comes before all codes."""
-        told = torch.zeros(count, dtype=torch.long, device=self.places.device) if label is None else label + 1
+        told = row_of(label, count, self.places.device)
         first: Tensor = self.classes(told)[:, None] + self.places[:1]
         return first
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from ldm.baselines.blocks import Down, Up, sizes
+from ldm.baselines.blocks import Down, Up, widening
 from ldm.baselines.family import Facts, Family, Form, Losses, Part
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -30,7 +30,7 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.form = form
-        widths = [settings.width * min(2**i, 4) for i in range(sizes(form.side))]
+        widths = widening(settings.width, form.side)
         self.corner = (widths[-1], 4, 4)
         self.encoder, self.decoder = Down(form.channels, widths), Up(widths, form.channels)
         self.towards = nn.Linear(widths[-1] * 16, settings.latents)

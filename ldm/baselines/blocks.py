@@ -21,9 +21,7 @@ class Told(nn.Module):
         self.table = nn.Embedding(classes + 1, width)
 
     def forward(self, label: Tensor | None, count: int) -> Tensor:
-        if label is None:
-            label = torch.full((count,), -1, device=self.table.weight.device)
-        vector: Tensor = self.table(label + 1)
+        vector: Tensor = self.table(row_of(label, count, self.table.weight.device))
         return vector
 
 
@@ -111,3 +109,13 @@ def sizes(side: int) -> int:
     while side > 4:
         side, count = side // 2, count + 1
     return count
+
+
+def widening(width: int, side: int) -> list[int]:
+    """Channels of each size from `side` down to 4: twice as many on each, up to four times."""
+    return [width * min(2**i, 4) for i in range(sizes(side))]
+
+
+def row_of(label: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """[count]: the row of a table of classes whose first is "any": 0 where nobody says which, and for a label of -1."""
+    return torch.zeros(count, dtype=torch.long, device=device) if label is None else label + 1

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from ldm.baselines.adversaries import LOSSES, gradient_norms
-from ldm.baselines.blocks import Told, norm, sizes
+from ldm.baselines.blocks import Told, norm, widening
 from ldm.baselines.family import Facts, Family, Form, Losses, Part
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -75,7 +75,7 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        widths = [settings.width * min(2**i, 4) for i in range(sizes(form.side))]
+        widths = widening(settings.width, form.side)
         told = settings.width
         self.maker, self.critic = (
             Maker(settings.latents, told, widths, form.channels),

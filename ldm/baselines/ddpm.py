@@ -89,10 +89,11 @@ class Model(Family):
         from_clean, true_log, log_beta = (
             v[:, None, None, None] for v in (posterior.from_clean, posterior.log_variance, posterior.log_beta)
         )
-        log = true_log if variance is None else true_log + (variance + 1) / 2 * (log_beta - true_log)
+        wider = torch.zeros_like(true_log) if variance is None else (variance + 1) / 2 * (log_beta - true_log)
+        log = true_log + wider
         clean = clean.clamp(-1, 1)
         apart = (from_clean * (x - clean)) ** 2
-        divergence = 0.5 * (log - true_log - 1 + torch.exp(true_log - log) + apart * torch.exp(-log))
+        divergence = 0.5 * (torch.expm1(-wider) + wider + apart * torch.exp(-log))
         each = torch.where(t[:, None, None, None] == 0, -normal_mass(x, clean, log), divergence)
         return each.flatten(1).mean(1)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from ldm.baselines.blocks import sizes
+from ldm.baselines.blocks import row_of, widening
 from ldm.baselines.family import Facts, Family, Form, Losses
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -35,7 +35,7 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        widths = [settings.width * min(2**i, 4) for i in range(sizes(form.side))]
+        widths = widening(settings.width, form.side)
         self.enter = nn.Conv2d(form.channels, widths[0], 3, padding=1)
         self.layers = nn.ModuleList(
             nn.Conv2d(narrow, wide, 3, padding=1)
@@ -51,7 +51,7 @@ class Model(Family):
             if i + 1 < len(self.layers):
                 y = F.avg_pool2d(y, 2)
         each = self.leave(y.sum((2, 3)))
-        own: Tensor = each[:, 0] if label is None else each.gather(1, label[:, None] + 1)[:, 0]
+        own: Tensor = each.gather(1, row_of(label, len(x), x.device)[:, None])[:, 0]
         return own
 
     def run(self, x: Tensor, label: Tensor | None, noises: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ class Settings(Strict):
     width: int = Field(48, gt=0)
     latents: int = Field(8, gt=0)  # channels of each latent
     blocks: int = Field(3, gt=0)  # latents of each size
+    full: bool = True  # latents of full size too; without them a short run learns more than noise
     mixture: int = Field(5, gt=0)
 
 
@@ -70,11 +71,11 @@ class Model(Family):
         self.told, self.shades = Told(form.classes, told), LogisticMixture(form.channels, settings.mixture)
         self.enter = nn.Conv2d(form.channels, width, 3, padding=1)
         self.up = nn.ModuleList(Residual(width, width, told) for _ in range(self.count))
-        depth = self.count * settings.blocks
+        each = [settings.blocks] * (self.count - 1) + [settings.blocks * settings.full]
         self.rungs = nn.ModuleList(
-            nn.ModuleList(Rung(width, settings.latents, told, depth) for _ in range(settings.blocks))
-            for _ in range(self.count)
+            nn.ModuleList(Rung(width, settings.latents, told, sum(each)) for _ in range(blocks)) for blocks in each
         )
+        self.last = Residual(width, width, told)
         self.start = nn.Parameter(torch.zeros(1, width, 4, 4))
         self.places = nn.ParameterList(
             nn.Parameter(torch.randn(1, width, 4 << i, 4 << i) * 0.1) for i in range(self.count)
@@ -98,12 +99,12 @@ class Model(Family):
             for rung in rungs:
                 h, divergence = rung(h, told, noise[place], None if seen is None else seen[size])
                 total, place = total + divergence, place + 1
-        said: Tensor = self.leave(F.silu(self.norm(h)))
+        said: Tensor = self.leave(F.silu(self.norm(self.last(h, told))))
         return said, total
 
     def _shapes(self) -> list[tuple[int, int, int]]:
-        per_size = len(self.rungs[0])  # type: ignore[arg-type]
-        return [(self.latents, 4 << i, 4 << i) for i in range(self.count) for _ in range(per_size)]
+        counts = [len(rungs) for rungs in self.rungs]  # type: ignore[arg-type]
+        return [(self.latents, 4 << i, 4 << i) for i, count in enumerate(counts) for _ in range(count)]
 
     def _costs(self, x: Tensor, label: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor]:
         told, x = self.told(label, len(x)), picture(shades(x))

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from ldm.baselines.blocks import row_of
 from ldm.baselines.densities import DensityFamily
 from ldm.baselines.family import Facts, Form
 from ldm.baselines.logistics import gumbel
@@ -59,7 +60,7 @@ class Model(DensityFamily):
 
     def _each(self, y: Tensor, label: Tensor | None) -> Tensor:
         """[n,K]: log w_k + log N(y; mu_k, s_k), the square written out as matrix products."""
-        told = torch.zeros(len(y), dtype=torch.long, device=y.device) if label is None else label + 1
+        told = row_of(label, len(y), y.device)
         narrow = (-2 * self.log_deviation).exp()
         square = (y**2) @ narrow.T - 2 * y @ (self.mean * narrow).T + (self.mean**2 * narrow).sum(1)
         norm = self.log_deviation.sum(1) + 0.5 * self.form.dims * math.log(2 * math.pi)
@@ -71,7 +72,7 @@ class Model(DensityFamily):
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
         device = self.mean.device
-        told = torch.zeros(count, dtype=torch.long, device=device) if label is None else label + 1
+        told = row_of(label, count, device)
         weights = self.weights[told].log_softmax(1)
         one = (weights + gumbel(weights.shape, generator).to(device)).argmax(1)
         noise = torch.randn(count, self.form.dims, generator=generator).to(device)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from ldm.baselines.blocks import row_of
 from ldm.baselines.family import Form
 
 
@@ -42,6 +42,6 @@ class PixelNet(nn.Module):
         self.net = made
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        told = torch.zeros(len(x), dtype=torch.long, device=x.device) if label is None else label + 1
+        told = row_of(label, len(x), x.device)
         out: Tensor = self.net(x, t, class_labels=told, return_dict=False)[0]
         return out

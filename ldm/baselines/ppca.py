@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from ldm.baselines.blocks import row_of
 from ldm.baselines.densities import DensityFamily
 from ldm.baselines.family import Facts, Form
 from ldm.baselines.shades import SHADES, dequantised, requantised
@@ -71,7 +72,7 @@ class Model(DensityFamily):
         self.weight[:, :k] = directions * (values - variance).clamp(min=1e-8).sqrt()
 
     def _means(self, label: Tensor | None, count: int) -> Tensor:
-        return self.mean[torch.zeros(count, dtype=torch.long) if label is None else label + 1]
+        return self.mean[row_of(label, count, self.mean.device)]
 
     def log_density(self, y: Tensor, label: Tensor | None) -> Tensor:
         """By M = W^T W + sigma^2 I, which has only k rows (Woodbury 1950)."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from ldm.baselines.adversaries import gradient_norms
-from ldm.baselines.blocks import Told, sizes
+from ldm.baselines.blocks import Told, widening
 from ldm.baselines.family import Facts, Family, Form, Losses, Part
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -52,7 +52,7 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        widths = [settings.width * min(2**i, 4) for i in range(sizes(form.side))]
+        widths = widening(settings.width, form.side)
         self.told_maker, self.told_critic = Told(form.classes, settings.latents), Told(form.classes, widths[-1])
         self.enter = nn.Linear(2 * settings.latents, widths[-1] * 16)
         self.corner, back = (widths[-1], 4, 4), widths[::-1]

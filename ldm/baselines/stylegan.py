@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from ldm.baselines.adversaries import gradient_norms
 from ldm.baselines.augment import augmented
-from ldm.baselines.blocks import Told, sizes
+from ldm.baselines.blocks import Told, widening
 from ldm.baselines.family import Facts, Family, Form, Losses, Part
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -156,7 +156,7 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
-        widths = [settings.width * min(2**i, 4) for i in range(sizes(form.side))]
+        widths = widening(settings.width, form.side)
         told = settings.width
         self.maker, self.critic = Maker(settings, told, widths, form.channels), Critic(told, widths, form.channels)
         self.told_maker, self.told_critic = Told(form.classes, told), Told(form.classes, told)

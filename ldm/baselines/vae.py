@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from ldm.baselines.blocks import Down, Told, Up, sizes
+from ldm.baselines.blocks import Down, Told, Up, widening
 from ldm.baselines.family import Facts, Family, Form, Losses
 from ldm.baselines.shades import bits, discrete_logistic
 from ldm.config import Strict
@@ -31,7 +31,7 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.form, self.beta = form, settings.beta
-        widths = [settings.width * min(2**i, 4) for i in range(sizes(form.side))]
+        widths = widening(settings.width, form.side)
         self.corner = (widths[-1], 4, 4)
         told = settings.width
         self.told = Told(form.classes, told)

@@ -49,8 +49,8 @@ text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;f
 .sheets figcaption{font-size:.82rem;color:var(--soft)}
 """
 DENSITY = (
-    "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within each "
-    "shade, which bound the bits of shades from above; Flow++ learns the noise; autoregressive ones are of shades."
+    "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within "
+    "each shade, which bound the bits of shades from above; Flow++ learns the noise; autoregressive ones are of shades."
 )
 _LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance"}
 _UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
