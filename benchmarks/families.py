@@ -11,6 +11,7 @@ runs on can do: cells of machines that are not alike are compared by time, and b
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
 import shutil
 import signal
@@ -47,7 +48,7 @@ def bring_back(kept: Path, out: Path) -> int:
 def check_judge(kept: Path, own: Path) -> None:
     """Cells that another judge looked at do not stand beside ours."""
     for one in kept.iterdir():
-        if one.is_file() and one.suffix == ".safetensors" and one.read_bytes() != (own / one.name).read_bytes():
+        if one.suffix == ".safetensors" and not filecmp.cmp(one, own / one.name, shallow=False):
             what, why = f"{own} is not the judge of {kept}.", "Distances by two judges cannot be compared."
             raise LdmError(Code.DIFFERENT, what, why, "Choose an --out that does not exist yet.")
 

@@ -92,8 +92,9 @@ class Model(Family):
             "hinge": "Lim & Ye 2017",
             "wasserstein": "Gulrajani 2017" if settings.penalty else "Arjovsky 2017",
         }
-        wasserstein = {True: "WGAN-GP", False: "WGAN"}[bool(settings.penalty)]
-        name = wasserstein if settings.loss == "wasserstein" else cls.facts.name
+        name = cls.facts.name
+        if settings.loss == "wasserstein":
+            name = "WGAN-GP" if settings.penalty else "WGAN"
         return replace(cls.facts, name=name, paper=papers[settings.loss])
 
     def parts(self) -> list[Part]:

@@ -25,10 +25,6 @@ class Stored:
     model: Family
     classes: tuple[str, ...] = ()
 
-    @property
-    def form(self) -> Form:
-        return self.model.form
-
 
 def save_family(
     folder: Path, family: str, options: Mapping[str, Any], model: Family, form: Form, classes: Sequence[str], run: str

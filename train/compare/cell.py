@@ -21,7 +21,7 @@ from ldm.baselines.stored import load_family
 from ldm.errors import Code, LdmError
 from ldm.metrics.measured import FEWEST, Measured, measure
 from ldm.store.write import staged, write_weights
-from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of, training_of
+from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of, task_of, training_of
 from train.compare.counting import planned
 from train.compare.drawing import asked_classes, asked_for, between, bits, drawn, named_by
 from train.compare.growth import growth
@@ -44,7 +44,6 @@ def run_cell(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
     with Lock(cell.folder):
         if (before := cell.result) is not None:
             return before
-        check_unchanged(wish)
         told: dict[str, Any] = {"family": cell.family, "seed": cell.seed, "settings": training_of(cell.family)}
         try:
             plan = planned(wish, cell, stop)
@@ -65,6 +64,7 @@ def _trained(wish: Wish, cell: Cell, plan: Mapping[str, Any], stop: Stop) -> dic
     file = file_of(wish, cell, steps)
     if finished(file) is None:
         with opened(file, stop=stop) as run:
+            check_unchanged(wish, run.loader)
             run.fit()
             memory = _memory(run.trainer.processes.device)
         rewrite(cell.folder / MEMORY, json.dumps(memory) + "\n", "Free some space.")
@@ -102,9 +102,7 @@ def _middle(values: Sequence[float]) -> float:
 
 def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[str, Any]:
     stored, kept = load_family(cell.folder / RUN / "model"), pictures_of(wish)
-    settings = file_of(wish, cell, 1).task
-    assert settings.type == "family"
-    scaling = growth(settings, wish.size, asked_classes(stored), device)
+    scaling = growth(task_of(cell.family), wish.size, asked_classes(stored), device)
     labels = asked_for(stored, kept, wish.samples)
     samples, seconds, broken = drawn(stored, wish.samples, wish.cap, cell.seed, stop, device, labels)
     if not (path := cell.folder / SAMPLES).is_file():

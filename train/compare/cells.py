@@ -14,6 +14,7 @@ from ldm.errors import Code, LdmError
 from ldm.store.configs import config_path
 from train.compare.wish import Wish
 from train.config import RunFile
+from train.tasks.settings import FamilySettings
 
 GROUPS = ("simple", "vae", "gan", "flow", "autoregressive", "energy", "diffusion")
 RESULT, CRASH, SAMPLES, RUN = "cell.json", "crash.json", "samples.safetensors", "run"
@@ -63,8 +64,7 @@ def shipped_families() -> list[str]:
 
 def facts_of_file(family: str) -> Facts:
     """Of the family that the run file of a configuration is of, as its options make it."""
-    task = base_file(family).task
-    assert task.type == "family"
+    task = task_of(family)
     try:
         return facts_of(task.family, task.options)
     except LdmError:  # options that are not understood: its cells say so
@@ -73,9 +73,15 @@ def facts_of_file(family: str) -> Facts:
 
 def takes_class(family: str) -> bool:
     """Whether it is told the class of what it learns and draws, where the data set has classes."""
-    task = base_file(family).task
-    assert task.type == "family"
+    task = task_of(family)
     return task.conditional and model_of(task.family).conditional
+
+
+def task_of(family: str) -> FamilySettings:
+    """The task section of its run file."""
+    task = base_file(family).task
+    assert task.type == "family"  # no other is let in
+    return task
 
 
 def base_file(family: str) -> RunFile:

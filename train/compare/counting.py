@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import torch
 
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
-from train.compare.cells import Cell, file_of
+from train.compare.cells import Cell, file_of, task_of
 from train.compare.growth import step_seconds
 from train.compare.wish import Wish
-from train.config import RunFile
 from train.opening import processes_of
 from train.report import read_story
 from train.run import Run, opened
@@ -50,11 +48,10 @@ class Pace:
 
     def steps(self, seconds: float) -> int:
         """As many as fit, and one at least."""
-        low, high = 1, max(2, math.ceil(seconds / self.step) + 1)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.seconds(middle) <= seconds else (low, middle)
-        return low
+        left, each = seconds - self.begin, self.step + self.reading * self.batch
+        if self.kept and left / each * self.batch > self.kept:  # all have been read by then
+            left, each = left - self.reading * self.kept, self.step
+        return max(1, int(left / each))
 
 
 def planned(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
@@ -87,9 +84,8 @@ def steps_of(wish: Wish, cell: Cell) -> int:
 def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
     """From a run of a few seconds that is like the whole one: all of its parts take their turns in it, and what is due
     every few steps comes as often."""
-    file = file_of(wish, cell, 1)
     try:
-        rough = rough_seconds(file, wish.size)
+        rough = rough_seconds(wish, cell)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LdmError(
             Code.RESOURCE,
@@ -108,15 +104,14 @@ def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
             run.fit()
         each = [seconds for _, seconds in read_story(file.run.out).figures["seconds"]]
     counted = each[1:] or each  # the first step of a process makes itself ready
-    step = sum(counted) / len(counted) - (reading * file.run.batch if kept else 0)
-    return Pace(begin, max(step, 1e-5), reading if kept else 0.0, file.run.batch, kept)
+    step = max(sum(counted) / len(counted) - reading * file.run.batch, 1e-5)
+    return Pace(begin, step, reading, file.run.batch, kept)
 
 
-def rough_seconds(file: RunFile, side: int) -> float:
+def rough_seconds(wish: Wish, cell: Cell) -> float:
     """Of a step, without data."""
-    settings = file.task
-    assert settings.type == "family"
-    return step_seconds(settings, side, 0, processes_of(file).device) * file.run.batch
+    file = file_of(wish, cell, 1)
+    return step_seconds(task_of(cell.family), wish.size, 0, processes_of(file).device) * file.run.batch
 
 
 def _reading(run: Run) -> float:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.baselines.stored import CONFIG, load_family
+from ldm.baselines.stored import CONFIG, Stored, load_family
 from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor
@@ -42,21 +42,22 @@ Tell = Callable[[str], None]
 
 def evaluate(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> Path:
     """Writes NAME.json into the folder of the yardsticks, which later measures share; returns its path."""
-    _check_size(Path(made), yard.size)  # before a folder is begun, which is of one size for ever
+    stored = _family(Path(made), yard.size)  # before a folder is begun, which is of one size for ever
     remember_yardsticks(yard, stop)
     path = yard.out / "measured" / f"{_name(made)}.json"
     refuse_existing(path)
     prepare(yard, Progress(tell), stop)
-    told = _measured(made, yard, samples, cap, seed, tell, stop)
+    told = _measured(made, stored, yard, samples, cap, seed, tell, stop)
     with staged(path) as stage:
         stage.write_text(json.dumps({"made": made, **told}, indent=2) + "\n", "utf-8")
     return path
 
 
-def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> dict[str, Any]:
+def _measured(
+    made: str, stored: Stored | None, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop
+) -> dict[str, Any]:
     kept = pictures_of(yard)
-    if _is_family(Path(made)):
-        stored = load_family(Path(made))
+    if stored is not None:
         tell(f"drawing {samples:,} pictures by {stored.family}")
         labels = asked_for(stored, kept, samples)
         pictures, seconds, _ = drawn(stored, samples, cap, seed, stop, labels=labels)
@@ -78,16 +79,15 @@ def _measured(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, te
     return told | as_json(measure(real(pictures), reference, seed))
 
 
-def _check_size(made: Path, size: int) -> None:
-    if not _is_family(made):
-        return
-    if (side := load_family(made).form.side) != size:
+def _family(made: Path, size: int) -> Stored | None:
+    """The family in a folder, which draws pictures of that size; None where there is none."""
+    if not (made / CONFIG).is_file() or "family" not in read_json(made / CONFIG, 1_000_000):
+        return None
+    stored = load_family(made)
+    if (side := stored.model.form.side) != size:
         what, why = f"{made} draws {side} pixels, and --size is {size}.", "Both must be of one size."
         raise LdmError(Code.USAGE, what, why, f"Give --size {side}.")
-
-
-def _is_family(path: Path) -> bool:
-    return (path / CONFIG).is_file() and "family" in read_json(path / CONFIG, 1_000_000)
+    return stored
 
 
 def _is_autoencoder(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ldm.errors import Code, LdmError
-from train.compare.cells import CRASH, Cell, cells, check_settings, file_of
+from train.compare.cells import CRASH, Cell, cells, check_settings
 from train.compare.children import command, run
 from train.compare.counting import rough_seconds, steps_of
 from train.compare.reference import extractor_of, judge_seconds, pictures_of
@@ -191,7 +191,7 @@ def cost_of(wish: Wish, stop: Stop) -> Cost:
             mine = [cell for cell in left if cell.family == family]
             stop.check()
             try:
-                each = steps_of(wish, mine[0]) * rough_seconds(file_of(wish, mine[0], 1), wish.size)
+                each = steps_of(wish, mine[0]) * rough_seconds(wish, mine[0])
             except (LdmError, torch.OutOfMemoryError, MemoryError) as error:
                 log.warning("%s cannot be timed: %s", family, error)
                 each = None

@@ -99,12 +99,12 @@ def _pictures(loader: Loader) -> dict[str, Any]:
     return {"training": len(loader.plan.training), "held out": held}
 
 
-def check_unchanged(wish: Yardsticks) -> None:
-    """A data set that grew may give to training what others were measured on."""
+def check_unchanged(wish: Yardsticks, loader: Loader) -> None:
+    """A data set that grew may give to training what others were measured on; `loader` is of a training on it."""
     facts = wish.out / FACTS
     if not facts.is_file():
         return
-    before, now = json.loads(facts.read_text("utf-8")).get("pictures"), _pictures(_loader(wish))
+    before, now = json.loads(facts.read_text("utf-8")).get("pictures"), _pictures(loader)
     if before is not None and before != now:
         raise LdmError(
             Code.DIFFERENT,
