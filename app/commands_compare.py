@@ -85,6 +85,9 @@ def _evaluate(
     inception: Inception = None,
     classifier_steps: ClassifierSteps = 1500,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of what is drawn.")] = 0,
+    keep: Annotated[
+        str | None, typer.Option("--keep", metavar="DIR", help="A new folder for the pictures that were measured.")
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Else runs/evaluate/DATA.")] = None,
     as_json: Json = False,
 ) -> int:
@@ -95,4 +98,4 @@ def _evaluate(
         "size": size, "held_out": held_out, "clip": clip, "inception": inception, "classifier_steps": classifier_steps,
         "out": out,
     }  # fmt: skip
-    return run(made, data, overrides or [], fields, samples=samples, cap=cap, seed=seed, as_json=as_json)
+    return run(made, data, overrides or [], fields, samples=samples, cap=cap, seed=seed, keep=keep, as_json=as_json)

@@ -140,12 +140,17 @@ def _families(asked: str | None) -> tuple[str, ...]:
 def _wish(data: str, section: Mapping[str, Any], families: Sequence[str], fields: Mapping[str, Any]) -> Wish:
     from train.compare.wish import Wish
 
-    out = fields["out"] or f"runs/compare/{Path(data).stem}"
+    out = fields["out"] or f"runs/compare/{named(data)}"
     given = {key: value for key, value in fields.items() if value is not None}
     try:
         return Wish(**{**given, "data": dict(section), "families": tuple(families), "out": Path(out).expanduser()})
     except ValidationError as error:
         raise not_understood(error) from error
+
+
+def named(data: str) -> str:
+    """What a folder of results on it is called; "." and ".." have a name too."""
+    return Path(data).resolve().stem or "data"
 
 
 def not_understood(error: ValidationError) -> LdmError:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from app.compare import data_section, not_understood
+from app.compare import data_section, named, not_understood
 from app.errors import printable
 
 
@@ -23,6 +23,7 @@ def evaluate(
     samples: int,
     cap: int,
     seed: int,
+    keep: str | None,
     as_json: bool,
 ) -> int:
     """Prints the figures, or the file that holds them as JSON."""
@@ -31,7 +32,7 @@ def evaluate(
 
     if not Path(made).exists():
         find_model(made)  # whose error lists what there is
-    out = fields["out"] or f"runs/evaluate/{Path(data).stem}"
+    out = fields["out"] or f"runs/evaluate/{named(data)}"
     given = {key: value for key, value in fields.items() if value is not None}
     section = data_section(data, overrides)
     try:
@@ -50,7 +51,8 @@ def evaluate(
 
     with Stop() as stop:
         try:
-            path = run(made, yard, samples, cap, seed, say, stop)
+            kept = None if keep is None else Path(keep).expanduser()
+            path = run(made, yard, samples, cap, seed, say, stop, kept)
         except Stopped as stopped:
             return int(stopped.code or 143)
     told = json.loads(path.read_text("utf-8"))
@@ -66,10 +68,12 @@ def evaluate(
 def _lines(told: Mapping[str, Any]) -> list[str]:
     figures = dict(told["figures"])
     figures |= {key: told[key] for key in ("bits_per_dim", "clip_score") if key in told}
+    scale = (told.get("held_out") or {}).get("figures", {})
     wide = max(map(len, figures))
-    lines = [
-        f"{name:<{wide}}  {one['value']:<10.4g} {one['low']:.4g} to {one['high']:.4g}" for name, one in figures.items()
-    ]
+    lines = []
+    for name, one in figures.items():
+        real = f"   held-out pictures: {scale[name]['value']:.4g}" if name in scale else ""
+        lines.append(f"{name:<{wide}}  {one['value']:<10.4g} {one['low']:.4g} to {one['high']:.4g}{real}")
     by = told["protocol"]
     lines.append(
         f"{by['made']:,} pictures against {by['real']:,}, as {by['extractor']} sees them (resize: {by['resize']})"

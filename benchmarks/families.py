@@ -28,6 +28,7 @@ from train.compare.cells import RESULT, SAMPLES
 from train.compare.lab import WISH, check_same, read_wish
 from train.compare.page import DATA, PAGE, SHEET, TABLE
 from train.compare.reference import CLASSIFIER
+from train.compare.scale import SCALE
 
 JUDGE = Path(CLASSIFIER) / "model"
 
@@ -55,7 +56,7 @@ def check_judge(kept: Path, own: Path) -> None:
 
 def keep(out: Path, kept: Path) -> int:
     """Samples are shown of the first seed, and no more of them than a sheet holds. The number of cells there now."""
-    for name in (WISH, PAGE, DATA, TABLE):
+    for name in (WISH, PAGE, DATA, TABLE, SCALE):
         remove(kept / name)  # a newer one of the same comparison
         _copy(out / name, kept / name)
     _copy(out / JUDGE, kept / JUDGE)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from ldm.baselines.blocks import Residual, norm
@@ -33,6 +34,12 @@ class AttendingSettings(CodeSettings):
     heads: int = Field(4, gt=0)
     inner: int = Field(192, gt=0)  # width of the prior
     temperature: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.inner % self.heads:
+            raise ValueError(f"inner ({self.inner}) must be a multiple of heads ({self.heads})")
+        return self
 
 
 class Codebook(nn.Module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm.baselines.adversaries import LOSSES, gradient_norms
 from ldm.baselines.blocks import Told, norm, widening
@@ -23,7 +25,14 @@ class Settings(Strict):
     width: int = Field(64, gt=0)
     penalty: float = Field(0.0, ge=0)  # of the gradient: 10 with wasserstein is WGAN-GP (Gulrajani 2017)
     clip: float = Field(0.0, ge=0)  # of the critic's weights: 0.01 with wasserstein is WGAN (Arjovsky 2017)
+    spectral: bool = False  # weights of the critic over their largest singular value (Miyato 2018)
     critic_turns: int = Field(1, gt=0)  # for one of the maker
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if self.spectral and self.clip:
+            raise ValueError("spectral takes the scale of weights away, so clip would do nothing; give one of them")
+        return self
 
 
 class Maker(nn.Module):
@@ -45,22 +54,28 @@ class Maker(nn.Module):
 
 
 class Critic(nn.Module):
-    """Pictures to one score; with a class by projection (Miyato 2018): score + <class, features>."""
+    """Pictures to one score; with a class by projection (Miyato & Koyama 2018): score + <class, features>, where this
+    is a mean of products, or with weights of a bounded norm, which would make that all but nothing, their sum."""
 
-    def __init__(self, told: int, widths: list[int], channels: int) -> None:
+    def __init__(self, told: int, widths: list[int], channels: int, spectral: bool = False) -> None:
         super().__init__()
         steps: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1), nn.LeakyReLU(0.2)]
         for narrow, wide in pairwise(widths):
             steps += [nn.Conv2d(narrow, wide, 4, 2, 1), nn.LeakyReLU(0.2)]
         self.steps = nn.Sequential(*steps)
+        self.spectral = spectral
         self.score, self.project = nn.Linear(widths[-1] * 16, 1), nn.Linear(told, widths[-1] * 16, bias=False)
-        for layer in self.modules():  # as in the paper; without norms its own scale matters more
+        for layer in list(self.modules()):  # as in the paper; without norms its own scale matters more
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, 0.2)
+            if spectral and isinstance(layer, nn.Conv2d | nn.Linear):
+                spectral_norm(layer)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         y = self.steps(x).flatten(1)
-        score: Tensor = self.score(y)[:, 0] + (self.project(h) * y).mean(1)
+        along = self.project(h) * y
+        told = along.sum(1) / math.sqrt(h.shape[1]) if self.spectral else along.mean(1)
+        score: Tensor = self.score(y)[:, 0] + told
         return score
 
 
@@ -75,11 +90,13 @@ class Model(Family):
     def __init__(self, settings: Settings, form: Form) -> None:
         super().__init__()
         self.settings, self.form = settings, form
+        if settings.spectral:  # each pass of a critic in training brings its singular values nearer to the truth
+            self.exact, self.exception = False, "each micro-batch moves the singular values that weights are divided by"
         widths = widening(settings.width, form.side)
         told = settings.width
         self.maker, self.critic = (
             Maker(settings.latents, told, widths, form.channels),
-            Critic(told, widths, form.channels),
+            Critic(told, widths, form.channels, settings.spectral),
         )
         self.told_maker, self.told_critic = Told(form.classes, told), Told(form.classes, told)
         self.cost = LOSSES[settings.loss]
@@ -95,7 +112,8 @@ class Model(Family):
         name = cls.facts.name
         if settings.loss == "wasserstein":
             name = "WGAN-GP" if settings.penalty else "WGAN"
-        return replace(cls.facts, name=name, paper=papers[settings.loss])
+        paper = papers[settings.loss] + (", Miyato 2018" if settings.spectral else "")
+        return replace(cls.facts, name=name, paper=paper)
 
     def parts(self) -> list[Part]:
         critic = [*self.critic.parameters(), *self.told_critic.parameters()]

@@ -76,8 +76,8 @@ class Family(nn.Module):
     facts: ClassVar[Facts]
     conditional: ClassVar[bool] = True  # whether it can be told a class
     first: ClassVar[int] = 64  # pictures that `begin` is given
-    exact: ClassVar[bool] = True  # whether n micro-batches give the gradients of one batch
-    exception: ClassVar[str] = ""  # why not, in one sentence
+    exact: bool = True  # whether n micro-batches give the gradients of one batch
+    exception: str = ""  # why not, in one sentence
 
     @classmethod
     def facts_by(cls, settings: Any) -> Facts:

@@ -68,7 +68,8 @@ class Model(Family):
 
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
-        line, _ = self.logit(dequantised(x, torch.full_like(x, 0.5)))
+        noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+        line, _ = self.logit(dequantised(x, noise))
         self.shift.copy_(line.mean((0, 2, 3))[:, None, None])
         self.log_scale.copy_(line.std((0, 2, 3)).clamp(min=1e-3).log()[:, None, None])
 

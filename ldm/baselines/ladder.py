@@ -23,6 +23,15 @@ class Settings(Strict):
     mixture: int = Field(5, gt=0)
 
 
+def _doubling(width: int) -> nn.ConvTranspose2d:
+    """Twice the side; it begins as a copy of each place to its four, which may then become unlike."""
+    layer = nn.ConvTranspose2d(width, width, 2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(width)[:, :, None, None].expand(-1, -1, 2, 2))
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
 class Rung(nn.Module):
     """One latent: p(z|h) of what is above, q(z|h,e) of the picture's features as well; then h goes on, told of z."""
 
@@ -33,11 +42,12 @@ class Rung(nn.Module):
         self.says_posterior = nn.Conv2d(width, 2 * latents, 1)
         self.tell, self.after = nn.Conv2d(latents, width, 1), Residual(width, width, told)
         self.latents, self.width = latents, width
-        for layer in (self.says_prior, self.says_posterior):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        with torch.no_grad():  # many rungs add up to what one would be
-            self.tell.weight.mul_(depth**-0.5)
+        nn.init.zeros_(self.says_prior.weight)
+        nn.init.zeros_(self.says_prior.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.tell.weight.mul_(depth**-0.5)  # many rungs add up to what one would be
+            self.says_posterior.weight[latents:] = 0  # q begins narrower than p, and tells something from the start:
+            self.says_posterior.bias[latents:] = -1  # type: ignore[index]  # else z is noise that h learns to ignore
 
     def forward(self, h: Tensor, told: Tensor, noise: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """h after this rung, and KL(q || p) [n] in nats; without `seen` z comes from p, and the divergence is 0."""
@@ -75,6 +85,7 @@ class Model(Family):
         self.rungs = nn.ModuleList(
             nn.ModuleList(Rung(width, settings.latents, told, sum(each)) for _ in range(blocks)) for blocks in each
         )
+        self.doublings = nn.ModuleList(_doubling(width) for _ in range(self.count - 1))
         self.last = Residual(width, width, told)
         self.start = nn.Parameter(torch.zeros(1, width, 4, 4))
         self.places = nn.ParameterList(
@@ -94,7 +105,7 @@ class Model(Family):
         """What is said of each place, and all divergences; one noise [n,latents,h,w] a rung."""
         h, total, place = self.start.expand(len(told), -1, -1, -1), told.new_zeros(len(told)), 0
         for size, rungs in enumerate(self.rungs):
-            h = (F.interpolate(h, scale_factor=2.0) if size else h) + self.places[size]
+            h = (self.doublings[size - 1](h) if size else h) + self.places[size]
             assert isinstance(rungs, nn.ModuleList)
             for rung in rungs:
                 h, divergence = rung(h, told, noise[place], None if seen is None else seen[size])

@@ -3,6 +3,8 @@ as one family among the others."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -28,7 +30,7 @@ class Settings(Strict):
     layers: int = Field(1, gt=0)  # its residual blocks on each size
     shake: float = Field(0.1, ge=0)  # noise on latents while the autoencoder learns: neighbours then look alike
     coder_until: float = Field(0.3, gt=0, lt=1)  # share of the run
-    solver: str = "ddim"
+    solver: Literal["ddim", "ddpm"] = "ddim"
     steps: int = Field(50, gt=0)  # of sampling
 
 
@@ -46,7 +48,7 @@ class Model(Family):
         self.coder = Coder(form, settings.coder, settings.numbers, settings.grid)
         self.inner = Form(self.coder.side, form.classes, settings.numbers)
         self.net = PixelNet(self.inner, settings.width, settings.numbers, settings.layers)
-        self.scheduler = scheduler_config("v_prediction", "scaled_linear")
+        self.scheduler = scheduler_config("v_prediction", "scaled_linear") | {"set_alpha_to_one": True}
         self.schedule = Schedule.of(self.scheduler)
 
     def parts(self) -> list[Part]:
@@ -81,7 +83,7 @@ class Model(Family):
     @torch.no_grad()
     def sample(self, count: int, label: Tensor | None, generator: Generator) -> Tensor:
         device = next(self.net.parameters()).device
-        solver = Solver(Run(self.settings.solver, self.settings.steps), self.scheduler, device)
+        solver = Solver(Run(self.settings.solver, self.settings.steps, "trailing"), self.scheduler, device)
         noise = torch.randn(count, *self.inner.shape, generator=generator).to(device)
 
         def denoise(x: Tensor, level: Level) -> Prediction:

@@ -50,7 +50,7 @@ class Model(DensityFamily):
             near = torch.cdist(y, means).argmin(1)
             for one in torch.unique(near):
                 means[one] = y[near == one].mean(0)
-        spread = y.std(0).clamp(min=0.02)
+        spread = y.std(0, correction=min(1, len(y) - 1)).clamp(min=0.02)
         self.log_deviation.copy_(spread.log().expand(k, -1))
         for one, count in enumerate(torch.bincount(near, minlength=len(means))):
             if count > 2:
@@ -59,10 +59,12 @@ class Model(DensityFamily):
         self.mean[: len(means)] = means
 
     def _each(self, y: Tensor, label: Tensor | None) -> Tensor:
-        """[n,K]: log w_k + log N(y; mu_k, s_k), the square written out as matrix products."""
+        """[n,K]: log w_k + log N(y; mu_k, s_k), the square written out as matrix products; from a centre, for it is a
+        small difference where deviations are."""
         told = row_of(label, len(y), y.device)
-        narrow = (-2 * self.log_deviation).exp()
-        square = (y**2) @ narrow.T - 2 * y @ (self.mean * narrow).T + (self.mean**2 * narrow).sum(1)
+        centre, narrow = self.mean.detach().mean(0), (-2 * self.log_deviation).exp()
+        y, mean = y - centre, self.mean - centre
+        square = (y**2) @ narrow.T - 2 * y @ (mean * narrow).T + (mean**2 * narrow).sum(1)
         norm = self.log_deviation.sum(1) + 0.5 * self.form.dims * math.log(2 * math.pi)
         return self.weights[told].log_softmax(1) - 0.5 * square - norm
 

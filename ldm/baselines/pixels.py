@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ldm.baselines.blocks import row_of
 from ldm.baselines.family import Form
+from ldm.errors import Code, LdmError
+
+GROUPS = 8
 
 
 def _widths(side: int) -> tuple[int, ...]:
@@ -23,6 +26,9 @@ class PixelNet(nn.Module):
     def __init__(self, form: Form, width: int, out: int, layers: int = 1) -> None:
         super().__init__()
         self.form = form
+        if width % GROUPS:
+            why = f"Its norms are of {GROUPS} groups."
+            raise LdmError(Code.USAGE, f"A width of {width} cannot be used.", why, f"Give a multiple of {GROUPS}.")
         widths = [width * w for w in _widths(form.side)]
         attends = [form.side >> i == 8 for i in range(len(widths))]
         made: Any = UNet2DModel(
@@ -31,8 +37,8 @@ class PixelNet(nn.Module):
             out_channels=out,
             block_out_channels=widths,
             layers_per_block=layers,
-            attention_head_dim=32,
-            norm_num_groups=8,
+            attention_head_dim=min(32, width),
+            norm_num_groups=GROUPS,
             down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
             up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
             num_class_embeds=form.classes + 1,

@@ -14,7 +14,9 @@ from ldm.baselines.family import Facts, Form
 from ldm.baselines.shades import SHADES, dequantised, requantised
 from ldm.config import Strict
 
-PICTURES = 4  # for a direction, at least
+PICTURES = 4  # for a direction, at least: the smaller eigenvalues of few pictures are far too small
+MOST = 0.9  # of all directions, so that what is left over is a mean of several eigenvalues
+SHRINK = 50  # pictures that the mean of all counts for, beside those of a class
 WITHIN = 1 / (12 * SHADES**2)  # the variance of a number within its shade
 
 
@@ -29,16 +31,29 @@ def leading(y: Tensor, k: int) -> tuple[Tensor, Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, singular, directions = torch.svd_lowrank(y, 2 * k, niter=4)
-        return singular[:k] ** 2 / (len(y) - 1), directions[:, :k]
+        return singular[:k] ** 2 / max(1, len(y) - 1), directions[:, :k]
     if y.shape[1] <= len(y):
-        values, vectors = torch.linalg.eigh(y.T @ y / (len(y) - 1))
+        values, vectors = torch.linalg.eigh(y.T @ y / max(1, len(y) - 1))
         return values.flip(0)[:k].clamp(min=0), vectors.flip(1)[:, :k]
     _, singular, rows = torch.linalg.svd(y, full_matrices=False)
-    return singular[:k] ** 2 / (len(y) - 1), rows[:k].T
+    return singular[:k] ** 2 / max(1, len(y) - 1), rows[:k].T
+
+
+def directions_for(wanted: int, y: Tensor) -> int:
+    """How many directions the rows of y [n,d] can tell."""
+    return max(1, min(wanted, len(y) // PICTURES, int(MOST * y.shape[1])))
+
+
+def principal(y: Tensor, k: int, least: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest eigenvalues and their directions of centred rows, and the mean of the others, `least` or more: from
+    what is left of the rows, for the difference of sums would be rounding alone where it is small."""
+    values, directions = leading(y, k)
+    left = (y - (y @ directions) @ directions.T).square().mean() * len(y) / max(1, len(y) - 1)
+    return values, directions, (left * y.shape[1] / (y.shape[1] - k)).clamp(min=least)
 
 
 class Model(DensityFamily):
-    """y = W z + mu + sigma e with z, e standard normal, so y ~ N(mu, W W^T + sigma^2 I); a mean for each class.
+    """y = W z + mu + sigma e with z, e standard normal, so y ~ N(mu, W W^T + sigma^2 I), with a mu for each class.
 
     It begins as the closed solution for some of the pictures; all of them then move it by its likelihood.
     """
@@ -58,16 +73,17 @@ class Model(DensityFamily):
 
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
-        """W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; sigma^2 is the mean of the others (eq. 7 and 8). One
-        direction for four pictures at the most: the smaller eigenvalues of few pictures are far too small."""
+        """W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; sigma^2 is the mean of the others (eq. 7 and 8)."""
         y = dequantised(x, torch.full_like(x, 0.5)).flatten(1)
-        centre, k = y.mean(0), min(self.k, len(y) // PICTURES)
-        values, directions = leading(y - centre, k)
-        total = (y - centre).square().sum() / (len(y) - 1) + self.form.dims * WITHIN
-        values = values + WITHIN
-        variance = ((total - values.sum()) / (self.form.dims - k)).clamp(min=WITHIN)
+        self.mean.copy_(y.mean(0).expand_as(self.mean))
+        if label is not None:
+            for one in torch.unique(label[label >= 0]):
+                own = y[label == one]  # of few pictures it is drawn towards that of all
+                self.mean[one + 1] += (own.mean(0) - self.mean[0]) * len(own) / (len(own) + SHRINK)
+        k = directions_for(self.k, y)
+        values, directions, variance = principal(y - self._means(label, len(y)), k)
+        values, variance = values + WITHIN, variance + WITHIN
         self.log_variance.copy_(variance.log())
-        self.mean.copy_(centre.expand_as(self.mean))
         self.weight.mul_(0.01)  # what is left over is all but nothing, and may learn
         self.weight[:, :k] = directions * (values - variance).clamp(min=1e-8).sqrt()
 

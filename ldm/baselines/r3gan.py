@@ -29,7 +29,8 @@ class Plain(nn.Module):
         super().__init__()
         inner = 2 * width
         self.into = nn.Conv2d(width, inner, 1, bias=False)
-        self.middle = nn.Conv2d(inner, inner, 3, padding=1, groups=max(1, inner // 16), bias=False)
+        groups = next(g for g in range(max(1, inner // 16), 0, -1) if inner % g == 0)  # of about sixteen channels
+        self.middle = nn.Conv2d(inner, inner, 3, padding=1, groups=groups, bias=False)
         self.out = nn.Conv2d(inner, width, 1, bias=False)
         self.bias_1, self.bias_2 = nn.Parameter(torch.zeros(inner, 1, 1)), nn.Parameter(torch.zeros(inner, 1, 1))
         nn.init.zeros_(self.out.weight)

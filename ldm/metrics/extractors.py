@@ -17,6 +17,7 @@ from ldm.models.clip import Clip
 from ldm.models.perceptual import SmallClassifier
 
 AT_ONCE = 250
+PIXELS = "pixels"
 LARGEST = 16  # a side of raw pixels: beyond it their covariance takes minutes, and more pictures than there are
 
 
@@ -46,7 +47,7 @@ def pixels(side: int) -> Extractor:
             x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
         return x.flatten(1)
 
-    return Extractor("pixels", f"antialiased cubic to {size}" if side != size else "none", features)
+    return Extractor(PIXELS, f"antialiased cubic to {size}" if side != size else "none", features)
 
 
 def by_classifier(net: SmallClassifier, classes: Sequence[int] | None = None) -> Extractor:

@@ -20,6 +20,7 @@ from ldm.metrics.protocol import Figure, Protocol
 from ldm.metrics.spectrum import power, spectrum_distance
 
 FEWEST = 100  # pictures on either side of a statistic
+NEARER_NOTE = "samples lie nearer to the training pictures than held-out pictures do"
 PAIRS = frozenset({"kid", "precision", "recall", "density", "coverage"})
 _ROWS = 5000  # of those, which look at pairs
 
@@ -114,7 +115,7 @@ def measure(pictures: Tensor, reference: Reference, seed: int = 0) -> Measured:
                 notes.append(f"{len(classes.lost)} of {len(classes.shares)} classes are all but missing")
     # z alone is small, too, where a model draws nothing but the plain pictures of its data: all of those lie close
     if found.z < -3 and found.rate.low > NEARER and found.authentic.high < 0.5:
-        notes.append("samples lie nearer to the training pictures than held-out pictures do")
+        notes.append(NEARER_NOTE)
     if float(seen.std(0).mean()) < 0.1 * float(reference.training.std(0).mean()):
         notes.append("samples hardly differ from each other")
     of_pairs = replace(protocol, made=len(few), real=len(real))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ from ldm.baselines.flowpp import MixtureCoupling, Within
 from ldm.baselines.flows import FlowFamily
 from ldm.baselines.odes import carried, carried_with_density
 from ldm.baselines.pixelcnn import read_on
-from ldm.baselines.ppca import leading
-from ldm.baselines.score import levels
+from ldm.baselines.ppca import leading, principal
+from ldm.baselines.score import DEVIATION, guess, levels
 from ldm.data.draws import Draws
 from ldm.errors import LdmError
 from tests.components import seeded
@@ -97,6 +98,7 @@ def stirred(model: Family) -> Family:
 VARIANTS = {
     "WGAN-GP": ("dcgan", {"loss": "wasserstein", "penalty": 10, "critic_turns": 2}),
     "WGAN": ("dcgan", {"loss": "wasserstein", "clip": 0.01}),
+    "DCGAN": ("dcgan", {"spectral": True}),
     "Improved DDPM": ("ddpm", {"schedule": "cosine", "learned_variance": True, "solver": "ddpm"}),
 }
 
@@ -332,6 +334,73 @@ def test_ppca_begins_as_the_closed_solution() -> None:
     cov = (model.weight @ model.weight.T).detach()
     assert (cov - true @ true.T).norm() < 0.1 * (true @ true.T).norm()
     assert float(model.log_variance.detach()) == pytest.approx(2 * math.log(0.02), abs=0.1)
+
+
+def test_a_vae_begins_as_the_best_linear_one() -> None:
+    """Its bound is then the likelihood of the principal components, but for tails that a logistic has."""
+    form = Form(8, 0)
+    true = torch.randn(form.dims, 6, generator=torch.Generator().manual_seed(0)) * 0.05
+    chance = torch.Generator().manual_seed(1)
+    y = 0.5 + torch.randn(2000, 6, generator=chance) @ true.T + 0.03 * torch.randn(2000, form.dims, generator=chance)
+    x = shades.picture(shades.shades(y.clamp(0, 1).view(-1, *form.shape) * 2 - 1))
+    bits = {}
+    for name, options in (("ppca", {"components": 6}), ("vae", {"latents": 8, "width": 8})):
+        model = make(name, options, form, 0)
+        model.begin(x[:1800], None)
+        bits[name] = float(model.bits_per_dim(x[1800:], None, draws(200)).mean())
+    assert bits["vae"] == pytest.approx(bits["ppca"], abs=0.08)
+    came_back = model.decode(model.encode(x[1800:]))
+    assert float((came_back - x[1800:]).detach().std()) == pytest.approx(
+        0.06, rel=0.1
+    )  # what the components leave over
+
+
+def test_ppca_begins_with_a_mean_for_each_class_that_few_pictures_do_not_set() -> None:
+    form = Form(4, 3)
+    label = torch.tensor([0, 1]).repeat(200)
+    y = 0.3 + 0.4 * label[:, None] + 0.02 * torch.randn(400, form.dims, generator=torch.Generator().manual_seed(0))
+    y[0], label[0] = 0.9, 2  # the one picture of its class
+    model = make("ppca", {"components": 3}, form, 0)
+    model.begin(y.view(-1, *form.shape) * 2 - 1, label)
+    any_, low, high, lone = model.mean.mean(1).tolist()
+    assert any_ == pytest.approx(0.5, abs=0.02)
+    assert low < 0.36 and high > 0.64 and lone == pytest.approx(any_, abs=0.02)
+    far = label != 2
+    told = model.bits_per_dim(y[far].view(-1, *form.shape) * 2 - 1, label[far], draws(int(far.sum()))).mean()
+    untold = model.bits_per_dim(y[far].view(-1, *form.shape) * 2 - 1, None, draws(int(far.sum()))).mean()
+    assert told < untold - 0.1
+
+
+def test_what_is_left_of_the_principal_components_is_no_rounding() -> None:
+    """Bright pictures whose last directions are all but nothing beside their first."""
+    scale = torch.cat([torch.full((40,), 0.5), torch.full((8,), 1e-3)])
+    y = torch.randn(4000, 48, generator=torch.Generator().manual_seed(0)) * scale
+    _, _, left = principal(y - y.mean(0), 43)
+    assert float(left) == pytest.approx(1e-6, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["ppca", "vae", "mixture"])
+def test_a_beginning_of_one_picture_is_finite(name: str) -> None:
+    model = made(name, Form(8))
+    model.begin(pictures(1, Form(8)), None)
+    assert model.bits_per_dim(pictures(2, Form(8)), None, draws(2)).isfinite().all()
+
+
+def test_convolutions_of_a_vae_do_not_upset_what_the_line_knows() -> None:
+    """A step of Adam moves each weight by its rate, however sharp a latent is."""
+    form = Form(8, 0)
+    mixed = torch.randn(form.dims, 40, generator=torch.Generator().manual_seed(0)) * 0.05
+    y = 0.5 + torch.randn(600, 40, generator=torch.Generator().manual_seed(1)) @ mixed.T
+    x = y.clamp(0, 1).view(-1, *form.shape) * 2 - 1
+    model = make("vae", {"latents": 40, "width": 8}, form, 0)
+    model.begin(x, None)
+    before = float(model.bits_per_dim(x, None, draws(600)).mean())
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(3):
+        optimiser.zero_grad()
+        model.loss("model", x, None, draws(600))[0].mean().backward()
+        optimiser.step()
+    assert float(model.bits_per_dim(x, None, draws(600)).mean()) < before + 0.05
 
 
 def test_few_pictures_do_not_make_ppca_sure_of_what_they_lack() -> None:
@@ -618,10 +687,11 @@ def test_the_bits_of_a_path_are_those_of_the_distribution_it_follows(
     variance = (deviation * 2 / 256) ** 2
 
     def said(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        """E[e | x_t], or E[e - x | x_t], of x ~ N(0, variance)."""
+        """What tells E[e | x_t], or E[e - x | x_t], of x ~ N(0, variance)."""
         if name == "score":
             alpha, sigma = levels(t)
-            return sigma * x / (alpha**2 * variance + sigma**2)
+            line, share = guess(alpha, sigma)
+            return (sigma * x / (alpha**2 * variance + sigma**2) - line * x) / share
         wide = t[:, None, None, None]
         return (wide - (1 - wide) * variance) * x / ((1 - wide) ** 2 * variance + wide**2)
 
@@ -632,6 +702,46 @@ def test_the_bits_of_a_path_are_those_of_the_distribution_it_follows(
     told = model.bits_per_dim(x, None, draws_)
     want = (0.5 * x**2 / variance + 0.5 * math.log(2 * math.pi * variance)).flatten(1).mean(1) / math.log(2) + 7
     assert torch.allclose(told, want, atol=0.1)
+
+
+def test_a_score_network_that_says_nothing_carries_noise_to_pictures_of_the_usual_spread() -> None:
+    """So that what it says wrong at t = 1 is small beside them."""
+    model = make("score", {"width": 32, "steps": 12, "drawn": 12}, Form(8, 0), 0)
+    drawn = model.sample(32, None, torch.Generator().manual_seed(0))
+    assert float(drawn.std()) == pytest.approx(DEVIATION, rel=0.1)
+
+
+def test_a_critic_of_bounded_weights_is_told_the_class() -> None:
+    """Its answer differs between classes as it does between pictures, within an order of magnitude."""
+    form = Form(8, 4)
+    x = pictures(4, form)
+    model = make("dcgan", {"spectral": True, "width": 8}, form, 0)
+    with torch.no_grad():
+        each = torch.stack([model.judge(x, torch.full((4,), k)) for k in range(4)])
+    assert float(each.std(0).mean()) > 0.1 * float(each.std(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("ddpm", {"width": 20}, "multiple of 8"),
+        ("transformer", {"inner": 190}, "multiple of heads"),
+        ("dcgan", {"spectral": True, "clip": 0.01}, "give one of them"),
+        ("latent", {"solver": "none"}, "solver"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_before_anything_is_trained(
+    name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LdmError) as caught:
+        make(name, options, Form(8, 2), 0)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "width"), [("r3gan", 28), ("latent", 16)])
+def test_narrow_and_odd_networks_work(name: str, width: int) -> None:
+    model = make(name, {**SMALL[name], "width": width}, Form(8, 2), 0)
+    assert model.sample(2, torch.tensor([0, 1]), torch.Generator().manual_seed(0)).isfinite().all()
 
 
 def test_the_slope_at_real_pictures_counts_now_and_then_and_by_its_weight() -> None:

@@ -21,7 +21,7 @@ FORM = Form(4)
 # name: options, steps, learning rate, clusters that must be found, share of samples that must lie at one
 CASES: dict[str, tuple[dict[str, Any], int, float, int, float]] = {
     "mixture": ({"components": 16}, 200, 1e-2, 8, 0.9),
-    "vae": ({"latents": 8, "width": 32}, 1500, 2e-3, 8, 0.5),
+    "vae": ({"latents": 8, "width": 32, "line": False}, 1500, 2e-3, 8, 0.5),
     # 10, the weight for pictures, is too much for the small slopes of points: 3 of 8 clusters
     "dcgan": ({"latents": 8, "width": 32, "loss": "wasserstein", "penalty": 1, "critic_turns": 3}, 6000, 1e-3, 7, 0.5),
     "r3gan": ({"latents": 8, "width": 32, "gamma": 0.5}, 2000, 1e-3, 7, 0.6),

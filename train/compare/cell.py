@@ -11,7 +11,6 @@ import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ import torch
 
 from ldm.baselines.stored import load_family
 from ldm.errors import Code, LdmError
-from ldm.metrics.measured import FEWEST, Measured, measure
+from ldm.metrics.measured import FEWEST, measure
 from ldm.store.write import staged, write_weights
 from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of, task_of, training_of
 from train.compare.counting import planned
 from train.compare.drawing import asked_classes, asked_for, between, bits, drawn, named_by
 from train.compare.growth import growth
+from train.compare.measured_json import as_json
 from train.compare.reference import check_unchanged, extractor_of, pictures_of, real, reference_of
 from train.compare.wish import Wish
 from train.lock import Lock
@@ -121,22 +121,6 @@ def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[st
     measured = as_json(measure(real(samples), reference_of(wish, kept, extractor_of(wish, kept, stop)), cell.seed))
     measured["figures"] |= named_by(stored, samples, labels, kept, cell.seed)
     return told | measured | {"notes": [*notes, *measured["notes"]]}
-
-
-def as_json(measured: Measured) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "figures": {
-            name: {**asdict(figure.estimate), "protocol": asdict(figure.protocol)}
-            for name, figure in measured.figures.items()
-        },
-        "protocol": asdict(measured.figures["fid"].protocol),
-        "notes": list(measured.notes),
-        "nearest": measured.copies.nearest[:16].tolist(),
-        "memorisation": {"bound": measured.copies.bound, "z": round(measured.copies.z, 3)},
-    }
-    if measured.balance is not None:
-        told["classes"] = {"shares": measured.balance.shares, "lost": measured.balance.lost}
-    return told
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.baselines.stored import CONFIG, Stored, load_family
 from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
+from ldm.images import from_rgb, save_image
 from ldm.metrics.extractors import Extractor
 from ldm.metrics.interval import around
 from ldm.metrics.measured import Reference, measure
@@ -27,10 +28,11 @@ from ldm.store.folder import load_component
 from ldm.store.shards import read_json
 from ldm.store.write import refuse_existing, staged
 from pipelines.pipeline import Pipeline
-from train.compare.cell import as_json
 from train.compare.drawing import asked_for, bits, drawn
 from train.compare.lab import Progress, prepare, remember_yardsticks
+from train.compare.measured_json import as_json
 from train.compare.reference import Pictures, as_bytes, captions_of, extractor_of, pictures_of, real, reference_of
+from train.compare.scale import scale_of
 from train.compare.wish import Yardsticks
 from train.config import RunFile
 from train.opening import data_of, processes_of
@@ -40,22 +42,30 @@ from train.tasks.latents import moments
 Tell = Callable[[str], None]
 
 
-def evaluate(made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop) -> Path:
-    """Writes NAME.json into the folder of the yardsticks, which later measures share; returns its path."""
+def evaluate(
+    made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop, keep: Path | None = None
+) -> Path:
+    """Writes NAME.json into the folder of the yardsticks, which later measures share, and what was drawn into the new
+    folder `keep`; returns the path of the former."""
+    if keep is not None:
+        refuse_existing(keep)
     stored = _family(Path(made), yard.size)  # before a folder is begun, which is of one size for ever
     remember_yardsticks(yard, stop)
     path = yard.out / "measured" / f"{_name(made)}.json"
     refuse_existing(path)
     prepare(yard, Progress(tell), stop)
-    told = _measured(made, stored, yard, samples, cap, seed, tell, stop)
+    told, pictures = _measured(made, stored, yard, samples, cap, seed, tell, stop)
+    if keep is not None:
+        _save(pictures, keep)
     with staged(path) as stage:
-        stage.write_text(json.dumps({"made": made, **told}, indent=2) + "\n", "utf-8")
+        stage.write_text(json.dumps({"made": made, "held_out": scale_of(yard.out), **told}, indent=2) + "\n", "utf-8")
     return path
 
 
 def _measured(
     made: str, stored: Stored | None, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Tensor]:
+    """What was measured, and uint8 pictures [n,3,H,W] that it was measured of."""
     kept = pictures_of(yard)
     if stored is not None:
         tell(f"drawing {samples:,} pictures by {stored.family}")
@@ -76,14 +86,27 @@ def _measured(
         tell(f"drawing {samples:,} pictures by {made}, for captions of the data set")
         pictures, told = _drawn_for(made, yard, texts, samples, cap, seed, stop)
     reference = reference_of(yard, kept, extractor_of(yard, kept, stop))
-    return told | as_json(measure(real(pictures), reference, seed))
+    return told | as_json(measure(real(pictures), reference, seed)), pictures
+
+
+def _save(pictures: Tensor, folder: Path) -> None:
+    """A PNG each, numbered as they were drawn."""
+    with staged(folder) as stage:
+        stage.mkdir(parents=True)
+        for i, one in enumerate(pictures):
+            name = f"{i:0{len(str(len(pictures) - 1))}d}.png"
+            save_image(from_rgb(real(one).permute(1, 2, 0).numpy()), stage / name)
 
 
 def _family(made: Path, size: int) -> Stored | None:
-    """The family in a folder, which draws pictures of that size; None where there is none."""
-    if not (made / CONFIG).is_file() or "family" not in read_json(made / CONFIG, 1_000_000):
+    """The family in a folder, or in that of its run or its cell, which draws pictures of that size; None where there is
+    none."""
+    for folder in (made, made / "model", made / "run" / "model"):
+        if (folder / CONFIG).is_file() and "family" in read_json(folder / CONFIG, 1_000_000):
+            break
+    else:
         return None
-    stored = load_family(made)
+    stored = load_family(folder)
     if (side := stored.model.form.side) != size:
         what, why = f"{made} draws {side} pixels, and --size is {size}.", "Both must be of one size."
         raise LdmError(Code.USAGE, what, why, f"Give --size {side}.")
@@ -96,7 +119,9 @@ def _is_autoencoder(path: Path) -> bool:
 
 
 @torch.no_grad()
-def _reconstructed(made: str, kept: Pictures, extractor: Extractor, seed: int, stop: Stop) -> dict[str, Any]:
+def _reconstructed(
+    made: str, kept: Pictures, extractor: Extractor, seed: int, stop: Stop
+) -> tuple[dict[str, Any], Tensor]:
     """What an autoencoder makes of the held-out pictures, against these themselves: the distance of the features of all
     of them (rFID), and of each one what came back."""
     vae = Autoencoder(load_component(Path(made), "vae", torch.float32)[0])
@@ -113,7 +138,8 @@ def _reconstructed(made: str, kept: Pictures, extractor: Extractor, seed: int, s
     figures = {name: told["figures"][old] for old, name in (("fid", "rfid"), ("spectrum_db", "spectrum_db"))}
     for name, values in each.items():
         figures[name] = asdict(around(float(values.mean()), float(values.std()) / len(values) ** 0.5))
-    return {"figures": figures, "protocol": told["protocol"], "notes": []}
+    told = {"figures": figures, "protocol": told["protocol"], "notes": [], "held_out": None}
+    return told, (back * 255).round().to(torch.uint8)
 
 
 def _name(made: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from ldm.errors import Code, LdmError
-from train.compare.cells import CRASH, Cell, cells, check_settings
+from train.compare.cells import CRASH, RESULT, Cell, cells, check_settings
 from train.compare.children import command, run
 from train.compare.counting import rough_seconds, steps_of
-from train.compare.reference import extractor_of, judge_seconds, pictures_of
-from train.compare.wish import Wish, Yardsticks
+from train.compare.reference import PICTURES, check_pictures, extractor_of, judge_seconds, pictures_of, reference_of
+from train.compare.scale import measure_scale
+from train.compare.wish import Budget, Wish, Yardsticks
 from train.lock import Lock
 from train.report import rewrite
 from train.signals import Stop, Stopped
@@ -75,8 +76,8 @@ def remember(wish: Wish, stop: Stop) -> Wish:
 
 def merged(wish: Wish) -> Wish:
     """With the families and seeds that its folder has already; nothing is written."""
-    if (wish.out / WISH).is_file():
-        check_same(wish, before := read_wish(wish.out))
+    if (wish.out / WISH).is_file() and _binds(before := read_wish(wish.out), wish):
+        check_same(wish, before)
         families = (*before.families, *(f for f in wish.families if f not in before.families))
         stems = [Path(family).stem for family in families]
         if twice := [family for family in wish.families if stems.count(Path(family).stem) > 1]:
@@ -93,8 +94,16 @@ def remember_yardsticks(yard: Yardsticks, stop: Stop) -> None:
     yard.out.mkdir(parents=True, exist_ok=True)
     with _turn(yard.out, stop):
         if path.is_file():
-            check_same(yard, Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out}))
+            before = Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out})
+            if _binds(before, yard):
+                check_same(yard, before)
         rewrite(path, yard.model_dump_json(indent=2) + "\n", "Free some space.")
+
+
+def _binds(before: Yardsticks, now: Yardsticks) -> bool:
+    """What was once wished for and came to nothing binds nobody: other options would fit all that is there."""
+    begun = (before.out / PICTURES).is_file() or any(before.out.glob(f"cells/*/{RESULT}"))
+    return begun or not _apart(before, now)
 
 
 def read_wish(folder: Path) -> Wish:
@@ -103,24 +112,41 @@ def read_wish(folder: Path) -> Wish:
 
 def check_same(wish: Yardsticks, before: Yardsticks) -> None:
     """Families and seeds may be added to; whatever else changes a figure may not."""
-    free = {"out", "families", "seeds"}
-    now, then = wish.model_dump(exclude=free), before.model_dump(exclude=free)
-    if apart := [key for key in now if now[key] != then[key]]:
-        key = apart[0]
+    for key, (then, now) in _apart(before, wish).items():
         raise LdmError(
             Code.USAGE,
             f"{wish.out} holds another comparison.",
-            f"Its {key} is {then[key]}, and now it is {now[key]}; figures of both could not stand in one table.",
+            f"There {_option(key)} is {_shown(then)}, and now it is {_shown(now)}; figures of both could not "
+            "stand in one table.",
             "Choose another --out, or give the same options again.",
         )
 
 
+def _apart(before: Yardsticks, now: Yardsticks) -> dict[str, tuple[Any, Any]]:
+    """What differs, by its name, but for what may be added to: as it was, and as it is."""
+    free = {"out", "families", "seeds"}
+    then, told = before.model_dump(exclude=free), now.model_dump(exclude=free)
+    return {key: (then[key], value) for key, value in told.items() if then[key] != value}
+
+
+def _option(key: str) -> str:
+    return "DATA" if key == "data" else "--" + key.replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    """A data set by its path, where that is all there is to tell; a budget as it is written."""
+    if isinstance(value, dict) and set(value) == {"path"}:
+        return str(value["path"])
+    return str(Budget(**value)) if isinstance(value, dict) and set(value) == set(Budget.model_fields) else str(value)
+
+
 def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
-    """Pictures and judge, which all cells share; whoever comes second waits for the first."""
+    """Pictures, judge and what it sees of them, which all cells share; whoever comes second waits for the first."""
     with _turn(wish.out, stop):
         progress.tell("reading the data set")
         kept = pictures_of(wish)
         extractor = extractor_of(wish, kept, stop)
+        measure_scale(wish.out, kept, reference_of(wish, kept, extractor))
         named = f", {len(kept.classes)} classes" if kept.classes else ""
         progress.tell(
             f"{len(kept.training):,} training and {len(kept.held_out):,} held-out pictures{named}; "
@@ -185,6 +211,7 @@ class Cost:
 def cost_of(wish: Wish, stop: Stop) -> Cost:
     """A budget of time is known; one of steps or pictures is timed roughly, a family at a time."""
     left = [cell for cell in cells(wish) if cell.result is None]
+    check_pictures(wish)
     training: float | None = wish.budget.count * len(left) if wish.budget.kind == "seconds" else 0.0
     if wish.budget.kind != "seconds":
         for family in dict.fromkeys(cell.family for cell in left):

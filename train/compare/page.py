@@ -18,9 +18,10 @@ from ldm.data.survey import many
 from ldm.metrics.interval import Estimate
 from ldm.store.weights import load_weights
 from train.compare.cells import SAMPLES, Cell, cells
-from train.compare.reference import PICTURES
-from train.compare.table import FIGURES, Row, as_csv, rows
-from train.compare.trilemma import marks, picture
+from train.compare.reference import FACTS, PICTURES
+from train.compare.scale import scale_of
+from train.compare.table import FIGURES, Row, as_csv, estimate_of, rows
+from train.compare.trilemma import legend, marks, picture
 from train.compare.verdict import comparable, in_words
 from train.compare.wish import Wish
 from train.report import rewrite
@@ -36,6 +37,7 @@ WORDS = {
     "accuracy_score": "accuracy", "copies": "copies", "authentic": "authentic",
 }  # fmt: skip
 OWN = """
+tr.scale td{color:var(--soft)}.legend span{margin-right:1rem;white-space:nowrap}
 main{max-width:1180px}.wide table{width:auto;border-collapse:collapse;font-size:.82rem;
 font-variant-numeric:tabular-nums}.wide th,.wide td{width:auto}
 .wide{overflow-x:auto;margin:1rem 0}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
@@ -52,6 +54,21 @@ DENSITY = (
     "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within "
     "each shade, which bound the bits of shades from above; Flow++ learns the noise; autoregressive ones are of shades."
 )
+READ = (
+    "Lower is better of FID, KID, spectrum, classes off by and bits; higher of IS, precision, recall, density, "
+    "coverage and accuracy. Copies and authentic are warnings: about 1 % and a half are chance. Held-out pictures "
+    "show what real ones reach; where they are fewer than the samples, their FID is the higher for it, and "
+    "recall and coverage the lower. Under each figure is its interval."
+)
+COSTS = (
+    "Passes for one: how often the network is run to draw a picture. At twice the side: how much longer a step "
+    "takes when the side of the pictures doubles; 4 is as many times as there are pixels. Free Jacobian: layers "
+    "may be of any form, for nothing has to be inverted."
+)
+TRILEMMA = (
+    "A family lies towards the corners that it is good at, beside the others here: quality by KID, coverage, and "
+    "pictures drawn in a second. A larger dot is better in all."
+)
 _LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance"}
 _UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
 
@@ -59,7 +76,11 @@ _UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
 def write_pages(wish: Wish) -> Path:
     """All three files, in place of older ones; returns the page."""
     table = rows(wish)
-    data = {"wish": json.loads(wish.model_dump_json()), "cells": [dict(told) for row in table for told in row.done]}
+    data: dict[str, Any] = {
+        "held_out": scale_of(wish.out),
+        "wish": json.loads(wish.model_dump_json()),
+        "cells": [dict(told) for row in table for told in row.done],
+    }
     fix = "Free some space, or choose another --out."
     rewrite(wish.out / DATA, json.dumps(data, indent=1) + "\n", fix)
     rewrite(wish.out / TABLE, as_csv(table), fix)
@@ -76,27 +97,38 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         f"<p>{done} of {wanted} cells: {len(table)} families, {many(wish.seeds, 'seed')}, "
         f"{html.escape(str(wish.budget))} of training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
         "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
-        "<h2>Figures</h2>", _figures(table, comparable(wish, table)),
-        f"<p>{DENSITY}</p>",
-        "<h2>Cost, and what each family is</h2>", _costs(table),
-        f"<h2>The trilemma</h2><div class=trilemma>{picture(marks(comparable(wish, table)))}</div>",
-        "<p>A family lies towards the corners that it is good at, as compared here; a larger dot is better in all.</p>",
-        "<h2>Samples at the same seeds</h2>", _sheets(wish),
+        "<h2>Figures</h2>", _figures(table, comparable(wish, table), scale_of(wish.out)),
+        f"<p>{READ}</p><p>{DENSITY}</p>",
+        "<h2>Cost, and what each family is</h2>", _costs(table, _has_classes(wish)), f"<p>{COSTS}</p>",
+        f"<h2>The trilemma</h2><div class=trilemma>{picture(found := marks(comparable(wish, table)))}</div>",
+        f"<p>{TRILEMMA}</p>{legend(found)}",
+        "<h2>Samples of the first seed</h2>", _sheets(wish),
         "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
         "<h2>The nearest training pictures</h2>", _nearest(wish),
         "<h2>Losses</h2>", _losses(table),
-        "<h2>Notes</h2>", _notes(table), "</main></html>",
+        "<h2>Notes</h2>", _notes(table, done < wanted), "</main></html>",
     ]  # fmt: skip
     return "\n".join(parts)
 
 
-def _figures(table: Sequence[Row], whole: Sequence[Row]) -> str:
+def _has_classes(wish: Wish) -> bool:
+    path = wish.out / FACTS
+    return path.is_file() and bool(json.loads(path.read_text("utf-8"))["classes"])
+
+
+def _figures(table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any] | None) -> str:
+    """Above all families what real pictures reach, where that was measured."""
     names = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
     times = {"kid": _thousandfold([row.figure("kid") for row in table])}
     head = "".join(f"<th>{WORDS[name]}{' &times; 1000' * (times.get(name) == 1000)}</th>" for name in names)
     best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}
     best["bits"] = _best([row.bits for row in table], True)
     lines = []
+    if scale is not None:
+        told = {name: estimate_of(one) for name, one in scale["figures"].items()}
+        real = "".join(_cell(told.get(name), None, times.get(name, 1)) for name in names)
+        few = f"<small>{scale['protocol']['made']:,} real ones</small>"
+        lines.append(f"<tr class=scale><td>held-out pictures{few}</td>{real}<td>&ndash;</td></tr>")
     for row in table:
         cellsof = [_cell(row.figure(name), best.get(name), times.get(name, 1)) for name in names]
         kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
@@ -139,7 +171,7 @@ def _number(value: float) -> str:
     )
 
 
-def _costs(table: Sequence[Row]) -> str:
+def _costs(table: Sequence[Row], classes: bool) -> str:
     head = (
         "parameters", "s a step", "at twice the side", "trained, s", "pictures seen", "memory", "drawn a second",
         "passes for one", "told classes", "exact density", "free Jacobian", "cannot",
@@ -151,7 +183,8 @@ def _costs(table: Sequence[Row]) -> str:
             _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"),
             _or(row.mean("growth"), "{:.1f} &times;"), _count(row.mean("train_seconds")), _count(row.mean("images")),
             _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
-            html.escape(facts.passes), _yes(row.takes_class), facts.likelihood, _yes(facts.free_form),
+            html.escape(facts.passes), _yes(row.takes_class) if classes else "&ndash;", facts.likelihood,
+            _yes(facts.free_form),
         ]  # fmt: skip
         lines.append(
             f"<tr><td>{html.escape(row.name)}<small>{html.escape(facts.paper)}</small></td>"
@@ -243,8 +276,9 @@ def _losses(table: Sequence[Row]) -> str:
     return f"<div class=plots>{''.join(plots)}</div>"
 
 
-def _notes(table: Sequence[Row]) -> str:
+def _notes(table: Sequence[Row], unfinished: bool) -> str:
     lines = [
         f"<li><b>{html.escape(row.name)}</b>: {html.escape('; '.join(row.notes))}</li>" for row in table if row.notes
     ]
-    return f"<ul>{''.join(lines)}</ul>" if lines else "<p>Nothing went wrong.</p>"
+    nothing = "has so far gone" if unfinished else "went"
+    return f"<ul>{''.join(lines)}</ul>" if lines else f"<p>Nothing {nothing} wrong.</p>"

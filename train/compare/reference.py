@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm.data.batch import Batch
 from ldm.data.examples import open_source
 from ldm.data.loader import Loader
+from ldm.data.mixture import Mixture
 from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
@@ -114,6 +115,12 @@ def check_unchanged(wish: Yardsticks, loader: Loader) -> None:
         )
 
 
+def check_pictures(wish: Yardsticks) -> None:
+    """Whether there are enough, where none have been kept yet."""
+    if not (wish.out / PICTURES).is_file():
+        _source(wish)
+
+
 def captions_of(wish: Yardsticks, most: int = 10_000) -> list[str]:
     """Captions of training pictures, one each, in the order of the reference."""
     return [text for batch in _loader(wish).look(min(most, wish.reference)) for text in batch.text if text]
@@ -121,11 +128,17 @@ def captions_of(wish: Yardsticks, most: int = 10_000) -> list[str]:
 
 def _loader(wish: Yardsticks) -> Loader:
     file = RunFile(
-        task={"type": "classifier"},
-        data=DataSettings(**{"uncaptioned": "empty", **wish.section}),
-        run={"out": wish.out / "none", "steps": 1, "batch": 1},
+        task={"type": "classifier"}, data=_data(wish), run={"out": wish.out / "none", "steps": 1, "batch": 1}
     )
-    source = open_source(file.data)
+    return loader_of(file, _source(wish), processes_of(file))
+
+
+def _data(wish: Yardsticks) -> DataSettings:
+    return DataSettings(**{"uncaptioned": "empty", **wish.section})
+
+
+def _source(wish: Yardsticks) -> Mixture:
+    source = open_source(_data(wish))
     if len(source) < (needed := wish.held_out + TAUGHT):
         raise LdmError(
             Code.USAGE,
@@ -133,7 +146,7 @@ def _loader(wish: Yardsticks) -> Loader:
             f"{needed} are needed: {wish.held_out} that nothing is trained on, and {TAUGHT} to train on at the least.",
             "Give more pictures, or keep fewer from training with --held-out (100 at the least).",
         )
-    return loader_of(file, source, processes_of(file))
+    return source
 
 
 def as_bytes(batches: Sequence[Batch]) -> Tensor:

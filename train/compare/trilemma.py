@@ -71,6 +71,13 @@ def picture(found: Sequence[Mark]) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def legend(found: Sequence[Mark]) -> str:
+    """The tones of the groups that are there."""
+    there = {mark.group for mark in found}
+    spans = [f"<span style='color:{tone}'>&#9679; {g}</span>" for g, tone in GROUP_TONES.items() if g in there]
+    return f"<p class=legend>{''.join(spans)}</p>" if spans else ""
+
+
 def _free(x: float, y: float, taken: list[tuple[float, float]]) -> tuple[float, float]:
     """A place for a word that no other word has, moved down until there is one."""
     while any(abs(x - a) < 70 and abs(y - b) < 12 for a, b in taken):

@@ -11,8 +11,12 @@ from pydantic import Field, field_validator
 from ldm.config import Strict
 
 Positive = Annotated[int, Field(gt=0)]
-_BUDGET = re.compile(r"(?P<count>\d+(?:\.\d*)?(?:e\d+)?)\s*-?\s*(?P<unit>s|sec|min|h|steps?|images?)")
-_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_BUDGET = re.compile(r"(?P<count>\d+(?:\.\d*)?(?:e\d+)?)\s*-?\s*(?P<unit>[a-z]+)")
+_SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+_COUNTS: dict[str, Literal["steps", "images"]] = {"step": "steps", "image": "images"}
+
+
+MOST = 1e12  # of any unit
 
 
 class Budget(Strict):
@@ -30,12 +34,13 @@ class Budget(Strict):
 def budget(text: str) -> Budget:
     """10min, 90s, 2000-steps, 1e6-images."""
     found = _BUDGET.fullmatch(text.strip().lower())
-    if found is None or float(found["count"]) <= 0:
+    unit = "" if found is None else found["unit"] if found["unit"] in _SECONDS else found["unit"].removesuffix("s")
+    count = 0.0 if found is None else float(found["count"])
+    if not 0 < count < MOST or unit not in _SECONDS.keys() | _COUNTS.keys():
         raise ValueError(f"{text!r} is no budget: write 10min, 2000-steps or 1e6-images")
-    count, unit = float(found["count"]), found["unit"]
     if unit in _SECONDS:
         return Budget(kind="seconds", count=count * _SECONDS[unit])
-    return Budget(kind="steps" if unit.startswith("step") else "images", count=count)
+    return Budget(kind=_COUNTS[unit], count=count)
 
 
 class Yardsticks(Strict):

@@ -92,12 +92,23 @@ def test_a_done_cell_is_not_run_again_and_the_same_seed_measures_the_same(
 
 def test_the_page_holds_every_part_and_reaches_for_nothing(done: Wish) -> None:
     text = (done.out / "compare.html").read_text("utf-8")
-    for part in ("Figures", "trilemma", "Samples at the same seeds", "nearest training pictures", "Losses", "Notes"):
+    for part in (
+        "Figures",
+        "trilemma",
+        "Samples of the first seed",
+        "held-out pictures",
+        "nearest training pictures",
+        "Losses",
+        "Notes",
+    ):
         assert part in text
     assert "3 of 4 cells" in text and "http" not in text.replace("http://www.w3.org", "")
     assert text.count("data:image/webp;base64,") >= 6
     data = json.loads((done.out / "compare.json").read_text("utf-8"))
     assert [c["family"] for c in data["cells"]] == ["ppca", "ppca", "vae"]
+    scale = data["held_out"]["figures"]
+    assert 0.3 < scale["authentic"]["value"] < 0.7 and scale["copies"]["value"] < 0.05  # as of real pictures, by chance
+    assert scale["kid"]["value"] < min(c["figures"]["kid"]["value"] for c in data["cells"])
     lines = list(csv.DictReader((done.out / "compare.csv").read_text("utf-8").splitlines()))
     fids = [line for line in lines if line["figure"] == "fid"]
     assert len(fids) == 3 and all(line["extractor"] == "pixels" and line["made"] == "100" for line in fids)

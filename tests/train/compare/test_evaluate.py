@@ -23,8 +23,11 @@ def test_a_folder_and_a_family_are_measured_alike(ldm: Ldm, tmp_path: Path) -> N
     shown = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100)
     assert shown.status == 0, shown.err
     assert "fid" in shown.out and "100 pictures against 200" in shown.out and "as pixels sees them" in shown.out
+    assert "held-out pictures: " in shown.out
     made("ppca").save(tmp_path / "mine/model")
-    told = ldm("evaluate", "mine/model", "--against", "scenes", *FEW, "--samples", 100, "--json").json
+    told = ldm("evaluate", "mine", "--against", "scenes", *FEW, "--samples", 100, "--json", "--keep", "kept").json
+    assert len(list(Path("kept").glob("*.png"))) == 100 and Image.open("kept/00.png").size == (8, 8)
+    assert 0.3 < told["held_out"]["figures"]["authentic"]["value"] < 0.7
     assert told["bits_per_dim"]["kind"] == "exact" and told["drawn"] == 100
     kept = json.loads(Path("runs/evaluate/scenes/measured/drawn.json").read_text("utf-8"))
     assert kept["protocol"] == told["protocol"]

@@ -9,10 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from ldm.baselines.family import settings_of
-from ldm.errors import LdmError
+from ldm.errors import Code, LdmError
 from ldm.store.configs import config_path
 from train.compare.cells import base_file, cells, file_of, shipped_families
 from train.compare.lab import check_same, merged, read_wish, remember
+from train.compare.reference import PICTURES
 from train.compare.wish import Wish, budget
 from train.signals import Stop
 
@@ -27,13 +28,14 @@ def wish(out: Path, **changes: Any) -> Wish:
 @pytest.mark.parametrize(
     ("text", "kind", "count"),
     [("10min", "seconds", 600), ("90s", "seconds", 90), ("1.5h", "seconds", 5400), ("2000-steps", "steps", 2000),
-     ("1e6-images", "images", 1e6), ("1 step", "steps", 1)],
+     ("1e6-images", "images", 1e6), ("1 step", "steps", 1), ("10 minutes", "seconds", 600), ("10m", "seconds", 600),
+     ("1 hour", "seconds", 3600)],
 )  # fmt: skip
 def test_a_budget_is_time_steps_or_pictures(text: str, kind: str, count: float) -> None:
     assert (budget(text).kind, budget(text).count) == (kind, count)
 
 
-@pytest.mark.parametrize("text", ["", "ten minutes", "-3min", "0-steps", "5 apples"])
+@pytest.mark.parametrize("text", ["", "ten minutes", "-3min", "0-steps", "5 apples", "10", "1e400-steps", "1e400s"])
 def test_what_is_no_budget_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="is no budget: write 10min"):
         budget(text)
@@ -59,15 +61,26 @@ def test_seeds_go_round_before_families(tmp_path: Path) -> None:
     assert [(c.family, c.seed) for c in cells(wish(tmp_path))] == [("ppca", 0), ("vae", 0), ("ppca", 1), ("vae", 1)]
 
 
+def test_a_wish_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
+    """Refused for want of pictures, one tries again with other options; once there are pictures, they would not fit."""
+    remember(wish(tmp_path), Stop())
+    assert remember(wish(tmp_path, size=16), Stop()).size == 16 and read_wish(tmp_path).size == 16
+    (tmp_path / PICTURES).touch()
+    with pytest.raises(LdmError, match=r"There --size is 16, and now it is 8") as caught:
+        remember(wish(tmp_path), Stop())
+    assert caught.value.code == Code.USAGE
+
+
 def test_families_and_seeds_may_be_added_and_nothing_else_changed(tmp_path: Path) -> None:
     remember(wish(tmp_path), Stop())
+    (tmp_path / PICTURES).touch()
     more = remember(wish(tmp_path, families=("glow", "ppca"), seeds=3), Stop())
     assert (more.families, more.seeds) == (("ppca", "vae", "glow"), 3)
     with pytest.raises(LdmError, match="holds another comparison"):
         remember(wish(tmp_path, size=16), Stop())
     before = read_wish(tmp_path)
     assert before.out == tmp_path and before.budget == budget("3-steps") and before.families == more.families
-    with pytest.raises(LdmError, match="Its budget is"):
+    with pytest.raises(LdmError, match="There --budget is 3 steps, and now it is 4 steps"):
         check_same(wish(tmp_path, budget="4-steps"), before)
 
 

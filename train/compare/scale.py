@@ -1,0 +1,32 @@
+"""What real pictures reach by the yardsticks: those held out, measured as if a model had drawn them. A scale for what
+models reach, of which none is meant to be better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.metrics.measured import Reference, measure
+from ldm.store.write import staged
+from train.compare.measured_json import as_json
+from train.compare.reference import Pictures, real
+
+SCALE = "held-out.json"
+
+
+def measure_scale(out: Path, kept: Pictures, reference: Reference) -> None:
+    """Once for a folder."""
+    path = out / SCALE
+    if path.is_file():
+        return
+    told = as_json(measure(real(kept.held_out), reference))
+    with staged(path) as stage:
+        stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+
+
+def scale_of(out: Path) -> Mapping[str, Any] | None:
+    """None of a folder that is older than this file."""
+    path = out / SCALE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
