@@ -93,6 +93,8 @@ def remember_yardsticks(yard: Yardsticks, stop: Stop) -> None:
     path = yard.out / "yardsticks.json"
     yard.out.mkdir(parents=True, exist_ok=True)
     with _turn(yard.out, stop):
+        if (yard.out / WISH).is_file():  # the folder of a comparison, whose pictures and judge are taken
+            check_same(yard, read_wish(yard.out))
         if path.is_file():
             before = Yardsticks(**{**json.loads(path.read_text("utf-8")), "out": yard.out})
             if _binds(before, yard):

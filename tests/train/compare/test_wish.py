@@ -12,9 +12,9 @@ from ldm.baselines.family import settings_of
 from ldm.errors import Code, LdmError
 from ldm.store.configs import config_path
 from train.compare.cells import base_file, cells, file_of, shipped_families
-from train.compare.lab import check_same, merged, read_wish, remember
+from train.compare.lab import check_same, merged, read_wish, remember, remember_yardsticks
 from train.compare.reference import PICTURES
-from train.compare.wish import Wish, budget
+from train.compare.wish import Wish, Yardsticks, budget
 from train.signals import Stop
 
 
@@ -82,6 +82,14 @@ def test_families_and_seeds_may_be_added_and_nothing_else_changed(tmp_path: Path
     assert before.out == tmp_path and before.budget == budget("3-steps") and before.families == more.families
     with pytest.raises(LdmError, match="There --budget is 3 steps, and now it is 4 steps"):
         check_same(wish(tmp_path, budget="4-steps"), before)
+
+
+def test_what_is_measured_beside_a_comparison_is_measured_as_it_was(tmp_path: Path) -> None:
+    asked = remember(wish(tmp_path), Stop())
+    yard = {key: getattr(asked, key) for key in Yardsticks.model_fields}
+    remember_yardsticks(Yardsticks(**yard), Stop())
+    with pytest.raises(LdmError, match="There --held-out is 100, and now it is 120"):
+        remember_yardsticks(Yardsticks(**{**yard, "held_out": 120}), Stop())
 
 
 def test_a_row_has_one_name(tmp_path: Path) -> None:
