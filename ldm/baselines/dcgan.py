@@ -64,6 +64,7 @@ class Critic(nn.Module):
             steps += [nn.Conv2d(narrow, wide, 4, 2, 1), nn.LeakyReLU(0.2)]
         self.steps = nn.Sequential(*steps)
         self.spectral = spectral
+        self.gain = math.sqrt(2) ** len(widths) if spectral else 1.0  # what half of the units being shut takes away
         self.score, self.project = nn.Linear(widths[-1] * 16, 1), nn.Linear(told, widths[-1] * 16, bias=False)
         for layer in list(self.modules()):  # as in the paper; without norms its own scale matters more
             if isinstance(layer, nn.Conv2d):
@@ -72,7 +73,7 @@ class Critic(nn.Module):
                 spectral_norm(layer)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        y = self.steps(x).flatten(1)
+        y = self.gain * self.steps(x).flatten(1)
         along = self.project(h) * y
         told = along.sum(1) / math.sqrt(h.shape[1]) if self.spectral else along.mean(1)
         score: Tensor = self.score(y)[:, 0] + told

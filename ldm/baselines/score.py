@@ -12,7 +12,6 @@ from ldm.config import Strict
 from ldm.data.draws import Draws
 
 LEAST, MOST = 0.1, 20.0  # beta at t = 0 and t = 1, as in the paper
-DEVIATION = 0.5  # of pictures in [-1,1]
 
 
 class Settings(Strict):
@@ -23,13 +22,12 @@ class Settings(Strict):
 
 
 class Model(PathFamily):
-    """dx = -beta/2 x dt + sqrt(beta) dw, so x_t = alpha x + sigma e and score = -e / sigma; v = -beta/2 (x + score)
-    carries samples as the noise would.
+    """dx = -beta/2 x dt + sqrt(beta) dw, so x_t = alpha x + sigma e and score = -e / sigma; what carries samples as the
+    noise would is -beta/2 (x + score).
 
-    e = sigma / s^2 x_t + alpha d / s F with s^2 = alpha^2 d^2 + sigma^2: the best guess of a line, and what the network
-    adds to it, F, which is of the same size at all t (Karras 2022). A network that told e itself would have to copy x_t
-    at t = 1 to a thousandth, or colours run away. Times are drawn as squares, for there is more of the
-    picture than of the noise at t < 0.15 alone.
+    The network tells v = alpha e - sigma x (Salimans & Ho 2022), so e = sigma x_t + alpha v. One that told e itself
+    would have to copy x_t at t = 1 to a thousandth, or colours run away. Times are drawn as squares, t = u^2, and the
+    network is told u: there is more of the picture than of the noise at t < 0.15 alone.
     """
 
     facts = Facts(
@@ -46,22 +44,15 @@ class Model(PathFamily):
         t = self.nearest + (1 - self.nearest) * draws.stratified("time") ** 2
         alpha, sigma = levels(t)
         e, x = draws.normal("noise", self.form.shape), self.shaken(x, draws)
-        noisy = alpha * x + sigma * e
-        line, share = guess(alpha, sigma)
-        error = (self.said(noisy, t, label) - (e - line * noisy) / share).square().flatten(1).mean(1)
+        v = alpha * e - sigma * x
+        error = (self.said(alpha * x + sigma * e, t.sqrt(), label) - v).square().flatten(1).mean(1)
         return error, {"error": error.detach()}
 
     def velocity(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """-beta/2 (x - e / sigma) = beta/2 alpha/sigma v."""
         beta = (LEAST + t * (MOST - LEAST))[:, None, None, None]
         alpha, sigma = levels(t)
-        line, share = guess(alpha, sigma)
-        return -0.5 * beta * (x - (line * x + share * self.said(x, t, label)) / sigma)
-
-
-def guess(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """What x_t counts for in e, and what the network's answer does."""
-    square = (alpha * DEVIATION) ** 2 + sigma**2
-    return sigma / square, alpha * DEVIATION / square.sqrt()
+        return 0.5 * beta * alpha / sigma * self.said(x, t.sqrt(), label)
 
 
 def levels(t: Tensor) -> tuple[Tensor, Tensor]:
