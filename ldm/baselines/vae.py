@@ -10,12 +10,10 @@ from torch import Generator, Tensor, nn
 
 from ldm.baselines.blocks import Down, Told, Up, widening
 from ldm.baselines.family import Facts, Family, Form, Losses
-from ldm.baselines.ppca import directions_for, principal
-from ldm.baselines.shades import SHADES, bits, discrete_logistic
+from ldm.baselines.ppca import WITHIN, directions_for, principal
+from ldm.baselines.shades import bits, discrete_logistic
 from ldm.config import Strict
 from ldm.data.draws import Draws
-
-WITHIN = 4 / (12 * SHADES**2)  # the variance of a number in [-1,1] within its shade
 
 
 class Settings(Strict):
@@ -73,7 +71,7 @@ class Model(Family):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         x = x.flatten(1)
         centre, k = x.mean(0), directions_for(len(self.line), x)
-        values, directions, variance = principal(x - centre, k, WITHIN)
+        values, directions, variance = principal(x - centre, k, 4 * WITHIN)  # numbers in [-1,1] are spread twice as far
         values = torch.maximum(values, variance)
         self.centre.copy_(centre)
         self.values[:k] = values

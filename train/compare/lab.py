@@ -18,8 +18,8 @@ from train.compare.cells import CRASH, RESULT, Cell, cells, check_settings
 from train.compare.children import command, run
 from train.compare.counting import rough_seconds, steps_of
 from train.compare.reference import PICTURES, check_pictures, extractor_of, judge_seconds, pictures_of, reference_of
-from train.compare.scale import measure_scale
-from train.compare.wish import Budget, Wish, Yardsticks
+from train.compare.scale import measure_scale, scale_of
+from train.compare.wish import Wish, Yardsticks
 from train.lock import Lock
 from train.report import rewrite
 from train.signals import Stop, Stopped
@@ -126,9 +126,9 @@ def check_same(wish: Yardsticks, before: Yardsticks) -> None:
 
 def _apart(before: Yardsticks, now: Yardsticks) -> dict[str, tuple[Any, Any]]:
     """What differs, by its name, but for what may be added to: as it was, and as it is."""
-    free = {"out", "families", "seeds"}
-    then, told = before.model_dump(exclude=free), now.model_dump(exclude=free)
-    return {key: (then[key], value) for key, value in told.items() if then[key] != value}
+    fixed = [key for key in type(now).model_fields if key not in ("out", "families", "seeds")]
+    both = {key: (getattr(before, key), getattr(now, key)) for key in fixed}
+    return {key: (then, told) for key, (then, told) in both.items() if then != told}
 
 
 def _option(key: str) -> str:
@@ -136,10 +136,8 @@ def _option(key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A data set by its path, where that is all there is to tell; a budget as it is written."""
-    if isinstance(value, dict) and set(value) == {"path"}:
-        return str(value["path"])
-    return str(Budget(**value)) if isinstance(value, dict) and set(value) == set(Budget.model_fields) else str(value)
+    """A data set by its path, where that is all there is to tell."""
+    return str(value["path"] if isinstance(value, dict) and set(value) == {"path"} else value)
 
 
 def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
@@ -148,7 +146,8 @@ def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
         progress.tell("reading the data set")
         kept = pictures_of(wish)
         extractor = extractor_of(wish, kept, stop)
-        measure_scale(wish.out, kept, reference_of(wish, kept, extractor))
+        if scale_of(wish.out) is None:
+            measure_scale(wish.out, kept, reference_of(wish, kept, extractor))
         named = f", {len(kept.classes)} classes" if kept.classes else ""
         progress.tell(
             f"{len(kept.training):,} training and {len(kept.held_out):,} held-out pictures{named}; "

@@ -17,12 +17,9 @@ SCALE = "held-out.json"
 
 
 def measure_scale(out: Path, kept: Pictures, reference: Reference) -> None:
-    """Once for a folder."""
-    path = out / SCALE
-    if path.is_file():
-        return
+    """Into the folder of a comparison, once."""
     told = as_json(measure(real(kept.held_out), reference))
-    with staged(path) as stage:
+    with staged(out / SCALE) as stage:
         stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 
 

@@ -14,8 +14,6 @@ Positive = Annotated[int, Field(gt=0)]
 _BUDGET = re.compile(r"(?P<count>\d+(?:\.\d*)?(?:e\d+)?)\s*-?\s*(?P<unit>[a-z]+)")
 _SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _COUNTS: dict[str, Literal["steps", "images"]] = {"step": "steps", "image": "images"}
-
-
 MOST = 1e12  # of any unit
 
 
