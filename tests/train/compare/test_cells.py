@@ -107,7 +107,8 @@ def test_the_page_holds_every_part_and_reaches_for_nothing(done: Wish) -> None:
     data = json.loads((done.out / "compare.json").read_text("utf-8"))
     assert [c["family"] for c in data["cells"]] == ["ppca", "ppca", "vae"]
     scale = data["held_out"]["figures"]
-    assert 0.3 < scale["authentic"]["value"] < 0.85 and scale["copies"]["value"] < 0.05  # as of real pictures, by chance
+    # as of real pictures, by chance
+    assert 0.3 < scale["authentic"]["value"] < 0.85 and scale["copies"]["value"] < 0.05
     assert scale["kid"]["value"] < min(c["figures"]["kid"]["value"] for c in data["cells"])
     lines = list(csv.DictReader((done.out / "compare.csv").read_text("utf-8").splitlines()))
     fids = [line for line in lines if line["figure"] == "fid"]
