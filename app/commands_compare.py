@@ -88,6 +88,7 @@ def _evaluate(
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="DIR", help="A new folder for the pictures that were measured.")
     ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of this measure; else MADE's.")] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Else runs/evaluate/DATA.")] = None,
     as_json: Json = False,
 ) -> int:
@@ -98,4 +99,7 @@ def _evaluate(
         "size": size, "held_out": held_out, "clip": clip, "inception": inception, "classifier_steps": classifier_steps,
         "out": out,
     }  # fmt: skip
-    return run(made, data, overrides or [], fields, samples=samples, cap=cap, seed=seed, keep=keep, as_json=as_json)
+    return run(
+        made, data, overrides or [], fields,
+        samples=samples, cap=cap, seed=seed, keep=keep, name=name, as_json=as_json,
+    )  # fmt: skip

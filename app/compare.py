@@ -61,11 +61,26 @@ def compare(
                     typer.echo(json.dumps({"out": str(wish.out), "cost": asdict(cost)}))
                 return 0
             page = _run(wish, Progress(say, done), stop, ray, ray_cpus)
+            status = undone(wish, say)
         except Stopped as stopped:
             say(f"stopped; cells that are done are kept. Go on with: {resume_command()}")
             return int(stopped.code or 143)
     typer.echo(json.dumps({"page": str(page)}) if as_json else printable(str(page)))
-    return 0
+    return status
+
+
+def undone(wish: Wish, say: Callable[[str], None]) -> int:
+    """The exit status: that of the first cell which ended without a result, of which it says why; else 0."""
+    from ldm.data.survey import many
+    from train.compare.cells import cells
+
+    left = [told for cell in cells(wish) if cell.result is None and (told := cell.told) is not None]
+    if not left:
+        return 0
+    first = left[0]
+    say(f"{many(len(left), 'cell')} came to nothing; the same command tries again")
+    say(f"  {first['family']}, seed {first['seed']}: {first['failed']}")
+    return int(first["status"]) if first.get("status", 0) > 0 else int(Code.RESOURCE)
 
 
 def _say_cost(wish: Wish, cost: Cost, say: Callable[[str], None]) -> None:
@@ -150,7 +165,8 @@ def _wish(data: str, section: Mapping[str, Any], families: Sequence[str], fields
 
 def named(data: str) -> str:
     """What a folder of results on it is called; "." and ".." have a name too."""
-    return Path(data).resolve().stem or "data"
+    path = Path(data).resolve()
+    return (path.name if path.is_dir() else path.stem) or "data"
 
 
 def not_understood(error: ValidationError) -> LdmError:

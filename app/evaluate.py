@@ -24,6 +24,7 @@ def evaluate(
     cap: int,
     seed: int,
     keep: str | None,
+    name: str | None,
     as_json: bool,
 ) -> int:
     """Prints the figures, or the file that holds them as JSON."""
@@ -52,7 +53,7 @@ def evaluate(
     with Stop() as stop:
         try:
             kept = None if keep is None else Path(keep).expanduser()
-            path = run(made, yard, samples, cap, seed, say, stop, kept)
+            path = run(made, yard, samples, cap, seed, say, stop, kept, name)
         except Stopped as stopped:
             return int(stopped.code or 143)
     told = json.loads(path.read_text("utf-8"))
@@ -62,6 +63,7 @@ def evaluate(
     for line in _lines(told):
         typer.echo(printable(line))
     typer.echo(printable(str(path)))
+    typer.echo(printable(str(path.with_suffix(".html"))))
     return 0
 
 

@@ -25,8 +25,9 @@ from ldm.errors import Code, LdmError
 from ldm.store.weights import load_weights
 from ldm.store.write import remove, staged, write_weights
 from train.compare.cells import RESULT, SAMPLES
+from train.compare.gallery import SHEET
 from train.compare.lab import WISH, check_same, read_wish
-from train.compare.page import DATA, PAGE, SHEET, TABLE
+from train.compare.page import DATA, PAGE, TABLE
 from train.compare.reference import CLASSIFIER
 from train.compare.scale import SCALE
 
@@ -93,7 +94,11 @@ def share(arguments: list[str], workers: int) -> int:
     """All processes give the same command, and share the cells among themselves; the worst of their statuses. They end
     when this one is told to, at the next place that can be gone on from."""
     running = [
-        subprocess.Popen([LDM, "compare", *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [LDM, "compare", *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # a Ctrl-C of the terminal reaches us alone, and is passed on once
+        )
         for _ in range(workers)
     ]
 
@@ -103,7 +108,7 @@ def share(arguments: list[str], workers: int) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return max(one.wait() for one in running)
+        return max(abs(one.wait()) for one in running)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

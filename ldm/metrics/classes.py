@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from ldm.metrics.interval import Estimate, bootstrap
 
 MISSING = 0.1  # of the share that a class has in the data: below it, the class counts as lost
+SURE = 10  # samples of a class that were to be expected: of fewer, none may come by chance
 
 
 def inception_score(probabilities: Tensor, generator: Generator, rounds: int = 100) -> Estimate:
@@ -27,7 +28,8 @@ def _score(p: Tensor) -> float:
 @dataclass(frozen=True)
 class Balance:
     """`shares` [classes] of the samples by their likeliest class; `distance`: half the sum of the differences to those
-    of the data (0: the same; 1: nothing in common); `lost`: classes with less than a tenth of their share."""
+    of the data (0: the same; 1: nothing in common); `lost`: classes with less than a tenth of their share, where that
+    is not chance."""
 
     shares: tuple[float, ...]
     distance: Estimate
@@ -46,6 +48,6 @@ def balance(probabilities: Tensor, real: Tensor, generator: Generator) -> Balanc
         return torch.bincount(some, minlength=len(want)).double() / len(some)
 
     shares = shares_of(named)
-    lost = ((shares < MISSING * want) & (want > 0)).nonzero().flatten().tolist()
+    lost = ((shares < MISSING * want) & (len(named) * want >= SURE)).nonzero().flatten().tolist()
     distance = bootstrap(lambda some: float((shares_of(some) - want).abs().sum() / 2), named, generator)
     return Balance(tuple(shares.tolist()), distance, tuple(lost))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.data.cache import feed_weights
 from ldm.errors import Code, LdmError
+from ldm.metrics.pictures import unit
 from ldm.models.clip import Clip
 from ldm.models.perceptual import SmallClassifier
 
@@ -23,7 +24,8 @@ LARGEST = 16  # a side of raw pixels: beyond it their covariance takes minutes, 
 
 @dataclass(frozen=True)
 class Extractor:
-    """`features` of pictures [n,3,H,W] in [0,1] are [n,d]; `probabilities` [n,classes], where it knows classes."""
+    """`features` of pictures [n,3,H,W] in [0,1] are [n,d]; `probabilities` [n,classes], where it knows classes. What is
+    asked of many pictures is asked of bytes, too."""
 
     name: str
     resize: str
@@ -77,7 +79,7 @@ def digest(net: nn.Module) -> str:
 
 @torch.no_grad()
 def _in_parts(look: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    return torch.cat([look(part).float().cpu() for part in torch.split(pictures, AT_ONCE)])
+    return torch.cat([look(unit(part)).float().cpu() for part in torch.split(pictures, AT_ONCE)])
 
 
 def _checked(features: Tensor, name: str) -> Tensor:

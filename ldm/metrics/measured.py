@@ -11,17 +11,19 @@ from torch import Generator, Tensor
 
 from ldm.errors import Code, LdmError
 from ldm.metrics.classes import Balance, balance, inception_score
-from ldm.metrics.extractors import Extractor
+from ldm.metrics.extractors import AT_ONCE, Extractor
 from ldm.metrics.frechet import Moments, frechet_distance, frechet_infinity
 from ldm.metrics.kernel import kernel_distance
 from ldm.metrics.manifold import manifold
 from ldm.metrics.memorisation import NEARER, Copies, copies
+from ldm.metrics.pictures import unit
 from ldm.metrics.protocol import Figure, Protocol
 from ldm.metrics.spectrum import power, spectrum_distance
 
 FEWEST = 100  # pictures on either side of a statistic
 NEARER_NOTE = "samples lie nearer to the training pictures than held-out pictures do"
 PAIRS = frozenset({"kid", "precision", "recall", "density", "coverage"})
+SAME = 2 / 255  # from the first picture: what comes of another way of storing it
 _ROWS = 5000  # of those, which look at pairs
 
 
@@ -41,16 +43,10 @@ class Reference:
 
     @classmethod
     def of(cls, extractor: Extractor, training: Tensor, held_out: Tensor, classes: Tensor | None = None) -> Reference:
-        """From pictures [n,3,H,W] in [0,1]."""
+        """From pictures [n,3,H,W], in [0,1] or bytes."""
         for what, some in (("training", training), ("held out", held_out)):
             check_enough(len(some), what)
-        if float(training.std(0).max()) < 1e-3:
-            raise LdmError(
-                Code.USAGE,
-                "The pictures of the data set are all the same.",
-                "Nothing can be measured against one picture.",
-                "Give a data set whose pictures differ.",
-            )
+        check_varied(training)
         seen = extractor.seen(training)
         return cls(
             extractor, seen, extractor.seen(held_out), power(training), Moments.of(seen), digest(training), classes
@@ -81,7 +77,7 @@ class Measured:
 
 
 def measure(pictures: Tensor, reference: Reference, seed: int = 0) -> Measured:
-    """Of samples [n,3,H,W] in [0,1]."""
+    """Of samples [n,3,H,W], in [0,1] or bytes."""
     check_enough(len(pictures), "made")
     generator = torch.Generator().manual_seed(seed)
     seen = reference.extractor.seen(pictures)
@@ -135,11 +131,23 @@ def check_enough(count: int, what: str) -> None:
         )
 
 
+def check_varied(pictures: Tensor) -> None:
+    first = unit(pictures[:1])
+    if all(float((unit(part) - first).abs().max()) < SAME for part in torch.split(pictures, AT_ONCE)):
+        raise LdmError(
+            Code.USAGE,
+            "The pictures of the data set are all the same.",
+            "Nothing can be measured against one picture.",
+            "Give a data set whose pictures differ.",
+        )
+
+
 def _some(x: Tensor, generator: Generator) -> Tensor:
     """At most so many rows, by chance."""
     return x if len(x) <= _ROWS else x[torch.randperm(len(x), generator=generator)[:_ROWS]]
 
 
 def digest(pictures: Tensor) -> str:
-    """Twelve digits of the hash of pictures in [0,1]."""
-    return hashlib.sha256((pictures * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:12]
+    """Twelve digits of the hash of pictures in [0,1] or bytes, as bytes."""
+    whole = pictures if pictures.dtype == torch.uint8 else (pictures * 255).round().to(torch.uint8)
+    return hashlib.sha256(whole.contiguous().numpy().data).hexdigest()[:12]

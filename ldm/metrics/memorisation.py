@@ -2,7 +2,8 @@
 nothing was trained on.
 
 What this cannot say: near in features is not equal in pixels; a crop, a mirror image or a new colour may pass unseen;
-and with few held-out pictures only many copies stand out.
+with few held-out pictures only many copies stand out; and a copy of a training picture that is not among those looked
+at is taken for new.
 """
 
 from __future__ import annotations

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from ldm.metrics.interval import Estimate, bootstrap
+from ldm.metrics.pictures import unit
 
 AT_ONCE = 500
 
 
 def power(image: Tensor) -> Tensor:
-    """[n,size//2]: the mean power of each picture [n,3,size,size] on rings of equal frequency, without its mean."""
-    return torch.cat([_power(part) for part in torch.split(image, AT_ONCE)])
+    """[n,size//2]: the mean power of each picture [n,3,size,size], in [0,1] or bytes, on rings of equal frequency,
+    without its mean."""
+    return torch.cat([_power(unit(part)) for part in torch.split(image, AT_ONCE)])
 
 
 def _power(image: Tensor) -> Tensor:

@@ -148,6 +148,8 @@ def test_lost_classes_are_counted() -> None:
     assert told.distance.low < told.distance.value < told.distance.high
     same = torch.tensor([139, 57, 3, 1, 0, 0, 0, 0, 0, 0])
     assert balance(seen, same, torch.Generator()).covered == 10  # nothing is missing there
+    by_chance = torch.eye(100)[torch.randint(100, (200,), generator=draws())]
+    assert (by_chance.sum(0) == 0).any() and balance(by_chance, torch.ones(100), torch.Generator()).lost == ()
 
 
 def test_copies_are_found_and_new_pictures_are_not() -> None:

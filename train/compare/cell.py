@@ -22,20 +22,21 @@ from ldm.metrics.measured import FEWEST, measure
 from ldm.store.write import staged, write_weights
 from train.compare.cells import RESULT, RUN, SAMPLES, Cell, cell_in, file_of, task_of, training_of
 from train.compare.counting import planned
-from train.compare.drawing import asked_classes, asked_for, between, bits, drawn, named_by
+from train.compare.drawing import asked_classes, asked_for, between, bits, drawn, named_by, notes_of
 from train.compare.growth import growth
 from train.compare.measured_json import as_json
-from train.compare.reference import check_unchanged, extractor_of, pictures_of, real, reference_of
+from train.compare.reference import check_unchanged, extractor_of, pictures_of, reference_of
 from train.compare.wish import Wish
 from train.lock import Lock
 from train.opening import processes_of
 from train.report import read_story, rewrite
 from train.run import finished, opened
 from train.signals import Stop, Stopped
+from train.tasks.family import FamilyTask
 
 log = logging.getLogger("train.compare")
 LENIENT = 0.1  # of the budget
-MEMORY = "memory.json"  # of the training, which a later process has no part in
+TRAINING = "training.json"  # what the process that ended the training knows of it
 
 
 def run_cell(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def run_cell(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
             plan = planned(wish, cell, stop)
             told |= {"plan": plan, **_trained(wish, cell, plan, stop)}
             told |= _judged(wish, cell, processes_of(file_of(wish, cell, 1)).device, stop)
-            told["notes"] += _off_budget(wish, told["train_seconds"])
+            told["notes"] += _off_budget(wish, plan, told["train_seconds"])
         except LdmError as error:
             if error.code != Code.NUMERIC:  # whatever else ends it may go otherwise at the next start
                 raise
@@ -66,24 +67,26 @@ def _trained(wish: Wish, cell: Cell, plan: Mapping[str, Any], stop: Stop) -> dic
         with opened(file, stop=stop) as run:
             check_unchanged(wish, run.loader)
             run.fit()
-            memory = _memory(run.trainer.processes.device)
-        rewrite(cell.folder / MEMORY, json.dumps(memory) + "\n", "Free some space.")
-    story = read_story(cell.folder / RUN)
-    begun, spent = plan.get("pace", {}).get("begin", 0.0), sum(story.spent.values())
+            assert isinstance(run.task, FamilyTask)
+            known = {"begun": round(run.task.begun, 3), "memory": _memory(run.trainer.processes.device)}
+        rewrite(cell.folder / TRAINING, json.dumps(known) + "\n", "Free some space.")
+    story, path = read_story(cell.folder / RUN), cell.folder / TRAINING
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    begun = known.get("begun", plan.get("pace", {}).get("begin", 0.0))
     losses = story.losses
     return {
         "images": steps * file.run.batch,
-        "train_seconds": round(begun + spent, 1),
+        "train_seconds": round(begun + story.spent["training"], 1),
         "step_seconds": round(_middle([seconds for _, seconds in story.figures["seconds"]]), 5),
         "parameters": sum(story.starts[-1]["parameters"].values()),
         "loss": {name: [[step, round(value, 6)] for step, value in story.figures[name]] for name in losses},
-        "memory": json.loads((cell.folder / MEMORY).read_text("utf-8")) if (cell.folder / MEMORY).is_file() else None,
+        "memory": known.get("memory"),
     }
 
 
-def _off_budget(wish: Wish, seconds: float) -> list[str]:
+def _off_budget(wish: Wish, plan: Mapping[str, Any], seconds: float) -> list[str]:
     """Steps are counted before the first one; a machine that is busier then, or later, makes them wrong."""
-    if wish.budget.kind != "seconds" or abs(seconds / wish.budget.count - 1) <= LENIENT:
+    if "pace" not in plan or abs(seconds / wish.budget.count - 1) <= LENIENT:
         return []
     meant = wish.budget.count
     return [f"trained for {seconds:.0f} s in place of {meant:.0f}: the machine was not as it had been measured"]
@@ -113,12 +116,11 @@ def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[st
     if len(samples) < wish.samples:
         told["capped"] = f"{len(samples)} of {wish.samples} samples in {wish.cap} s"
     told |= bits(stored, kept, stop, device)
-    notes = [f"{broken} of {len(samples)} samples held numbers that are none"] if broken else []
-    notes += [told["no_bits"]] if "no_bits" in told else []
+    notes = notes_of(told, broken)
     if len(samples) < FEWEST:
         few = f"{len(samples)} samples are too few for a statistic, which needs {FEWEST}"
         return told | {"notes": [*notes, few]}
-    measured = as_json(measure(real(samples), reference_of(wish, kept, extractor_of(wish, kept, stop)), cell.seed))
+    measured = as_json(measure(samples, reference_of(wish, kept, extractor_of(wish, kept, stop)), cell.seed))
     measured["figures"] |= named_by(stored, samples, labels, kept, cell.seed)
     return told | measured | {"notes": [*notes, *measured["notes"]]}
 
@@ -135,7 +137,7 @@ def main() -> None:
     except Stopped as stopped:
         raise SystemExit(stopped.code) from None
     except LdmError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.what} {error.why}\n")  # in one line, the last: the page tells it
         raise SystemExit(int(error.code)) from None
 
 

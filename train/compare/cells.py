@@ -38,6 +38,11 @@ class Cell:
         """The result; or, of a cell whose process ended before there was one, what it said last. It is tried again."""
         return self.result or _read(self.folder / CRASH)
 
+    def given_up_since(self, moment: float) -> bool:
+        """Whether a process of it ended without a result after that moment (`time.time()`)."""
+        crash = self.folder / CRASH
+        return crash.is_file() and crash.stat().st_mtime >= moment
+
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None

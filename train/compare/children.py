@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from train.compare.cells import Cell
 from train.signals import Stop
 
@@ -19,7 +21,12 @@ LOOK = 0.5  # seconds between two looks whether we are to stop
 
 
 def alone() -> None:
-    """Processes of a launcher share the cells; they are not one training, and do not wait for each other as such."""
+    """Processes of a launcher share the cells; they are not one training, and do not wait for each other as such. Each
+    has a card of its own, if there are several, as if it were the only one."""
+    rank, cards = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+    if rank.isdecimal() and cards > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(cards)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(rank) % len(seen)]
     for name in _GROUP:
         os.environ.pop(name, None)
 
@@ -29,15 +36,17 @@ def command(out: Path, cell: Cell) -> list[str]:
     return [sys.executable, "-m", "train.compare.cell", str(out), cell.family, str(cell.seed)]
 
 
-def run(order: list[str], stop: Stop, more: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Its exit status, and what it said on stderr.
+def run(
+    order: list[str], stop: Stop, more: Mapping[str, str] | None = None, folder: str | None = None
+) -> tuple[int, str]:
+    """Its exit status, and what it said on stderr; run in that folder.
 
     A Ctrl-C of the terminal reaches us alone, and is passed on once: a second signal would end the cell before it has
     saved.
     """
     own = {key: value for key, value in os.environ.items() if key not in _LAUNCHED} | dict(more or {})
     with tempfile.TemporaryFile("w+", errors="replace") as said:
-        child = subprocess.Popen(order, env=own, stderr=said, start_new_session=True)
+        child = subprocess.Popen(order, env=own, cwd=folder, stderr=said, start_new_session=True)
         try:
             status = _waited(child, stop)
         except BaseException:  # a task that is cancelled: the cell saves and ends

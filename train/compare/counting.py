@@ -14,12 +14,13 @@ import torch
 
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
-from train.compare.cells import Cell, file_of, task_of
+from train.compare.cells import Cell, cells, file_of, task_of
 from train.compare.growth import step_seconds
 from train.compare.wish import Wish
-from train.opening import processes_of
+from train.config import RunFile
+from train.opening import data_of, processes_of
 from train.report import read_story
-from train.run import Run, opened
+from train.run import opened
 from train.signals import Stop
 from train.tasks.family import FamilyTask
 
@@ -27,13 +28,13 @@ PLAN = "plan.json"
 PILOT = 4.0  # seconds of training that a pace is taken from, about
 FEWEST, MOST = 8, 400  # its steps
 PERIOD = 16  # what a family does now and then is due within so many
-FAR = 1_000_000  # a step whose pictures the pilot does not see
+LOOKED = 4  # batches that the reading of a picture is taken from
 
 
 @dataclass(frozen=True)
 class Pace:
     """Seconds: of what is taken from data before the first step, of a step, and of reading a picture for the first
-    time; `kept` pictures are read once and then stay in memory (0: each is read again)."""
+    time; `kept` pictures are read once and then stay in memory (0: each is read again, which is part of a step)."""
 
     begin: float
     step: float
@@ -55,16 +56,33 @@ class Pace:
 
 
 def planned(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
-    """{"steps", and where the budget is of time "pace"} of a cell."""
+    """{"steps", and where the budget is of time the "pace" that they were counted by, or "as" of which seed} of a cell.
+
+    All seeds of a family take as many steps: they are to differ by chance, and not by what else a machine does.
+    """
     path = cell.folder / PLAN
-    if path.is_file():
-        told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if (told := plan_of(cell)) is not None:
         return told
-    plan = _plan(wish, cell, stop)
+    plan = _of_another_seed(wish, cell) or _plan(wish, cell, stop)
     cell.folder.mkdir(parents=True, exist_ok=True)
     with staged(path) as stage:
         stage.write_text(json.dumps(plan) + "\n", "utf-8")
     return plan
+
+
+def plan_of(cell: Cell) -> dict[str, Any] | None:
+    """What was counted for a cell that has been begun."""
+    path = cell.folder / PLAN
+    told: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return told or (cell.result or {}).get("plan")
+
+
+def _of_another_seed(wish: Wish, cell: Cell) -> dict[str, Any] | None:
+    """By the first of the family's cells that was counted by the clock."""
+    for other in cells(wish):
+        if other.family == cell.family and "pace" in (plan := plan_of(other) or {}):
+            return {"steps": plan["steps"], "as": other.seed}
+    return None
 
 
 def _plan(wish: Wish, cell: Cell, stop: Stop) -> dict[str, Any]:
@@ -93,19 +111,28 @@ def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
             "Not even a few examples fit into memory, so a budget in minutes cannot be made one in steps.",
             "Give the budget in steps, a smaller --size, or leave the family out.",
         ) from error
-    steps = min(MOST, max(FEWEST, round(PILOT / rough)))
-    steps = steps if steps < PERIOD else -(-steps // PERIOD) * PERIOD
     with tempfile.TemporaryDirectory() as folder:
-        file = file_of(wish, Cell(cell.family, cell.seed, Path(folder) / "cell"), steps)
+        own = Cell(cell.family, cell.seed, Path(folder) / "cell")
+        first, again = _reading(file_of(wish, own, 1))
+        file = file_of(wish, own, _pilot_steps(rough + first * file_of(wish, own, 1).run.batch))
         with opened(file, stop=stop) as run:
             assert isinstance(run.task, FamilyTask)
-            begin, reading = run.task.begun, _reading(run)
+            begin, known = run.task.begun, run.task.model.first
             kept = len(run.loader.plan.training) if run.loader.fits else 0
+            if kept:  # what the steps take is read before, and they are timed without it
+                for _ in islice(run.loader.batches(), file.run.steps + 1):
+                    stop.check()
             run.fit()
         each = [seconds for _, seconds in read_story(file.run.out).figures["seconds"]]
     counted = each[1:] or each  # the first step of a process makes itself ready
-    step = max(sum(counted) / len(counted) - reading * file.run.batch, 1e-5)
-    return Pace(begin, step, reading, file.run.batch, kept)
+    reading = max(0.0, first - again) * max(0.0, 1 - known / kept) if kept else 0.0
+    return Pace(begin, sum(counted) / len(counted), reading, file.run.batch, kept)
+
+
+def _pilot_steps(each: float) -> int:
+    """As many as take some seconds; of more than a few, what is due now and then comes as often as it is due."""
+    steps = min(MOST, max(FEWEST, round(PILOT / each)))
+    return steps if steps < PERIOD else -(-steps // PERIOD) * PERIOD
 
 
 def rough_seconds(wish: Wish, cell: Cell) -> float:
@@ -114,17 +141,17 @@ def rough_seconds(wish: Wish, cell: Cell) -> float:
     return step_seconds(task_of(cell.family), wish.size, 0, processes_of(file).device) * file.run.batch
 
 
-def _reading(run: Run) -> float:
-    """Seconds by which the first look at a picture is longer than the next."""
+def _reading(file: RunFile) -> tuple[float, float]:
+    """Seconds that a picture takes when it is looked at for the first time, and the next time."""
+    loader = data_of(file, processes_of(file))[1]
 
     def taken() -> float:
-        began, feed = time.perf_counter(), run.loader.batches(FAR)
+        began, feed = time.perf_counter(), loader.batches()
         try:
-            for _ in islice(feed, 4):
+            for _ in islice(feed, LOOKED):
                 pass
         finally:
             getattr(feed, "close", lambda: None)()
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / (LOOKED * file.run.batch)
 
-    first, again = taken(), taken()
-    return max(0.0, first - again) / (4 * run.file.run.batch)
+    return taken(), taken()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +14,10 @@ from ldm.baselines.stored import Stored
 from ldm.data.draws import Draws
 from ldm.metrics.interval import around
 from ldm.metrics.measured import digest
+from ldm.metrics.pictures import unit
 from ldm.metrics.protocol import Protocol
 from train.compare.accuracy import accuracy_score
-from train.compare.reference import Pictures, real
+from train.compare.reference import Pictures
 from train.signals import Stop
 
 AT_ONCE = 50  # pictures drawn together, between looks at the clock
@@ -83,7 +84,7 @@ def bits(stored: Stored, kept: Pictures, stop: Stop, device: torch.device | str 
     model = stored.model.to(device)
     if model.facts.likelihood == "none":
         return {}
-    x, found = 2 * real(kept.held_out[:JUDGED]) - 1, list[Tensor]()
+    x, found = 2 * unit(kept.held_out[:JUDGED]) - 1, list[Tensor]()
     labels = labels_for(stored, kept.held_out_labels, kept.label_names)
     if asked_classes(stored) and (labels is None or bool((labels[:JUDGED] < 0).any())):
         return {"no_bits": "it is told a class of each picture, and those of the held-out ones are not known"}
@@ -98,7 +99,14 @@ def bits(stored: Stored, kept: Pictures, stop: Stop, device: torch.device | str 
     if not each.isfinite().all():
         return {"no_bits": f"the likelihood of {int((~each.isfinite()).sum())} of {len(each)} pictures is not finite"}
     estimate = around(float(each.mean()), float(each.std()) / len(each) ** 0.5)
-    return {"bits_per_dim": {**asdict(estimate), "kind": model.facts.likelihood, "pictures": len(each)}}
+    of = {"kind": model.facts.likelihood, "pictures": len(each), "reference": digest(kept.held_out[: len(each)])}
+    return {"bits_per_dim": {**asdict(estimate), **of}}
+
+
+def notes_of(told: Mapping[str, Any], broken: int) -> list[str]:
+    """What went wrong, of what was told by `bits` and of as many samples as were `drawn`."""
+    notes = [f"{broken} of {told['drawn']} samples held numbers that are none"] if broken else []
+    return notes + ([told["no_bits"]] if "no_bits" in told else [])
 
 
 @torch.no_grad()
@@ -116,7 +124,7 @@ def between(stored: Stored, kept: Pictures, device: torch.device | str = "cpu") 
     if first < 0:
         return {}
     told = None if labels is None else torch.tensor([first] * BETWEEN).to(device)
-    x = (2 * real(kept.held_out[ends]) - 1).to(device)
+    x = (2 * unit(kept.held_out[ends]) - 1).to(device)
     z: Tensor = encode(x, None if told is None else told[: len(x)])
     if not z.is_floating_point() or len(z) < 2:  # codes have nothing between them
         return {}
@@ -128,7 +136,7 @@ def named_by(stored: Stored, samples: Tensor, labels: Tensor | None, kept: Pictu
     """What a classifier that has seen these samples alone, drawn for `labels`, knows of real pictures, where both have
     the same classes."""
     classes = asked_classes(stored)
-    if labels is None or kept.held_out_labels is None or len(samples) < 10 * classes:
+    if labels is None or kept.held_out_labels is None or classes < 2 or len(samples) < 10 * classes:
         return {}
     truth = labels_for(stored, kept.held_out_labels, kept.label_names)
     assert truth is not None
@@ -136,8 +144,8 @@ def named_by(stored: Stored, samples: Tensor, labels: Tensor | None, kept: Pictu
     if not known.any():
         return {}
     shown = kept.held_out[known]
-    score = accuracy_score(real(samples), labels[: len(samples)], real(shown), truth[known], classes, seed)
-    by = Protocol("a classifier of the samples", "none", len(samples), len(shown), digest(real(shown)))
+    score = accuracy_score(unit(samples), labels[: len(samples)], unit(shown), truth[known], classes, seed)
+    by = Protocol("a classifier of the samples", "none", len(samples), len(shown), digest(kept.held_out[known]))
     return {"accuracy_score": {**asdict(score), "protocol": asdict(by)}}
 
 

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.baselines.stored import CONFIG, Stored, load_family
 from ldm.data.settings import DataSettings
+from ldm.data.survey import many
 from ldm.errors import Code, LdmError
-from ldm.images import from_rgb, save_image
+from ldm.images import Picture, save_image
 from ldm.metrics.extractors import Extractor
 from ldm.metrics.interval import around
-from ldm.metrics.measured import Reference, measure
+from ldm.metrics.measured import FEWEST, Reference, measure
+from ldm.metrics.pictures import unit
 from ldm.metrics.reconstruction import feature_distance, psnr, ssim
 from ldm.models.autoencoder import Autoencoder
-from ldm.store.clip import load_clip
-from ldm.store.find import find_model
 from ldm.store.folder import load_component
 from ldm.store.shards import read_json
 from ldm.store.write import refuse_existing, staged
-from pipelines.pipeline import Pipeline
-from train.compare.drawing import asked_for, bits, drawn
+from train.compare.drawing import asked_for, bits, drawn, notes_of
 from train.compare.lab import Progress, prepare, remember_yardsticks
 from train.compare.measured_json import as_json
-from train.compare.reference import Pictures, as_bytes, captions_of, extractor_of, pictures_of, real, reference_of
+from train.compare.measured_page import measured_page
+from train.compare.prompted import drawn_for_captions
+from train.compare.reference import Pictures, as_bytes, reference_of
 from train.compare.scale import scale_of
 from train.compare.wish import Yardsticks
 from train.config import RunFile
 from train.opening import data_of, processes_of
+from train.processes import Processes
+from train.report import rewrite
 from train.signals import Stop
 from train.tasks.latents import moments
 
@@ -43,50 +44,62 @@ Tell = Callable[[str], None]
 
 
 def evaluate(
-    made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop, keep: Path | None = None
-) -> Path:
-    """Writes NAME.json into the folder of the yardsticks, which later measures share, and what was drawn into the new
-    folder `keep`; returns the path of the former."""
+    made: str, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop,
+    keep: Path | None = None, name: str | None = None,
+) -> Path:  # fmt: skip
+    """Writes NAME.json and a page of it into the folder of the yardsticks, which later measures share, and what was
+    drawn into the new folder `keep`; returns the path of the first."""
     if keep is not None:
         refuse_existing(keep)
+    if name is not None and (not name.strip() or Path(name).name != name):
+        what, why = f"--name {name!r} is not understood.", "It becomes the name of a file."
+        raise LdmError(Code.USAGE, what, why, "Give a name without slashes.")
     stored = _family(Path(made), yard.size)  # before a folder is begun, which is of one size for ever
+    where = made if stored is not None else _in_run(Path(made))
     remember_yardsticks(yard, stop)
-    path = yard.out / "measured" / f"{_name(made)}.json"
-    refuse_existing(path)
-    prepare(yard, Progress(tell), stop)
-    told, pictures = _measured(made, stored, yard, samples, cap, seed, tell, stop)
-    if keep is not None:
-        _save(pictures, keep)
-    with staged(path) as stage:
-        stage.write_text(json.dumps({"made": made, "held_out": scale_of(yard.out), **told}, indent=2) + "\n", "utf-8")
-    return path
-
-
-def _measured(
-    made: str, stored: Stored | None, yard: Yardsticks, samples: int, cap: int, seed: int, tell: Tell, stop: Stop
-) -> tuple[dict[str, Any], Tensor]:
-    """What was measured, and uint8 pictures [n,3,H,W] that it was measured of."""
-    kept = pictures_of(yard)
+    path = yard.out / "measured" / f"{name or _name(Path(made))}.json"
+    if path.exists():
+        what, why = f"{made} has been measured already, or another one of its name.", f"{path} exists already."
+        raise LdmError(Code.FILE, what, why, "Give the new measure another --name.")
+    kept, extractor = prepare(yard, Progress(tell), stop)
+    device, told, back, broken = Processes.start().device, dict[str, Any](), None, 0
     if stored is not None:
         tell(f"drawing {samples:,} pictures by {stored.family}")
         labels = asked_for(stored, kept, samples)
-        pictures, seconds, _ = drawn(stored, samples, cap, seed, stop, labels=labels)
-        told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures), **bits(stored, kept, stop)}
-    elif _is_autoencoder(Path(made)):
+        pictures, seconds, broken = drawn(stored, samples, cap, seed, stop, device, labels)
+        told = {"drawn": len(pictures), "draw_seconds": seconds / len(pictures)}
+    elif _is_autoencoder(Path(where)):
         tell(f"encoding and decoding the held-out pictures by {made}")
-        return _reconstructed(made, kept, extractor_of(yard, kept, stop), seed, stop)
-    elif Path(made).is_dir() and not (Path(made) / "model_index.json").is_file():
+        back = _come_back(where, kept, stop)
+        pictures = (back * 255).round().to(torch.uint8)
+    elif Path(where).is_dir() and not (Path(where) / "model_index.json").is_file():
         tell(f"reading the pictures of {made}")
-        pictures, told = _folder(Path(made), yard.size, samples), {}
+        pictures = _folder(Path(where), yard.size, samples)
     else:
-        texts = captions_of(yard)
-        if not texts:
-            why = "A text-to-image model draws for the captions of the data set, and this one has none."
-            raise LdmError(Code.USAGE, f"{made} cannot be asked for anything.", why, "Give a data set with captions.")
         tell(f"drawing {samples:,} pictures by {made}, for captions of the data set")
-        pictures, told = _drawn_for(made, yard, texts, samples, cap, seed, stop)
-    reference = reference_of(yard, kept, extractor_of(yard, kept, stop))
-    return told | as_json(measure(real(pictures), reference, seed)), pictures
+        pictures, told = drawn_for_captions(where, yard, samples, cap, seed, stop)
+    if keep is not None:
+        _save(pictures, keep)
+    if back is not None:
+        judged = _reconstructed(back, kept, extractor, seed)
+    else:
+        _check_drawn(made, len(pictures), samples, cap, bool(told))
+        told |= {} if stored is None else bits(stored, kept, stop, device)
+        judged = as_json(measure(pictures, reference_of(yard, kept, extractor), seed))
+    judged["notes"] = [*notes_of(told, broken), *judged["notes"]]
+    whole = {"made": made, "held_out": scale_of(yard.out), **told, **judged}
+    path.parent.mkdir(exist_ok=True)
+    rewrite(path.with_suffix(".html"), measured_page(whole, pictures, kept), "Free some space.")
+    with staged(path) as stage:
+        stage.write_text(json.dumps(whole, indent=2) + "\n", "utf-8")
+    return path
+
+
+def _check_drawn(made: str, count: int, samples: int, cap: int, by_model: bool) -> None:
+    """A model that is too slow is told of as such."""
+    if by_model and count < min(FEWEST, samples):
+        what, why = f"{made} drew {many(count, 'picture')} in {cap} seconds.", f"{FEWEST} are needed for a statistic."
+        raise LdmError(Code.USAGE, what, why, f"Give it more time with --cap, about {cap * FEWEST // count + 1}.")
 
 
 def _save(pictures: Tensor, folder: Path) -> None:
@@ -95,7 +108,22 @@ def _save(pictures: Tensor, folder: Path) -> None:
         stage.mkdir(parents=True)
         for i, one in enumerate(pictures):
             name = f"{i:0{len(str(len(pictures) - 1))}d}.png"
-            save_image(from_rgb(real(one).permute(1, 2, 0).numpy()), stage / name)
+            save_image(Picture(one.permute(1, 2, 0).contiguous().numpy()), stage / name)
+
+
+def _in_run(path: Path) -> str:
+    """The model in the folder of a run, which is no folder of pictures."""
+    model = path / "model"
+    if not (path / "config.yaml").is_file() or not (model.is_dir() or (path / "log.jsonl").is_file()):
+        return str(path)
+    if not model.is_dir():
+        what, why = f"{path} is a run that has not come to its end.", "It has no model yet."
+        raise LdmError(Code.MODEL, what, why, f"Go on with it: ldm train {path / 'config.yaml'}")
+    if not _is_autoencoder(model) and not (model / "model_index.json").is_file():
+        what, why = f"{path} is a run of something that makes no pictures.", f"{model} is neither of a family nor"
+        fix = "Name the run of one of these, or a folder of pictures."
+        raise LdmError(Code.MODEL, what, f"{why} of a text-to-image model or an autoencoder.", fix)
+    return str(model)
 
 
 def _family(made: Path, size: int) -> Stored | None:
@@ -119,18 +147,19 @@ def _is_autoencoder(path: Path) -> bool:
 
 
 @torch.no_grad()
-def _reconstructed(
-    made: str, kept: Pictures, extractor: Extractor, seed: int, stop: Stop
-) -> tuple[dict[str, Any], Tensor]:
-    """What an autoencoder makes of the held-out pictures, against these themselves: the distance of the features of all
-    of them (rFID), and of each one what came back."""
-    vae = Autoencoder(load_component(Path(made), "vae", torch.float32)[0])
-    shown, found = real(kept.held_out), list[Tensor]()
-    for some in torch.split(shown, 50):
-        latents = (moments(vae, 2 * some - 1)[0] - vae.shift) * vae.scale
+def _come_back(made: str, kept: Pictures, stop: Stop) -> Tensor:
+    """The held-out pictures in [0,1], encoded and decoded by an autoencoder."""
+    vae, found = Autoencoder(load_component(Path(made), "vae", torch.float32)[0]), list[Tensor]()
+    for some in torch.split(kept.held_out, 50):
+        latents = (moments(vae, 2 * unit(some) - 1)[0] - vae.shift) * vae.scale
         found.append(((vae.decode(latents).clamp(-1, 1) + 1) / 2).float())
         stop.check()
-    back = torch.cat(found)
+    return torch.cat(found)
+
+
+def _reconstructed(back: Tensor, kept: Pictures, extractor: Extractor, seed: int) -> dict[str, Any]:
+    """What came back against what it was made of: the distance of the features of all of them (rFID), and of each."""
+    shown = unit(kept.held_out)
     reference = Reference.of(extractor, shown, shown)
     each = {"psnr_db": psnr(back, shown), "ssim": ssim(back, shown)}
     each["feature_distance"] = feature_distance(extractor.seen(back), reference.training)
@@ -138,15 +167,16 @@ def _reconstructed(
     figures = {name: told["figures"][old] for old, name in (("fid", "rfid"), ("spectrum_db", "spectrum_db"))}
     for name, values in each.items():
         figures[name] = asdict(around(float(values.mean()), float(values.std()) / len(values) ** 0.5))
-    told = {"figures": figures, "protocol": told["protocol"], "notes": [], "held_out": None}
-    return told, (back * 255).round().to(torch.uint8)
+    return {"figures": figures, "protocol": told["protocol"], "notes": list[str](), "held_out": None}
 
 
-def _name(made: str) -> str:
-    path = Path(made)
+def _name(made: Path) -> str:
+    """As the folder or file is called; a part of a run as the run, a cell with the name of its comparison."""
+    path = made.expanduser().resolve() if made.exists() else made
     while path.name in ("model", "run", "vae") and path.parent.name:
         path = path.parent
-    return path.stem or "measured"
+    name = path.name if path.is_dir() else path.stem
+    return (f"{path.parents[1].name}-{name}" if path.parent.name == "cells" else name) or "measured"
 
 
 def _folder(path: Path, size: int, most: int) -> Tensor:
@@ -155,29 +185,3 @@ def _folder(path: Path, size: int, most: int) -> Tensor:
     file = RunFile(task={"type": "classifier"}, data=data, run={"out": path / "none", "steps": 1, "batch": 1})
     loader = data_of(file, processes_of(file))[1]
     return as_bytes(list(loader.look(most)))
-
-
-def _drawn_for(
-    made: str, yard: Yardsticks, texts: Sequence[str], samples: int, cap: int, seed: int, stop: Stop
-) -> tuple[Tensor, dict[str, Any]]:
-    """One picture a caption, in their order and round again, as many as the cap allows; with a CLIP also how well each
-    fits its words."""
-    pipeline = Pipeline.load(made)
-    clip = None if yard.clip is None else load_clip(find_model(yard.clip)).eval()
-    found, fits, began = list[Tensor](), list[float](), time.monotonic()
-    for place in range(samples):
-        text = texts[place % len(texts)]
-        (picture,) = pipeline(text, seed=seed * 1_000_003 + place)
-        square = ImageOps.fit(picture.convert("RGB"), (yard.size, yard.size), Image.Resampling.BICUBIC)
-        tensor = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
-        found.append(tensor.view(yard.size, yard.size, 3).permute(2, 0, 1))
-        if clip is not None:
-            fits.append(float(clip.similarity(2 * real(found[-1][None]) - 1, [text])))
-        stop.check()
-        if time.monotonic() - began > cap:
-            break
-    told: dict[str, Any] = {"drawn": len(found)}
-    if fits:
-        each = torch.tensor(fits, dtype=torch.float64)
-        told["clip_score"] = asdict(around(float(each.mean()), float(each.std()) / len(each) ** 0.5))
-    return torch.stack(found), told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +15,20 @@ from typing import Any
 import torch
 
 from ldm.errors import Code, LdmError
+from ldm.metrics.extractors import Extractor
 from train.compare.cells import CRASH, RESULT, Cell, cells, check_settings
 from train.compare.children import command, run
 from train.compare.counting import rough_seconds, steps_of
-from train.compare.reference import PICTURES, check_pictures, extractor_of, judge_seconds, pictures_of, reference_of
+from train.compare.reference import (
+    PICTURES,
+    Pictures,
+    check_pictures,
+    check_unchanged,
+    extractor_of,
+    judge_seconds,
+    pictures_of,
+    reference_of,
+)
 from train.compare.scale import measure_scale, scale_of
 from train.compare.wish import Wish, Yardsticks
 from train.lock import Lock
@@ -42,11 +53,26 @@ def compare(wish: Wish, progress: Progress, stop: Stop) -> Path:
     """Runs all cells that nobody has run, and writes the page. Several processes may do the same at once."""
     wish = remember(wish, stop)
     prepare(wish, progress, stop)
+    if any(cell.result is None for cell in cells(wish)):
+        check_unchanged(wish)
+    others = []  # which another process is at
     for cell in cells(wish):
-        if cell.result is None:
-            _run(wish, cell, progress, stop)
-            ended(wish, cell, progress, stop)
+        began = time.time()
+        if cell.result is None and not _run(wish, cell, progress, stop):
+            others.append((cell, began))
+    for cell, began in others:
+        while not settled(cell, began, stop) and not _run(wish, cell, progress, stop):
+            pass
     return published(wish, stop)
+
+
+def settled(cell: Cell, began: float, stop: Stop) -> bool:
+    """Waits for whoever is at the cell. Whether it has a result now, or was given up since that moment: else its
+    process, or the one that waited for it, was killed, and it is left undone."""
+    with _turn(cell.folder, stop):
+        pass
+    time.sleep(2 * PATIENCE)  # a process that has just ended may yet be told of
+    return cell.result is not None or cell.given_up_since(began)
 
 
 def ended(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
@@ -140,7 +166,7 @@ def _shown(value: Any) -> str:
     return str(value["path"] if isinstance(value, dict) and set(value) == {"path"} else value)
 
 
-def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
+def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> tuple[Pictures, Extractor]:
     """Pictures, judge and what it sees of them, which all cells share; whoever comes second waits for the first."""
     with _turn(wish.out, stop):
         progress.tell("reading the data set")
@@ -153,6 +179,7 @@ def prepare(wish: Yardsticks, progress: Progress, stop: Stop) -> None:
             f"{len(kept.training):,} training and {len(kept.held_out):,} held-out pictures{named}; "
             f"features by {extractor.name}"
         )
+    return kept, extractor
 
 
 @contextmanager
@@ -173,8 +200,8 @@ def _turn(folder: Path, stop: Stop) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
-    """In a process of its own. One that somebody else runs is left to them."""
+def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> bool:
+    """In a process of its own. One that somebody else runs is left to them; whether it was run here."""
     progress.tell(f"{cell.family}, seed {cell.seed}")
     status, said = run(command(wish.out, cell), stop)
     stop.check()
@@ -182,9 +209,11 @@ def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> None:
         raise Stopped(status)
     if status == int(Code.BUSY):
         progress.tell(f"{cell.family}, seed {cell.seed}: another process is at it")
-        return
+        return False
     if status:
         give_up(cell, said, status)
+    ended(wish, cell, progress, stop)
+    return True
 
 
 def give_up(cell: Cell, said: str, status: int) -> None:
@@ -192,7 +221,13 @@ def give_up(cell: Cell, said: str, status: int) -> None:
     if cell.result is not None:
         return
     last = said.strip().splitlines()[-1].strip() if said.strip() else f"its process ended with {status}"
-    told = {"family": cell.family, "seed": cell.seed, "failed": f"it ended before it was done: {last}"}
+    if status < 0:  # whatever it said last was no reason
+        last = f"it was ended by signal {-status}"
+        last += ", as the system does where memory is short" * (status == -signal.SIGKILL)
+    told = {
+        "family": cell.family, "seed": cell.seed, "status": status,
+        "failed": f"it ended before it was done: {last}",
+    }  # fmt: skip
     log.warning("%s, seed %s: %s", cell.family, cell.seed, said.strip()[-2000:] or last)
     cell.folder.mkdir(parents=True, exist_ok=True)
     rewrite(cell.folder / CRASH, json.dumps(told, indent=2) + "\n", "Free some space.")

@@ -20,5 +20,6 @@ def as_json(measured: Measured) -> dict[str, Any]:
         "memorisation": {"bound": measured.copies.bound, "z": round(measured.copies.z, 3)},
     }
     if measured.balance is not None:
-        told["classes"] = {"shares": measured.balance.shares, "lost": measured.balance.lost}
+        balance = measured.balance
+        told["classes"] = {"shares": balance.shares, "lost": balance.lost, "covered": balance.covered}
     return told

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-
 from ldm.data.survey import many
 from ldm.metrics.interval import Estimate
 from ldm.store.weights import load_weights
 from train.compare.cells import SAMPLES, Cell, cells
+from train.compare.gallery import NEAREST, OWN, SHEET, WORDS, beside, gallery, number
 from train.compare.reference import FACTS, PICTURES
 from train.compare.scale import scale_of
 from train.compare.table import FIGURES, Row, as_csv, estimate_of, rows
@@ -29,27 +24,6 @@ from train.report_curves import Series, plot
 from train.report_style import STYLE
 
 PAGE, DATA, TABLE = "compare.html", "compare.json", "compare.csv"
-SHEET, ACROSS, NEAREST = 32, 16, 8  # pictures of a sheet, of its lines, and those beside their nearest
-WORDS = {
-    "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID", "inception_score": "IS",
-    "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
-    "spectrum_db": "spectrum, dB", "class_distance": "classes off by",
-    "accuracy_score": "accuracy", "copies": "copies", "authentic": "authentic",
-}  # fmt: skip
-OWN = """
-tr.scale td{color:var(--soft)}.legend span{margin-right:1rem;white-space:nowrap}
-main{max-width:1180px}.wide table{width:auto;border-collapse:collapse;font-size:.82rem;
-font-variant-numeric:tabular-nums}.wide th,.wide td{width:auto}
-.wide{overflow-x:auto;margin:1rem 0}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
-td small{display:block;color:var(--soft);font-size:.72rem;font-weight:400;white-space:nowrap}td.best{font-weight:700}
-.wide td.words{text-align:left;min-width:20rem}
-.trilemma svg{width:min(100%,34rem);height:auto}.frame{fill:none;stroke:var(--line)}
-text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;fill:var(--soft)}
-.sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.2rem}
-.sheets figure{margin:0}.sheets img{width:100%;image-rendering:pixelated;border-radius:6px}
-.sheets figcaption{font-size:.82rem;color:var(--soft)}
-"""
 DENSITY = (
     "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within "
     "each shade, which bound the bits of shades from above; Flow++ learns the noise; autoregressive ones are of shades."
@@ -88,7 +62,7 @@ def write_pages(wish: Wish) -> Path:
 
 
 def page(wish: Wish, table: Sequence[Row]) -> str:
-    done = sum(len(row.done) for row in table)
+    done = sum(row.measured for row in table)
     wanted = sum(row.wanted for row in table)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
@@ -104,7 +78,7 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         f"<p>{TRILEMMA}</p>{legend(found)}",
         "<h2>Samples of the first seed</h2>", _sheets(wish),
         "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
-        "<h2>The nearest training pictures</h2>", _nearest(wish),
+        "<h2>The nearest training pictures</h2>", _sought(wish), _nearest(wish),
         "<h2>Losses</h2>", _losses(table),
         "<h2>Notes</h2>", _notes(table, done < wanted), "</main></html>",
     ]  # fmt: skip
@@ -154,21 +128,8 @@ def _cell(one: Estimate | None, best: float | None, times: float = 1, kind: str 
     if one is None:
         return "<td>&ndash;</td>"
     marked = " class=best" if one.value == best else ""
-    low, high = _number(one.low * times), _number(one.high * times)
-    return f"<td{marked}>{kind}{_number(one.value * times)}<small>{low} &ndash; {high}</small></td>"
-
-
-def _number(value: float) -> str:
-    size = abs(value)
-    return (
-        f"{value:.0f}"
-        if size >= 100
-        else f"{value:.1f}"
-        if size >= 10
-        else f"{value:.2f}"
-        if size >= 0.1
-        else f"{value:.3f}"
-    )
+    low, high = number(one.low * times), number(one.high * times)
+    return f"<td{marked}>{kind}{number(one.value * times)}<small>{low} &ndash; {high}</small></td>"
 
 
 def _costs(table: Sequence[Row], classes: bool) -> str:
@@ -219,7 +180,7 @@ def _first(wish: Wish) -> list[Cell]:
 def _sheets(wish: Wish) -> str:
     shown = [("the data itself, held out", load_weights(wish.out / PICTURES)["held_out"][:SHEET])]
     shown += [(Path(cell.family).stem, load_weights(cell.folder / SAMPLES)["samples"][:SHEET]) for cell in _first(wish)]
-    return _gallery(shown)
+    return gallery(shown)
 
 
 def _between(wish: Wish) -> str:
@@ -228,7 +189,17 @@ def _between(wish: Wish) -> str:
         tensors = load_weights(cell.folder / SAMPLES)
         if "between" in tensors:
             shown.append((Path(cell.family).stem, tensors["between"]))
-    return _gallery(shown) if shown else "<p>None of these families has latents to walk along.</p>"
+    return gallery(shown) if shown else "<p>None of these families has latents to walk along.</p>"
+
+
+def _sought(wish: Wish) -> str:
+    """Copies of a picture that nobody looked at are taken for new."""
+    path = wish.out / FACTS
+    told = json.loads(path.read_text("utf-8")).get("pictures") if path.is_file() else None
+    if told is None or told["training"] <= wish.reference:
+        return ""
+    few = f"{wish.reference:,} of the {told['training']:,} pictures that were trained on"
+    return f"<p>Copies were sought among {few}: as many of all copies, and no more, can have been found.</p>"
 
 
 def _nearest(wish: Wish) -> str:
@@ -237,29 +208,9 @@ def _nearest(wish: Wish) -> str:
     for cell in _first(wish):
         told = cell.result or {}
         if near := told.get("nearest"):
-            drawn = load_weights(cell.folder / SAMPLES)["samples"][:NEAREST]
-            both = [*drawn, *(training[place] for place in near[:NEAREST])]
+            both = beside(load_weights(cell.folder / SAMPLES)["samples"], training, near)
             shown.append((Path(cell.family).stem, both))
-    return _gallery(shown, NEAREST)
-
-
-def _gallery(shown: Sequence[tuple[str, Sequence[Tensor] | Tensor]], across: int = ACROSS) -> str:
-    figures = [
-        f"<figure><img alt='{html.escape(name)}' src='data:image/webp;base64,{_webp(pictures, across)}'>"
-        f"<figcaption>{html.escape(name)}</figcaption></figure>"
-        for name, pictures in shown
-    ]
-    return f"<div class=sheets>{''.join(figures)}</div>"
-
-
-def _webp(pictures: Sequence[Tensor] | Tensor, across: int) -> str:
-    """Lossless, and a fifth to a third smaller than PNG: a page with all families is to stay one that can be sent."""
-    tiles = [np.asarray(one.permute(1, 2, 0)) for one in pictures]
-    across = min(across, len(tiles))
-    lines = [np.concatenate(tiles[i : i + across], 1) for i in range(0, len(tiles) - across + 1, across)]
-    out = io.BytesIO()
-    Image.fromarray(np.concatenate(lines, 0)).save(out, "WEBP", lossless=True, quality=80)
-    return base64.b64encode(out.getvalue()).decode()
+    return gallery(shown, NEAREST)
 
 
 def _losses(table: Sequence[Row]) -> str:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
 from ldm.metrics.inception import by_inception
-from ldm.metrics.measured import Reference, check_enough, digest
+from ldm.metrics.measured import Reference, check_enough, check_varied, digest
 from ldm.store.clip import load_clip
 from ldm.store.find import find_model
 from ldm.store.weights import load_weights
@@ -33,6 +33,7 @@ from train.config import RunFile
 from train.opening import loader_of, processes_of
 from train.run import forecasted, opened
 from train.signals import Stop
+from train.tasks.classifier import NoWordsError
 from train.tasks.perceptual import open_classifier
 
 log = logging.getLogger("train.compare")
@@ -71,10 +72,11 @@ def pictures_of(wish: Yardsticks) -> Pictures:
 
 def _keep(wish: Yardsticks, path: Path, facts: Path) -> None:
     loader = _loader(wish)
-    training, held = list(loader.look(wish.reference)), loader.validation(wish.held_out)
+    training, held = _small(loader.look(wish.reference)), _small(loader.validation(wish.held_out))
     for what, some in (("training", training), ("held out", held)):
         check_enough(sum(len(b) for b in some), what)
     tensors = {"training": as_bytes(training), "held_out": as_bytes(held)}
+    check_varied(tensors["training"])
     classes: Sequence[str] = ()
     if loader.source.labels and all(b.label is not None for b in [*training, *held]):
         classes = _names(loader.source.labels, training)
@@ -100,12 +102,13 @@ def _pictures(loader: Loader) -> dict[str, Any]:
     return {"training": len(loader.plan.training), "held out": held}
 
 
-def check_unchanged(wish: Yardsticks, loader: Loader) -> None:
+def check_unchanged(wish: Yardsticks, loader: Loader | None = None) -> None:
     """A data set that grew may give to training what others were measured on; `loader` is of a training on it."""
     facts = wish.out / FACTS
     if not facts.is_file():
         return
-    before, now = json.loads(facts.read_text("utf-8")).get("pictures"), _pictures(loader)
+    before = json.loads(facts.read_text("utf-8")).get("pictures")
+    now = _pictures(_loader(wish) if loader is None else loader)
     if before is not None and before != now:
         raise LdmError(
             Code.DIFFERENT,
@@ -149,8 +152,19 @@ def _source(wish: Yardsticks) -> Mixture:
     return source
 
 
-def as_bytes(batches: Sequence[Batch]) -> Tensor:
-    return torch.cat([((b.image + 1) * 127.5).round().to(torch.uint8) for b in batches if b.image is not None])
+def as_bytes(batches: Iterable[Batch]) -> Tensor:
+    """uint8 [n,3,H,W], a batch at a time."""
+    return torch.cat([bytes_of(b.image) for b in batches if b.image is not None])
+
+
+def bytes_of(image: Tensor) -> Tensor:
+    """From [-1,1], or bytes already."""
+    return image if image.dtype == torch.uint8 else ((image + 1) * 127.5).round().to(torch.uint8)
+
+
+def _small(batches: Iterable[Batch]) -> list[Batch]:
+    """All of them with their pictures as bytes, which are a quarter of the numbers."""
+    return [b if b.image is None else replace(b, image=bytes_of(b.image)) for b in batches]
 
 
 def _labels(batches: Sequence[Batch]) -> Tensor:
@@ -183,9 +197,7 @@ def extractor_of(wish: Yardsticks, kept: Pictures, stop: Stop) -> Extractor:
         return pixels(wish.size)
     try:
         _train_classifier(wish, stop)
-    except LdmError as error:
-        if error.code != Code.USAGE:
-            raise
+    except NoWordsError as error:
         log.warning("raw pixels are the features: %s", error.what)
         return pixels(wish.size)
     folder = wish.out / CLASSIFIER / "model"
@@ -222,24 +234,17 @@ def judge_seconds(wish: Yardsticks) -> float | None:
         return 0.0
     try:
         return forecasted(_classifier_file(wish)).total_seconds
-    except LdmError as error:
-        if error.code != Code.USAGE:
-            raise
+    except NoWordsError:
         return 0.0  # there is nothing that it could learn, so raw pixels are the features
 
 
 def reference_of(wish: Yardsticks, kept: Pictures, extractor: Extractor) -> Reference:
     """What the extractor sees of the data set: looked at once, then kept beside the pictures."""
     path = wish.out / f"seen-{extractor.name.replace(' ', '-').replace('/', '-')}.safetensors"
-    training = real(kept.training)
     if path.is_file():
-        return Reference.kept(extractor, {name: t.clone() for name, t in load_weights(path).items()}, digest(training))
-    made = Reference.of(extractor, training, real(kept.held_out), kept.shares)
+        seen = {name: t.clone() for name, t in load_weights(path).items()}
+        return Reference.kept(extractor, seen, digest(kept.training))
+    made = Reference.of(extractor, kept.training, kept.held_out, kept.shares)
     with suppress(LdmError), staged(path) as stage:  # another process may have been faster
         write_weights(stage, made.tensors(), {})
     return made
-
-
-def real(pictures: Tensor) -> Tensor:
-    """uint8 to [0,1]."""
-    return pictures.float() / 255

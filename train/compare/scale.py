@@ -11,14 +11,14 @@ from typing import Any
 from ldm.metrics.measured import Reference, measure
 from ldm.store.write import staged
 from train.compare.measured_json import as_json
-from train.compare.reference import Pictures, real
+from train.compare.reference import Pictures
 
 SCALE = "held-out.json"
 
 
 def measure_scale(out: Path, kept: Pictures, reference: Reference) -> None:
     """Into the folder of a comparison, once."""
-    told = as_json(measure(real(kept.held_out), reference))
+    told = as_json(measure(kept.held_out, reference))
     with staged(out / SCALE) as stage:
         stage.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
 

@@ -21,6 +21,7 @@ FIGURES = (
     "fid", "fid_infinity", "kid", "inception_score", "precision", "recall", "density", "coverage", "spectrum_db",
     "class_distance", "accuracy_score", "copies", "authentic",
 )  # fmt: skip
+TIMES = frozenset({"train_seconds", "step_seconds", "draw_seconds", "growth"})
 SHARES = frozenset({"precision", "recall", "coverage", "accuracy_score", "copies", "authentic"})
 
 
@@ -45,6 +46,11 @@ class Row:
         return min(found) if found else None
 
     @property
+    def measured(self) -> int:
+        """Cells with a result, be it that they diverged; one that ended without is tried again."""
+        return sum("status" not in told for told in self.done)
+
+    @property
     def good(self) -> list[Mapping[str, Any]]:
         return [told for told in self.done if "failed" not in told]
 
@@ -62,7 +68,10 @@ class Row:
         return over_seeds([estimate_of(one) for one in found], shared=True)
 
     def mean(self, name: str) -> float | None:
-        found = [float(told[name]) for told in self.good if told.get(name) is not None]
+        """Of what takes time, only over cells whose steps were counted by the clock, where there are such: the others
+        took as many on whatever machine, however busy."""
+        counted = [told for told in self.good if "pace" in told.get("plan", {})] if name in TIMES else []
+        found = [float(told[name]) for told in counted or self.good if told.get(name) is not None]
         return fmean(found) if found else None
 
     @property
@@ -92,17 +101,15 @@ def estimate_of(told: Mapping[str, Any]) -> Estimate:
 
 
 def over_seeds(found: Sequence[Estimate], shared: bool = False) -> Estimate | None:
-    """Their mean, and the wider of Student's interval over seeds and what their samples leave open. Where all seeds
-    `shared` the same pictures, more seeds make that no less."""
-    if not found:
-        return None
-    value = fmean(one.value for one in found)
-    within = fmean((one.high - one.low) / 2 for one in found) / (1 if shared else math.sqrt(len(found)))
-    if len(found) == 1:
-        return Estimate(value, value - within, value + within)
+    """Their mean, and the wider of Student's interval over seeds and what their samples leave open, to either side.
+    Where all seeds `shared` the same pictures, more seeds make that no less."""
+    if len(found) < 2:
+        return found[0] if found else None
+    value, less = fmean(one.value for one in found), 1 if shared else math.sqrt(len(found))
+    below = fmean(one.value - one.low for one in found) / less
+    above = fmean(one.high - one.value for one in found) / less
     between = stdev([one.value for one in found]) / math.sqrt(len(found)) * student(len(found) - 1)
-    reach = max(within, between)
-    return Estimate(value, value - reach, value + reach)
+    return Estimate(value, value - max(below, between), value + max(above, between))
 
 
 def rows(wish: Wish) -> list[Row]:
@@ -136,29 +143,18 @@ def as_csv(table: Iterable[Row]) -> str:
     """A line a cell and figure: family, seed, figure, value, low, high, and the protocol."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["family", "seed", "figure", "value", "low", "high", "extractor", "made", "real", "reference"])
+    protocol = ("extractor", "resize", "made", "real", "reference")
+    writer.writerow(["family", "seed", "figure", "value", "low", "high", *protocol])
     for row in table:
         for told in row.done:
             for name, one in told.get("figures", {}).items():
-                protocol = [one["protocol"][key] for key in ("extractor", "made", "real", "reference")]
-                writer.writerow([row.name, told["seed"], name, one["value"], one["low"], one["high"], *protocol])
+                by = [one["protocol"][key] for key in protocol]
+                writer.writerow([row.name, told["seed"], name, one["value"], one["low"], one["high"], *by])
             if bits := told.get("bits_per_dim"):
                 name = f"bits_per_dim_{bits['kind']}"
-                writer.writerow(
-                    [
-                        row.name,
-                        told["seed"],
-                        name,
-                        bits["value"],
-                        bits["low"],
-                        bits["high"],
-                        "",
-                        "",
-                        bits["pictures"],
-                        "",
-                    ]
-                )
+                of = ["", "", "", bits["pictures"], bits.get("reference", "")]
+                writer.writerow([row.name, told["seed"], name, bits["value"], bits["low"], bits["high"], *of])
             for name in ("train_seconds", "draw_seconds", "step_seconds", "growth", "parameters", "memory", "images"):
                 if name in told:
-                    writer.writerow([row.name, told["seed"], name, told[name], "", "", "", "", "", ""])
+                    writer.writerow([row.name, told["seed"], name, told[name], *[""] * 7])
     return out.getvalue()

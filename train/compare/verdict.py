@@ -11,6 +11,7 @@ from ldm.metrics.measured import NEARER_NOTE
 from train.compare.table import Row
 from train.compare.wish import Wish
 
+FEW = 5  # seeds: of less, Student's interval is itself hardly known
 NEAR = 1.5  # times the least kernel distance
 
 
@@ -120,11 +121,12 @@ def _limits(wish: Wish, table: Sequence[Row]) -> str:
             " Raw pixels say little of what is on a picture: captions, a folder for each class, or a CLIP (--clip) "
             "give a judge that sees more."
         )
+    few = f"with {many(wish.seeds, 'seed')} an interval says little of chance in training; " if wish.seeds < FEW else ""
     return (
         f"What this does not show: how the families compare with more than {wish.budget} of training, with larger "
-        "networks or at other sizes; their run files were tuned by hand for minutes on CIFAR-10 at 32 pixels. "
-        f"With {many(wish.seeds, 'seed')} an interval says little of chance in training; "
-        f"FID at {wish.samples:,} samples is above its limit; numbers of other papers are of another protocol.{by}"
+        "networks or at other sizes; their run files were tuned by hand for minutes on CIFAR-10 at 32 pixels. Besides, "
+        f"{few}FID at {wish.samples:,} samples is above its limit, and numbers of other papers are of another "
+        f"protocol.{by}"
     )
 
 

@@ -27,6 +27,10 @@ _WORD = re.compile(r"[^\W_]+")
 _COMMON = 0.9  # a word that more captions than this have says nothing
 
 
+class NoWordsError(LdmError):
+    """Captions that tell no picture from another."""
+
+
 class ClassifierTask:
     """One phase. The loss is the binary cross-entropy of each word; places in a picture vote alike."""
 
@@ -98,7 +102,7 @@ def common_words(captions: Iterable[str], most: int) -> list[str]:
     telling = [(word, n) for word, n in counts.items() if 1 < n <= _COMMON * total]
     words = [word for word, _ in sorted(telling, key=lambda pair: (-pair[1], pair[0]))[:most]]
     if len(words) < 2:
-        raise LdmError(
+        raise NoWordsError(
             Code.USAGE,
             f"The {total} captions have no words to tell pictures apart by.",
             "A word must stand in several captions, and not in nearly all.",

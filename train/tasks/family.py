@@ -30,8 +30,8 @@ class FamilyTask:
         self.form = Form(setting.size, len(self.classes))
         self.model = make(settings.family, settings.options, self.form, setting.seed)
         self.exact, self.exception = self.model.exact, self.model.exception
-        first = examples(setting, self.model.first)
         began = time.perf_counter()
+        first = examples(setting, self.model.first)
         self.model.begin(picture(first), self._label(first))
         self.begun = time.perf_counter() - began  # seconds, which a budget of time counts
 

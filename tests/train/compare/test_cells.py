@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,24 +13,27 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.baselines.family import Form, Losses, facts_of, make
 from ldm.baselines.stored import Stored
 from ldm.baselines.vae import Model
+from ldm.data.drawn import Scenes
 from ldm.data.draws import Draws
 from ldm.errors import Code, LdmError
-from ldm.metrics.interval import Estimate
+from ldm.images import Picture
+from ldm.metrics.interval import Estimate, share
 from ldm.store.weights import load_weights
 from tests.train.compare.test_wish import wish
 from train.compare import cell as cell_module
 from train.compare import growth as growth_module
 from train.compare.cell import run_cell
 from train.compare.cells import Cell, cells
-from train.compare.counting import Pace
+from train.compare.counting import Pace, pace_of, planned
 from train.compare.drawing import asked_for, bits, drawn
 from train.compare.growth import growth
-from train.compare.lab import Progress, compare, cost_of, prepare, read_wish, remember
+from train.compare.lab import Progress, compare, cost_of, give_up, prepare, read_wish, remember
 from train.compare.page import write_pages
 from train.compare.reference import pictures_of
 from train.compare.table import Row, over_seeds, rows
@@ -222,6 +226,14 @@ def test_few_seeds_make_wide_intervals() -> None:
     assert over_seeds([Estimate(1.0, 0.5, 1.5)]) == Estimate(1.0, 0.5, 1.5)
 
 
+def test_an_interval_that_is_open_to_one_side_stays_so() -> None:
+    """None of 2,000 are copies: the interval reaches up from there, however many seeds there are."""
+    none = share(0, 2000)
+    assert over_seeds([none]) == none
+    told = over_seeds([none] * 4)
+    assert told is not None and told.low == 0 and told.high == pytest.approx(none.high / 2)
+
+
 def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
     done: Wish, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -307,7 +319,76 @@ def test_a_whole_comparison_in_processes_of_its_own(tmp_path: Path) -> None:
     assert cost_of(wish(tmp_path / "out", seeds=1, families=("ppca",)), Stop()).cells == 1
     page = compare(asked, Progress(done=lambda c, told: seen.append((c.family, "failed" in told))), Stop())
     assert seen == [("ppca", False), (str(bad), True)]
-    assert "latents" in page.read_text("utf-8")
+    text = page.read_text("utf-8")
+    assert "task.options.latents" in text and "1 of 2 cells" in text
+
+
+def test_why_a_cell_ended_is_what_it_said_or_the_signal(tmp_path: Path) -> None:
+    one = Cell("ppca", 0, tmp_path / "cell")
+    give_up(one, "going on\nThe table is gone. Somebody moved it.\n", 5)
+    assert one.told is not None
+    assert one.told["failed"].endswith("before it was done: The table is gone. Somebody moved it.")
+    give_up(one, "going on from step 300\n", -9)
+    assert one.told["failed"].endswith("ended by signal 9, as the system does where memory is short")
+    assert one.result is None and one.given_up_since(0) and not one.given_up_since(time.time() + 60)
+
+
+def test_reading_that_is_slower_than_training_leaves_a_budget_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture takes 20 ms to be read for the first time, a step about a millisecond beside it."""
+    read = Scenes.picture
+
+    def slow(self: Scenes, index: int) -> Picture:
+        time.sleep(0.02)
+        return read(self, index)
+
+    asked = wish(tmp_path / "out", families=("ppca",), seeds=1)
+    monkeypatch.setattr(Scenes, "picture", slow)
+    pace = pace_of(asked, first(asked), Stop())
+    # those that it begins at are all there are, and have been read by then
+    assert pace.begin > 0.02 * 300 and pace.reading == 0 and 1e-4 < pace.step < 0.5
+    asked = wish(tmp_path / "out", families=("autoencoder",), seeds=1)
+    pace = pace_of(asked, first(asked), Stop())
+    assert 0.012 < pace.reading < 0.1 and 1e-4 < pace.step < 0.5 and 0.02 * 64 < pace.begin < 10
+
+
+def test_all_seeds_of_a_family_take_as_many_steps(tmp_path: Path) -> None:
+    """They are to differ by chance alone; how long they take is told of those that were timed."""
+    asked = wish(tmp_path / "out", budget="2s", families=("mixture",), seeds=2)
+    remember(asked, Stop())
+    prepare(asked, Progress(), Stop())
+    timed, other = (run_cell(asked, one, Stop()) for one in cells(asked))
+    assert "pace" in timed["plan"] and other["plan"] == {"steps": timed["plan"]["steps"], "as": 0}
+    assert timed["images"] == other["images"] and not any("in place of" in note for note in other["notes"])
+    row = rows(asked)[0]
+    assert row.mean("train_seconds") == timed["train_seconds"]
+    assert row.mean("memory") == (timed["memory"] + other["memory"]) / 2
+    steps = wish(tmp_path / "steps", budget="3-steps")
+    assert planned(steps, first(steps), Stop()) == {"steps": 3}
+
+
+def test_equal_pictures_are_refused_and_leave_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for i in range(230):
+        Image.new("RGB", (16, 16), (90, 90, 90)).save(folder / f"{i}.png")
+    asked = wish(tmp_path / "out", data={"path": str(folder)})
+    remember(asked, Stop())
+    with pytest.raises(LdmError, match="all the same"):
+        prepare(asked, Progress(), Stop())
+    for i in range(230):
+        Image.new("RGB", (16, 16), (i, 90, 255 - i)).save(folder / f"{i}.png")
+    prepare(asked, Progress(), Stop())
+
+
+def test_a_data_set_that_changed_is_refused_before_a_cell_is_begun(done: Wish, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done.out, out)
+    grown = read_wish(out).model_copy(update={"data": {"path": "scenes", "count": 420}})  # a folder has no such word
+    (out / "wish.json").write_text(grown.model_dump_json(), "utf-8")
+    with pytest.raises(LdmError, match="had 300 to train on, and has 320"):
+        compare(grown, Progress(), Stop())
 
 
 def test_the_trilemma_places_families_by_what_they_are_good_at(done: Wish) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,17 +39,56 @@ def test_a_folder_and_a_family_are_measured_alike(ldm: Ldm, tmp_path: Path) -> N
     assert not Path("other").exists()
     assert other.status == Code.USAGE and "Give --size 8" in other.err
     again = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100)
-    assert again.status == Code.FILE and "exists already" in again.err
+    assert again.status == Code.FILE and "exists already" in again.err and "--name" in again.err
+    named = ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--samples", 100, "--name", "once-more")
+    assert named.status == 0 and Path("runs/evaluate/scenes/measured/once-more.json").is_file()
+    text = Path("runs/evaluate/scenes/measured/once-more.html").read_text("utf-8")
+    assert "100 pictures against 200" in text and "http" not in text and text.count("data:image/webp") == 3
+    assert ldm("evaluate", "drawn", "--against", "scenes", *FEW, "--name", "a/b").status == Code.USAGE
+
+
+def test_the_folder_of_a_run_is_no_folder_of_pictures(ldm: Ldm) -> None:  # noqa: F811
+    """Its previews would be measured in place of its model."""
+    from ldm.store.find import find_model
+
+    for name, part in (("coded", find_model("scenes") / "vae"), ("seen", find_model("emoji-clip"))):
+        shutil.copytree(part, f"runs/{name}/model")
+        Path(f"runs/{name}/config.yaml").write_text("task: {type: none}\n", "utf-8")
+    few = ("--size", 32, "--held-out", 100, "--classifier-steps", 0, "data.count=300")
+    told = ldm("evaluate", "runs/coded", "--against", "scenes", *few, "--json").json
+    assert told["figures"]["psnr_db"]["value"] > 25
+    assert Path("runs/evaluate/scenes/measured/coded.json").is_file()
+    no = ldm("evaluate", "runs/seen", "--against", "scenes", *few)
+    assert no.status == Code.MODEL and "makes no pictures" in no.err
+    shutil.rmtree("runs/seen/model")
+    Path("runs/seen/log.jsonl").touch()
+    no = ldm("evaluate", "runs/seen", "--against", "scenes", *few)
+    assert no.status == Code.MODEL and "has not come to its end" in no.err
+
+
+def test_a_model_that_is_too_slow_is_told_of_and_its_pictures_are_kept(
+    ldm: Ldm,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made("ppca").save(tmp_path / "mine/model")
+    monkeypatch.setattr("train.compare.drawing.time", SimpleNamespace(monotonic=itertools.count(0, 1000).__next__))
+    slow = ldm("evaluate", "mine", "--against", "scenes", *FEW, "--samples", 200, "--keep", "kept")
+    assert slow.status == Code.USAGE and "50 pictures in 300 seconds" in slow.err and "--cap, about 601" in slow.err
+    assert len(list(Path("kept").glob("*.png"))) == 50
 
 
 def test_a_text_to_image_model_draws_for_captions(ldm: Ldm, tiny_sd1: Path) -> None:  # noqa: F811
     (Path(tiny_sd1) / "sampling.json").write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
     try:
-        told = ldm("evaluate", tiny_sd1, "--against", "scenes", *FEW, "--samples", 100, "--json")
+        order = ("evaluate", tiny_sd1, "--against", "scenes", *FEW, "--samples", 100, "--clip", "emoji-clip", "--json")
+        told = ldm(*order)
     finally:
         (Path(tiny_sd1) / "sampling.json").unlink()
     assert told.status == 0, told.err
     assert told.json["drawn"] == 100 and told.json["figures"]["fid"]["value"] > 0
+    assert told.json["clip_score"]["protocol"]["extractor"].startswith("emoji-clip ")
+    assert -1 < told.json["clip_score"]["value"] < 1 and told.json["clip_score"]["protocol"]["made"] == 100
 
 
 @pytest.mark.parametrize(
@@ -90,3 +132,5 @@ def test_an_autoencoder_is_judged_by_what_comes_back(ldm: Ldm) -> None:  # noqa:
     assert set(told["figures"]) == {"rfid", "spectrum_db", "psnr_db", "ssim", "feature_distance"}
     assert told["figures"]["psnr_db"]["value"] > 25 and 0.8 < told["figures"]["ssim"]["value"] <= 1
     assert told["figures"]["feature_distance"]["value"] < 0.3
+    text = Path("runs/evaluate/scenes/measured/scenes.html").read_text("utf-8")
+    assert "PSNR" in text and "rFID" in text and "the difference" in text and text.count("data:image/webp") == 1

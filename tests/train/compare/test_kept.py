@@ -13,8 +13,9 @@ from ldm.errors import LdmError
 from ldm.store.weights import load_weights
 from ldm.store.write import write_weights
 from train.compare.cells import RESULT, SAMPLES
+from train.compare.gallery import SHEET
 from train.compare.lab import WISH
-from train.compare.page import DATA, PAGE, SHEET, TABLE
+from train.compare.page import DATA, PAGE, TABLE
 from train.compare.wish import Wish, budget
 
 

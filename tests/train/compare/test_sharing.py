@@ -66,6 +66,29 @@ def test_a_killed_comparison_goes_on(tmp_path: Path) -> None:
     assert len(starts) == 2 and starts[1] >= 100
 
 
+def test_a_cell_that_outlives_its_comparison_is_waited_for(tmp_path: Path) -> None:
+    """The command alone is killed: its cell trains on, and the next command's page is not written without it. It is
+    held until that command has met it."""
+    first = started(tmp_path, "--budget", "400-steps")
+    log = tmp_path / "out/cells/ppca-0/run/log.jsonl"
+    for _ in range(1200):
+        if log.is_file() and len(log.read_text().splitlines()) > 1:
+            break
+        time.sleep(0.25)
+    (own,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
+    os.kill(own, signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    again = started(tmp_path, "--budget", "400-steps")
+    assert again.stderr is not None
+    said = next((line for line in again.stderr if "another process is at it" in line), "")
+    os.kill(own, signal.SIGCONT)
+    told = again.communicate(timeout=900)
+    assert again.returncode == 0 and "ppca, seed 0" in said, told
+    assert len(json.loads((tmp_path / "out/compare.json").read_text("utf-8"))["cells"]) == 4
+    assert len([line for line in read_log(log) if "start" in line]) == 1  # the cell itself was never stopped
+
+
 def test_a_ctrl_c_of_the_terminal_saves_once(tmp_path: Path) -> None:
     """A terminal signals the whole group: were the cell in it, our own word would be its second, and end it unsaved."""
     code = "import sys; from app.cli import run; sys.exit(run(sys.argv[1:]))"

@@ -1,0 +1,71 @@
+"""What a text-to-image model draws for the captions of a data set, and how well it fits them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.errors import Code, LdmError
+from ldm.images import open_image
+from ldm.metrics.extractors import by_clip
+from ldm.metrics.features import squares
+from ldm.metrics.interval import around
+from ldm.metrics.protocol import Protocol
+from ldm.models.clip import Clip
+from ldm.store.clip import load_clip
+from ldm.store.find import find_model
+from pipelines.pipeline import Pipeline
+from train.compare.reference import captions_of
+from train.compare.wish import Yardsticks
+from train.signals import Stop
+
+
+def drawn_for_captions(
+    made: str, yard: Yardsticks, samples: int, cap: int, seed: int, stop: Stop
+) -> tuple[Tensor, dict[str, Any]]:
+    """uint8 [n,3,size,size], one picture a caption, in their order and round again, as many as the cap allows; with a
+    CLIP also how well each fits its words. They come to their size as those of a data set do."""
+    texts = captions_of(yard)
+    if not texts:
+        why = "A text-to-image model draws for the captions of the data set, and this one has none."
+        raise LdmError(Code.USAGE, f"{made} cannot be asked for anything.", why, "Give a data set with captions.")
+    pipeline = Pipeline.load(made)
+    clip = None if yard.clip is None else load_clip(find_model(yard.clip)).eval()
+    found, fits, spent = list[Tensor](), list[float](), 0.0
+    for place in range(samples):
+        text, began = texts[place % len(texts)], time.monotonic()
+        (picture,) = pipeline(text, seed=seed * 1_000_003 + place)
+        spent += time.monotonic() - began
+        found.append((squares([open_image(picture)], yard.size) * 255).round().to(torch.uint8))
+        if clip is not None:
+            fits.append(_fit(clip, picture, text))
+        stop.check()
+        if spent > cap:
+            break
+    told: dict[str, Any] = {"drawn": len(found), "draw_seconds": spent / len(found)}
+    if clip is not None:
+        told["clip_score"] = _score(clip, str(yard.clip), fits, texts)
+    return torch.cat(found), told
+
+
+def _fit(clip: Clip, picture: Image.Image, text: str) -> float:
+    """The cosine between a picture, as large as it was drawn, and its words."""
+    x = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        return float(clip.similarity(x / 127.5 - 1, [text]))
+
+
+def _score(clip: Clip, name: str, fits: Sequence[float], texts: Sequence[str]) -> dict[str, Any]:
+    """Its protocol has the hash of the captions where others have that of the pictures."""
+    each, looks = torch.tensor(fits, dtype=torch.float64), by_clip(clip, name)
+    asked = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    by = Protocol(looks.name, looks.resize, len(fits), 0, f"captions {asked}")
+    return {**asdict(around(float(each.mean()), float(each.std()) / len(each) ** 0.5)), "protocol": asdict(by)}
