@@ -17,7 +17,7 @@ SURE = 10  # samples of a class that were to be expected: of fewer, none may com
 def inception_score(probabilities: Tensor, generator: Generator, rounds: int = 100) -> Estimate:
     """exp(mean KL(p(y|x) || p(y))) of probabilities [n,classes]: from 1 to the number of classes. Of all samples at
     once: split into ten, as is usual, it is smaller where they are few."""
-    return bootstrap(_score, probabilities.double(), generator, rounds)
+    return bootstrap(_score, probabilities.double(), generator, rounds).within(1)
 
 
 def _score(p: Tensor) -> float:
@@ -49,5 +49,5 @@ def balance(probabilities: Tensor, real: Tensor, generator: Generator) -> Balanc
 
     shares = shares_of(named)
     lost = ((shares < MISSING * want) & (len(named) * want >= SURE)).nonzero().flatten().tolist()
-    distance = bootstrap(lambda some: float((shares_of(some) - want).abs().sum() / 2), named, generator)
+    distance = bootstrap(lambda some: float((shares_of(some) - want).abs().sum() / 2), named, generator).within(0, 1)
     return Balance(tuple(shares.tolist()), distance, tuple(lost))

@@ -48,7 +48,7 @@ def frechet(a: Moments, b: Moments) -> float:
 
 def frechet_distance(features: Tensor, reference: Moments, generator: Generator, rounds: int = 30) -> Estimate:
     """FID of features [n,d], with the interval in which it varies between sets of n samples."""
-    return bootstrap(lambda rows: frechet(Moments.of(rows), reference), features, generator, rounds)
+    return bootstrap(lambda rows: frechet(Moments.of(rows), reference), features, generator, rounds).within(0)
 
 
 def frechet_infinity(features: Tensor, reference: Moments, generator: Generator, at_n: Estimate) -> Estimate:

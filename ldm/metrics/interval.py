@@ -23,6 +23,10 @@ class Estimate:
     low: float
     high: float
 
+    def within(self, least: float, most: float = math.inf) -> Estimate:
+        """Of a figure that can be no less and no more: a normal interval does not know."""
+        return Estimate(self.value, max(least, self.low), min(most, self.high))
+
     def __str__(self) -> str:
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 

@@ -40,4 +40,4 @@ def spectrum_distance(made: Tensor, real: Tensor, generator: torch.Generator, ro
     def apart(rows: Tensor) -> float:
         return float(10 * (rows.mean(0).clamp(min=1e-12).log10() - want).abs().mean())
 
-    return bootstrap(apart, made, generator, rounds)
+    return bootstrap(apart, made, generator, rounds).within(0)

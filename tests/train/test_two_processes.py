@@ -52,7 +52,7 @@ def trained(rank: int, world: int, goal: Path, words: Words) -> None:
         for word, value in {**words, "MORE": more, "RATE": rate, "GOAL": goal, "NAME": name}.items():
             text = text.replace(word, str(value))
         micro = ["run.micro=3"] if world > 1 else []  # of a share of 4: a whole one and a rest
-        with opened(loads(text, RunFile, micro)) as run:
+        with toys.plain(), opened(loads(text, RunFile, micro)) as run:
             start = {f"start/{name}": p.detach().clone() for name, p in run.trainer.params.items()}
             with gradients(run.trainer.params) as found:
                 run.fit()

@@ -178,6 +178,12 @@ def trained(task: Toy, folder: Path, optim: OptimSettings, **changes: Any) -> Tr
     return trainer
 
 
+def plain() -> Any:
+    """Convolutions whose rounding is the same for a picture alone and for one of many, on every processor: oneDNN takes
+    other ways for other batches, and a loss with a kink in it makes that a thousand times as much in ten steps."""
+    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-untyped-call]
+
+
 def together(world: int, what: Callable[..., None], *given: Any) -> None:
     """Calls `what(rank, world, *given)` in several processes that know of each other, and waits for all of them."""
     with socket.socket() as free:

@@ -87,7 +87,7 @@ def evaluate(
         told |= {} if stored is None else bits(stored, kept, stop, device)
         judged = as_json(measure(pictures, reference_of(yard, kept, extractor), seed))
     judged["notes"] = [*notes_of(told, broken), *judged["notes"]]
-    whole = {"made": made, "held_out": scale_of(yard.out), **told, **judged}
+    whole = {"name": path.stem, "made": made, "held_out": scale_of(yard.out), **told, **judged}
     path.parent.mkdir(exist_ok=True)
     rewrite(path.with_suffix(".html"), measured_page(whole, pictures, kept), "Free some space.")
     with staged(path) as stage:
@@ -173,9 +173,10 @@ def _reconstructed(back: Tensor, kept: Pictures, extractor: Extractor, seed: int
 def _name(made: Path) -> str:
     """As the folder or file is called; a part of a run as the run, a cell with the name of its comparison."""
     path = made.expanduser().resolve() if made.exists() else made
-    while path.name in ("model", "run", "vae") and path.parent.name:
+    while path.name in ("model", "run") and path.parent.name:
         path = path.parent
     name = path.name if path.is_dir() else path.stem
+    name = f"{path.parent.name}-vae" if name == "vae" and path.parent.name else name  # of the model that it is part of
     return (f"{path.parents[1].name}-{name}" if path.parent.name == "cells" else name) or "measured"
 
 

@@ -26,14 +26,14 @@ AS_GREAT = 4  # times that differences are shown
 
 def measured_page(told: Mapping[str, Any], pictures: Tensor, kept: Pictures) -> str:
     """Of what was measured of uint8 pictures [n,3,H,W]; an autoencoder's are those that came back."""
-    by, made = told["protocol"], html.escape(told["made"])
+    by, name, made = told["protocol"], html.escape(told["name"]), html.escape(told["made"])
     back = "psnr_db" in told["figures"]
     what = "held-out pictures that were encoded and decoded" if back else f"pictures against {by['real']:,}"
     looks = f"as {html.escape(by['extractor'])} sees them (resize: {html.escape(by['resize'])})"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{made}, measured</title><style>{STYLE}{OWN}</style><main><h1>{made}, measured</h1>",
-        f"<p>{by['made']:,} {what}, {looks}.</p>",
+        f"<title>{name}, measured</title><style>{STYLE}{OWN}</style><main><h1>{name}, measured</h1>",
+        f"<p>{made}: {by['made']:,} {what}, {looks}.</p>",
         _table(told), f"<p>{READ}</p>", _came_back(pictures, kept) if back else _drawn(told, pictures, kept),
         "<h2>Notes</h2>", _notes(told["notes"]), "</main></html>",
     ]  # fmt: skip

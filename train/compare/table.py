@@ -21,8 +21,9 @@ FIGURES = (
     "fid", "fid_infinity", "kid", "inception_score", "precision", "recall", "density", "coverage", "spectrum_db",
     "class_distance", "accuracy_score", "copies", "authentic",
 )  # fmt: skip
+UNBOUNDED = frozenset({"kid", "fid_infinity"})  # without a bias: below zero for some samples of the data itself
 TIMES = frozenset({"train_seconds", "step_seconds", "draw_seconds", "growth"})
-SHARES = frozenset({"precision", "recall", "coverage", "accuracy_score", "copies", "authentic"})
+SHARES = frozenset({"precision", "recall", "coverage", "accuracy_score", "copies", "authentic", "class_distance"})
 
 
 # Of real pictures, which all seeds are measured on, or against them: more seeds leave as much open in these.
@@ -58,9 +59,9 @@ class Row:
         """Over the seeds: the mean, and the wider of what samples and seeds leave open."""
         found = [told["figures"][name] for told in self.good if name in told.get("figures", {})]
         told = over_seeds([estimate_of(one) for one in found], name in SHARED)
-        if told is None or name not in SHARES:
+        if told is None or name in UNBOUNDED:
             return told
-        return Estimate(told.value, max(0.0, told.low), min(1.0, told.high))
+        return told.within(0, 1 if name in SHARES else math.inf)
 
     @property
     def bits(self) -> Estimate | None:

@@ -132,5 +132,5 @@ def test_an_autoencoder_is_judged_by_what_comes_back(ldm: Ldm) -> None:  # noqa:
     assert set(told["figures"]) == {"rfid", "spectrum_db", "psnr_db", "ssim", "feature_distance"}
     assert told["figures"]["psnr_db"]["value"] > 25 and 0.8 < told["figures"]["ssim"]["value"] <= 1
     assert told["figures"]["feature_distance"]["value"] < 0.3
-    text = Path("runs/evaluate/scenes/measured/scenes.html").read_text("utf-8")
+    text = Path("runs/evaluate/scenes/measured/scenes-vae.html").read_text("utf-8")
     assert "PSNR" in text and "rFID" in text and "the difference" in text and text.count("data:image/webp") == 1

@@ -22,7 +22,7 @@ from pipelines.pipeline import Pipeline
 from tests import components
 from tests.components import seeded
 from tests.train.tasks.making import apart, batch, descend, gradients, setting, turn
-from tests.train.toys import furthest, optim, run, saved, together
+from tests.train.toys import furthest, optim, plain, run, saved, together
 from train.task import Phase, Setting, Task, Turn
 from train.tasks import errors
 from train.tasks.adversary import Guard
@@ -216,7 +216,8 @@ def descended(rank: int, world: int, vae: Path, folder: Path) -> None:
 
     task = made(vae, gradients=0.5, kl=1e-2, revive=0.5)
     told = optim(kind="sgd", lr=0.05, clip=0.0)
-    Trainer(task, batches, run(folder, batch=8, steps=12), told, folder).fit()
+    with plain():
+        Trainer(task, batches, run(folder, batch=8, steps=12), told, folder).fit()
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
