@@ -27,9 +27,9 @@ class Model(Family):
     """-log p(x) <= E_q(z|x) [-log p(x|z)] + KL(q(z|x) || N(0,1)), with p(x|z) a logistic distribution over shades whose
     mean and width the decoder tells.
 
-    Both ways are a straight line and convolutions beside it. Of a linear model the best is known in closed form, the
-    principal components (Lucas 2019): there it begins, and learns what is not linear. It helps pictures in a short
-    training; data in clusters is learned better without, for the line puts one cloud in the place of all.
+    Encoder and decoder are each a linear map with a convolutional network beside it. Of a linear model the best is
+    known in closed form, the principal components (Lucas 2019): there it begins, and learns what is not linear. It
+    helps pictures in a short training; clusters are learned better without, for the map fits one cloud to all of them.
     """
 
     facts = Facts(

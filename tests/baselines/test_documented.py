@@ -25,17 +25,19 @@ def block(begins: str, ends: str) -> str:
 
 
 def test_a_family_is_one_file_and_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = block("# ldm/baselines/meanest.py", "\n    # configs/family/meanest.yaml")
+    code = block("# ldm/baselines/mean_picture.py", "\n\nand its run file")
     assert len(code.strip().splitlines()) <= 60
     (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "meanest.py").write_text(code, "utf-8")
-    (tmp_path / "meanest.yaml").write_text(block("# configs/family/meanest.yaml", "\n\nA part that"), "utf-8")
+    (tmp_path / "code" / "mean_picture.py").write_text(code, "utf-8")
+    run_file = block("# configs/family/mean_picture.yaml", "\n\n    ldm train")
+    (tmp_path / "mean_picture.yaml").write_text(run_file, "utf-8")
     monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path / "code")])
-    assert "meanest" in families()
-    asked = wish(tmp_path / "out", families=(str(tmp_path / "meanest.yaml"),), seeds=1, budget="40-steps")
+    assert "mean_picture" in families()
+    asked = wish(tmp_path / "out", families=(str(tmp_path / "mean_picture.yaml"),), seeds=1, budget="40-steps")
     remember(asked, Stop())
     prepare(asked, Progress(), Stop())
     told = run_cell(asked, next(iter(cells(asked))), Stop())
     assert told["bits_per_dim"]["value"] < 9 and told["figures"]["fid"]["value"] > 0
-    assert "Its row" not in (page := write_pages(asked).read_text("utf-8")) and "meanest" in page
+    page = write_pages(asked).read_text("utf-8")
+    assert "mean_picture" in page
     assert "It knows nothing of how pixels vary together." in page

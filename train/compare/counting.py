@@ -25,7 +25,8 @@ from train.signals import Stop
 from train.tasks.family import FamilyTask
 
 PLAN = "plan.json"
-PILOT = 4.0  # seconds of training that a pace is taken from, about
+PILOT = 0.02  # of the budget, about, which a pace is taken from,
+SHORTEST, LONGEST = 2.0, 10.0  # but so many seconds at least and at most
 FEWEST, MOST = 8, 400  # its steps
 PERIOD = 16  # what a family does now and then is due within so many
 LOOKED = 4  # batches that the reading of a picture is taken from
@@ -114,7 +115,7 @@ def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
     with tempfile.TemporaryDirectory() as folder:
         own = Cell(cell.family, cell.seed, Path(folder) / "cell")
         first, again = _reading(file_of(wish, own, 1))
-        file = file_of(wish, own, _pilot_steps(rough + first * file_of(wish, own, 1).run.batch))
+        file = file_of(wish, own, _pilot_steps(wish.budget.count, rough + first * file_of(wish, own, 1).run.batch))
         with opened(file, stop=stop) as run:
             assert isinstance(run.task, FamilyTask)
             begin, known = run.task.begun, run.task.model.first
@@ -129,9 +130,9 @@ def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
     return Pace(begin, sum(counted) / len(counted), reading, file.run.batch, kept)
 
 
-def _pilot_steps(each: float) -> int:
+def _pilot_steps(budget: float, each: float) -> int:
     """As many as take some seconds; of more than a few, what is due now and then comes as often as it is due."""
-    steps = min(MOST, max(FEWEST, round(PILOT / each)))
+    steps = min(MOST, max(FEWEST, round(min(LONGEST, max(SHORTEST, PILOT * budget)) / each)))
     return steps if steps < PERIOD else -(-steps // PERIOD) * PERIOD
 
 

@@ -105,7 +105,7 @@ def bits(stored: Stored, kept: Pictures, stop: Stop, device: torch.device | str 
 
 def notes_of(told: Mapping[str, Any], broken: int) -> list[str]:
     """What went wrong, of what was told by `bits` and of as many samples as were `drawn`."""
-    notes = [f"{broken} of {told['drawn']} samples held numbers that are none"] if broken else []
+    notes = [f"{broken} of {told['drawn']} samples held NaN or infinite numbers"] if broken else []
     return notes + ([told["no_bits"]] if "no_bits" in told else [])
 
 

@@ -16,8 +16,24 @@ WORDS = {
     "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID", "inception_score": "IS",
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     "spectrum_db": "spectrum, dB", "class_distance": "classes off by",
-    "accuracy_score": "accuracy", "copies": "copies", "authentic": "authentic",
+    "accuracy_score": "accuracy", "copies": "copies", "authentic": "authentic", "bits": "bits/dim",
 }  # fmt: skip
+MEANS = {
+    "fid": "Fréchet distance between the features of samples and of the data; lower is better",
+    "fid_infinity": "what FID tends to with ever more samples; lower is better",
+    "kid": "kernel distance between both sets of features; lower is better, 0 is alike, a little below 0 is chance",
+    "inception_score": "how sure the judge is of samples, and how varied they are; higher is better",
+    "precision": "share of samples that are like some real picture; higher is better",
+    "recall": "share of real pictures that samples come near to; higher is better",
+    "density": "how many real pictures a sample is like, on average of what real ones are; higher is better",
+    "coverage": "share of real pictures that have a sample near; higher is better",
+    "spectrum_db": "difference of the power at each frequency; lower is better",
+    "class_distance": "by how much the shares of the classes differ from the data's; lower is better",
+    "accuracy_score": "real pictures named right by a classifier that saw samples alone; higher is better",
+    "copies": "samples nearer to a training picture than 99 % of held-out pictures are: 0.01 by chance",
+    "authentic": "samples that are farther from their training picture than that is from the next: 0.5 by chance",
+    "bits": "bits that a number of a held-out picture takes; lower is better, and says little of how pictures look",
+}
 OWN = """
 tr.scale td{color:var(--soft)}.legend span{margin-right:1rem;white-space:nowrap}
 main{max-width:1180px}.wide table{width:auto;border-collapse:collapse;font-size:.82rem;
@@ -25,7 +41,8 @@ font-variant-numeric:tabular-nums}.wide th,.wide td{width:auto}
 .wide{overflow-x:auto;margin:1rem 0}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
 td small{display:block;color:var(--soft);font-size:.72rem;font-weight:400;white-space:nowrap}td.best{font-weight:700}
-.wide td.words{text-align:left;min-width:20rem}
+details{margin:.6rem 0}summary{cursor:pointer;color:var(--soft)}
+dt{font-weight:600}dd{margin:0 0 .4rem;color:var(--soft)}
 .trilemma svg{width:min(100%,34rem);height:auto}.frame{fill:none;stroke:var(--line)}
 text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;fill:var(--soft)}
 .sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.2rem}

@@ -11,7 +11,9 @@ from ldm.metrics.measured import NEARER_NOTE
 from train.compare.table import Row
 from train.compare.wish import Wish
 
+MANY = 5  # names in a sentence
 FEW = 5  # seeds: of less, Student's interval is itself hardly known
+UNSURE = 2.0  # times a distance, which is not known where its interval is wider
 NEAR = 1.5  # times the least kernel distance
 
 
@@ -41,26 +43,32 @@ def in_words(wish: Wish, table: Sequence[Row]) -> Iterator[str]:
 def _nearest(judged: Sequence[tuple[Row, Estimate]]) -> Iterator[str]:
     """Which are nearest to the data, and which of those to take for speed or for variety."""
     best, least = min(judged, key=lambda pair: pair[1].value)
-    level = [row.name for row, kid in judged if row is not best and kid.low <= least.high]
+    near = [(row, kid) for row, kid in judged if row is not best and kid.low <= least.high]
+    unsure = [row.name for row, kid in near if kid.high - kid.low > UNSURE * kid.value]
+    level = [row.name for row, _ in near if row.name not in unsure]
     said = f"Nearest to the data by the kernel distance (KID) is {best.name}"
     if level:
         said += f"; {_list(level)} cannot be told from it by these samples and seeds"
+    elif unsure:
+        pass
     elif all(len(row.good) > 1 for row, _ in judged):
         said += ", clearly"
     else:
         said += ", by the samples of one seed: another seed may say otherwise"
-    yield f"{said}."
-    near = [row for row, kid in judged if kid.value <= NEAR * least.value and row.per_second]
+    yield f"{said}." + (f" Seeds of {_list(unsure)} differ too much for a rank." if unsure else "")
+    good = [row for row, kid in judged if kid.value <= NEAR * least.value and row.per_second]
     wide = [(row, coverage) for row, _ in judged if (coverage := row.figure("coverage")) is not None]
-    if len(judged) > 1 and near and wide:
-        fast = max(near, key=lambda row: row.per_second or 0)
+    if len(judged) > 1 and good and wide:
+        fast = max(good, key=lambda row: row.per_second or 0)
         widest, coverage = max(wide, key=lambda pair: pair[1].value)
-        yield (
-            f"Of those within half as much again of its distance {fast.name} draws fastest, "
-            f"{_count(fast.per_second or 0)} pictures a second. "
-            f"Most kinds of pictures are covered by {widest.name}: {100 * coverage.value:.0f} % of the real ones "
-            "have a sample near."
+        speed = f"{_count(fast.per_second or 0)} pictures a second"
+        first = (
+            f"It draws {speed}, and no family with up to {NEAR:g} times its distance draws faster. "
+            if fast is best
+            else f"Among families with up to {NEAR:g} times its distance {fast.name} draws fastest, {speed}. "
         )
+        share = f"{100 * coverage.value:.0f} % of the real ones have a sample near"
+        yield f"{first}Most kinds of pictures are covered by {widest.name}: {share}."
 
 
 def _count(value: float) -> str:
@@ -99,11 +107,11 @@ def _apart(table: Sequence[Row]) -> Iterator[str]:
             wide.append(told)
     if narrow:
         yield (
-            f"Like single pictures of the data, but of few of its kinds, by precision and recall: {_list(narrow)}. "
+            f"Realistic but not varied, by precision and recall: {_few(narrow)}. "
             "Where the kernel distance is large too, do not believe that precision: the judge is fooled."
         )
     if wide:
-        yield f"As varied as the data, but much of it unlike any picture, by precision and recall: {_list(wide)}."
+        yield f"Varied, but much of it unlike any picture, by precision and recall: {_few(wide)}."
 
 
 def _clearly(a: Estimate, b: Estimate, by: float) -> bool:
@@ -125,9 +133,14 @@ def _limits(wish: Wish, table: Sequence[Row]) -> str:
     return (
         f"What this does not show: how the families compare with more than {wish.budget} of training, with larger "
         "networks or at other sizes; their run files were tuned by hand for minutes on CIFAR-10 at 32 pixels. Besides, "
-        f"{few}FID at {wish.samples:,} samples is above its limit, and numbers of other papers are of another "
-        f"protocol.{by}"
+        f"{few}FID of {wish.samples:,} samples is higher than of endless ones (FID\u221e), and numbers of other papers "
+        f"are of another protocol.{by}"
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    """A sentence that can still be read."""
+    return _list(names) if len(names) <= MANY else f"{', '.join(names[:MANY])} and {len(names) - MANY} more"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ def test_the_nearest_the_fastest_of_the_near_and_the_widest_are_named() -> None:
         row("vae", cell(90, 0.1, 0.0001), cell(90, 0.1, 0.0001)),
     )
     assert "by the kernel distance (KID) is ddpm, clearly." in text
-    assert "of its distance dcgan draws fastest, 1,000 pictures a second" in text
+    assert "1.5 times its distance dcgan draws fastest, 1,000 pictures a second" in text
     assert "covered by ddpm: 60 % of the real ones" in text
     assert "Raw pixels say little" in text and "of 2,000 pictures that were trained on" in text
 

@@ -1,0 +1,153 @@
+"""The tables of a comparison's page: what was measured of each family, and what it costs and is."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ldm.metrics.interval import Estimate
+from train.compare.gallery import MEANS, WORDS, number
+from train.compare.table import FIGURES, Row, estimate_of
+
+FIRST = ("kid", "fid", "precision", "recall", "coverage", "copies")  # the others are folded away
+READ = (
+    "Nearest to the data first; rows that drew fewer samples are last, and ranked by nothing. Under each figure is its "
+    "interval. Bold is the best value of a column, by however little: where intervals overlap, it may be chance. "
+    "Held-out pictures show what real ones reach; where they are fewer than the samples, their FID is the higher for "
+    "it, and recall and coverage are the lower."
+)
+DENSITY = (
+    "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within "
+    "each of the 256 shades of a number, which bound the bits of shades from above; Flow++ learns the noise; "
+    "autoregressive ones are of shades."
+)
+_LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance"}
+_UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
+_COSTS = {
+    "parameters": "numbers that are learned",
+    "seconds a step": "of training",
+    "at twice the side": "how much longer a step takes when the side of pictures doubles; 4 is the work of the pixels",
+    "seconds trained": "",
+    "pictures seen": "in training, with repetitions",
+    "memory": "at its most, in training",
+    "pictures a second": "when it draws",
+    "passes": "how often the network runs to draw one picture",
+    "told classes": "whether it learns and is asked for a class",
+    "likelihood": "whether it can tell that of a picture exactly, by a bound, or not",
+    "any layers": "whether its network may be of any form (a free Jacobian), for nothing has to be inverted",
+}
+
+
+def figures(table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any] | None) -> str:
+    """The main figures of all families, the other ones folded, and what they mean; `whole` are the rows that drew all
+    their samples."""
+    here = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
+    first = [name for name in FIRST if name in here]
+    rest = [name for name in here if name not in first]
+    order = sorted(table, key=lambda row: (row not in whole, _distance(row)))
+    more = (
+        f"<details><summary>More figures</summary>{_table(order, whole, scale, rest, False)}</details>" if rest else ""
+    )
+    return f"{_table(order, whole, scale, first, True)}<p>{READ}</p>{more}{meanings([*first, *rest, 'bits'])}"
+
+
+def meanings(names: Iterable[str]) -> str:
+    """What figures are, folded away."""
+    said = "".join(f"<dt>{WORDS[name]}</dt><dd>{MEANS[name]}</dd>" for name in names)
+    return f"<details><summary>What these figures are</summary><dl>{said}</dl><p>{DENSITY}</p></details>"
+
+
+def _distance(row: Row) -> float:
+    kid = row.figure("kid")
+    return float("inf") if kid is None else kid.value
+
+
+def _table(
+    table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any] | None, names: Sequence[str], bits: bool
+) -> str:
+    """Above all families what real pictures reach, where that was measured."""
+    times = {"kid": _thousandfold([row.figure("kid") for row in table])}
+    best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}
+    least = _best([row.bits for row in table], True)
+    head = "".join(_head(name, " &times; 1000" * (times.get(name) == 1000)) for name in [*names, *["bits"] * bits])
+    lines = [] if scale is None else [_real(scale, names, times, bits)]
+    for row in table:
+        told = [_cell(row.figure(name), best.get(name), times.get(name, 1)) for name in names]
+        kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
+        told += [_cell(row.bits, least, 1, kind)] * bits
+        few = "" if row in whole or row.drawn is None else f"<small>only {row.drawn} samples: not ranked</small>"
+        lines.append(f"<tr><td>{html.escape(row.name)}{few}</td>{''.join(told)}</tr>")
+    return f"<div class=wide><table><tr><th>family</th>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _head(name: str, more: str) -> str:
+    return f"<th title='{html.escape(MEANS[name], quote=True)}'>{WORDS[name]}{more}</th>"
+
+
+def _real(scale: Mapping[str, Any], names: Sequence[str], times: Mapping[str, float], bits: bool) -> str:
+    told = {name: estimate_of(one) for name, one in scale["figures"].items()}
+    own = "".join(_cell(told.get(name), None, times.get(name, 1)) for name in names)
+    few = f"<small>{scale['protocol']['made']:,} real ones</small>"
+    return f"<tr class=scale><td>held-out pictures{few}</td>{own}{'<td>&ndash;</td>' * bits}</tr>"
+
+
+def _thousandfold(found: Sequence[Estimate | None]) -> int:
+    """Kernel distances are told in thousandths where they are as small as those of Inception's features."""
+    return 1000 if all(one is None or one.value < 1 for one in found) else 1
+
+
+def _best(found: Sequence[Estimate | None], lower: bool) -> float | None:
+    values = [one.value for one in found if one is not None]
+    return None if not values else min(values) if lower else max(values)
+
+
+def _cell(one: Estimate | None, best: float | None, times: float = 1, kind: str = "") -> str:
+    if one is None:
+        return "<td>&ndash;</td>"
+    marked = " class=best" if one.value == best else ""
+    low, high = number(one.low * times), number(one.high * times)
+    return f"<td{marked}>{kind}{number(one.value * times)}<small>{low} &ndash; {high}</small></td>"
+
+
+def costs(table: Sequence[Row], classes: bool) -> str:
+    """In the order of their groups, and below what each cannot do."""
+    lines = []
+    for row in table:
+        facts, memory = row.facts, row.mean("memory")
+        told = [
+            _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"),
+            _or(row.mean("growth"), "{:.1f} &times;"), _count(row.mean("train_seconds")), _count(row.mean("images")),
+            _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
+            html.escape(facts.passes), _yes(row.takes_class) if classes else "&ndash;", facts.likelihood,
+            _yes(facts.free_form),
+        ]  # fmt: skip
+        lines.append(
+            f"<tr><td>{html.escape(row.name)}<small>{html.escape(facts.paper)}</small></td>"
+            + "".join(f"<td>{word}</td>" for word in told)
+            + "</tr>"
+        )
+    heads = "".join(f"<th title='{html.escape(why, quote=True)}'>{word}</th>" for word, why in _COSTS.items())
+    said = "".join(f"<dt>{word}</dt><dd>{why}</dd>" for word, why in _COSTS.items() if why)
+    cannot = "".join(f"<li><b>{html.escape(row.name)}</b>: {html.escape(row.facts.cannot)}</li>" for row in table)
+    return (
+        f"<div class=wide><table><tr><th>family</th>{heads}</tr>{''.join(lines)}</table></div>"
+        f"<details><summary>What these columns are</summary><dl>{said}</dl></details>"
+        f"<details><summary>What each family cannot do</summary><ul>{cannot}</ul></details>"
+    )
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def _or(value: float | None, form: str) -> str:
+    return "&ndash;" if value is None else form.format(value)
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "&ndash;"
+    if value >= 1e3:
+        return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.3g} k"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
