@@ -25,8 +25,8 @@ class Model(CodeFamily):
     """-log p(c) <= E_t [ L / t sum_(i masked) -log p(c_i | others) ], t of L codes masked, t uniform in 1..L."""
 
     facts = Facts(
-        name="Absorbing diffusion", paper="Bond-Taylor 2022", group="autoregressive", likelihood="none", passes="steps",
-        free_form=True, cannot="It bounds the likelihood of its codes, not that of a picture.",
+        name="Absorbing diffusion", paper="Bond-Taylor 2022", group="autoregressive", likelihood="none",
+        passes="one a step", free_form=True, cannot="It bounds the likelihood of its codes, not that of a picture.",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:

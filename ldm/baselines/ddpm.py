@@ -40,7 +40,7 @@ class Model(Family):
     """x_t = alpha_t x + sigma_t noise; the network says what was mixed in. Samples are made by our own loop."""
 
     facts = Facts(
-        name="DDPM", paper="Ho 2020", group="diffusion", likelihood="bound", passes="steps", free_form=True,
+        name="DDPM", paper="Ho 2020", group="diffusion", likelihood="bound", passes="one a step", free_form=True,
         cannot="Its likelihood is a bound, and a picture takes many passes of the network.",
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ class Model(Family):
     -log p on average, as far as the run's samples are those of the model."""
 
     facts = Facts(
-        name="Energy model", paper="Du & Mordatch 2019", group="energy", likelihood="none", passes="steps",
+        name="Energy model", paper="Du & Mordatch 2019", group="energy", likelihood="none", passes="one a step",
         free_form=True, cannot="Its likelihood has an unknown constant, and a short run finds few of its pictures.",
     )  # fmt: skip
 

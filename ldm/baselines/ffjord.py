@@ -51,7 +51,7 @@ class Model(Family):
     """x at t = 0 is data on the real line, at t = 1 standard normal; log p(x) = log N(x_1) + the integral of div v."""
 
     facts = Facts(
-        name="FFJORD", paper="Grathwohl 2019", group="flow", likelihood="exact", passes="4 steps", free_form=True,
+        name="FFJORD", paper="Grathwohl 2019", group="flow", likelihood="exact", passes="4 a step", free_form=True,
         cannot="Training integrates an equation at every step; its determinant is an estimate, right on average.",
     )  # fmt: skip
 

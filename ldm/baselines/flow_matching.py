@@ -22,7 +22,7 @@ class Model(PathFamily):
     """x_t = (1 - t) x + t e, and the network tells v = e - x on average: E |v(x_t,t) - (e - x)|^2 is least there."""
 
     facts = Facts(
-        name="Flow matching", paper="Lipman 2023", group="diffusion", likelihood="exact", passes="4 steps",
+        name="Flow matching", paper="Lipman 2023", group="diffusion", likelihood="exact", passes="4 a step",
         free_form=True, cannot="Its likelihood takes an integration with derivatives, and a picture many passes.",
     )  # fmt: skip
 

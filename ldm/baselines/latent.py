@@ -38,7 +38,7 @@ class Model(Family):
     """Latents of length sqrt(C) at each place: their variance is 1 without being measured. Among them, v-prediction."""
 
     facts = Facts(
-        name="Latent diffusion", paper="Rombach 2022", group="diffusion", likelihood="none", passes="steps",
+        name="Latent diffusion", paper="Rombach 2022", group="diffusion", likelihood="none", passes="one a step",
         free_form=True, cannot="It bounds the likelihood of latents, not of pictures; what they leave out is lost.",
     )  # fmt: skip
 

@@ -103,7 +103,7 @@ class Model(Family):
     """
 
     facts = Facts(
-        name="PixelCNN", paper="van den Oord 2016", group="autoregressive", likelihood="exact", passes="H W",
+        name="PixelCNN", paper="van den Oord 2016", group="autoregressive", likelihood="exact", passes="one a place",
         free_form=True, cannot="It has no latent, and draws one place after another: a small pass for each.",
     )  # fmt: skip
 

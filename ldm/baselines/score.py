@@ -31,7 +31,7 @@ class Model(PathFamily):
     """
 
     facts = Facts(
-        name="Score SDE", paper="Song 2021", group="diffusion", likelihood="exact", passes="4 steps", free_form=True,
+        name="Score SDE", paper="Song 2021", group="diffusion", likelihood="exact", passes="4 a step", free_form=True,
         cannot="Its likelihood takes an integration with derivatives, and a picture many passes.",
     )  # fmt: skip
 

@@ -21,8 +21,8 @@ class Model(CodeFamily):
     """p(codes) = prod_i p(c_i | class, c_<i). Keys and values of what was drawn are kept: a code costs one position."""
 
     facts = Facts(
-        name="Transformer over codes", paper="Ramesh 2021", group="autoregressive", likelihood="none", passes="codes",
-        free_form=True, cannot="It tells the likelihood of its codes, not of a picture, and draws code after code.",
+        name="Transformer over codes", paper="Ramesh 2021", group="autoregressive", likelihood="none",
+        passes="one a code", free_form=True, cannot="It tells the likelihood of its codes, not of a picture, and draws code after code.",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:

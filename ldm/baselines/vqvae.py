@@ -20,7 +20,7 @@ class Model(CodeFamily):
     """p(codes) = prod_i p(c_i | c_<i, class)."""
 
     facts = Facts(
-        name="VQ-VAE", paper="van den Oord 2017", group="vae", likelihood="none", passes="codes", free_form=True,
+        name="VQ-VAE", paper="van den Oord 2017", group="vae", likelihood="none", passes="one a code", free_form=True,
         cannot="It tells the likelihood of its codes, not that of a picture; what the codes leave out is lost.",
     )  # fmt: skip
 

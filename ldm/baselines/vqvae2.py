@@ -76,7 +76,7 @@ class Model(Family):
     """p(top) p(bottom | top), each a gated PixelCNN, over codes that are learned first."""
 
     facts = Facts(
-        name="VQ-VAE-2", paper="Razavi 2019", group="vae", likelihood="none", passes="codes", free_form=True,
+        name="VQ-VAE-2", paper="Razavi 2019", group="vae", likelihood="none", passes="one a code", free_form=True,
         cannot="It tells the likelihood of its codes, not that of a picture; what the codes leave out is lost.",
     )  # fmt: skip
     first = 512
