@@ -22,7 +22,8 @@ class Model(CodeFamily):
 
     facts = Facts(
         name="Transformer over codes", paper="Ramesh 2021", group="autoregressive", likelihood="none",
-        passes="one a code", free_form=True, cannot="It tells the likelihood of its codes, not of a picture, and draws code after code.",
+        passes="one a code", free_form=True,
+        cannot="It tells the likelihood of its codes, not of a picture, and draws code after code.",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, form: Form) -> None:
