@@ -25,7 +25,7 @@ class Settings(Strict):
 
 class Model(Family):
     """-log p(x) <= E_q(z|x) [-log p(x|z)] + KL(q(z|x) || N(0,1)), with p(x|z) a logistic distribution over shades whose
-    mean and width the decoder tells.
+    mean and width the decoder tells; of convolutions alone the mean, for widths would soon tell what z should.
 
     Encoder and decoder are each a linear map with a convolutional network beside it. Of a linear model the best is
     known in closed form, the principal components (Lucas 2019): there it begins, and learns what is not linear. It
@@ -45,7 +45,8 @@ class Model(Family):
         self.corner = (widths[-1], 4, 4)
         told = settings.width
         self.told = Told(form.classes, told)
-        self.encoder, self.decoder = Down(form.channels, widths, told), Up(widths, 2 * form.channels, told)
+        said = (1 + settings.line) * form.channels  # of convolutions alone the mean, and one width for each colour
+        self.encoder, self.decoder = Down(form.channels, widths, told), Up(widths, said, told)
         flat = widths[-1] * 16
         self.towards, self.back = nn.Linear(flat, 2 * settings.latents), nn.Linear(settings.latents, flat)
         self.centre: Tensor
@@ -91,6 +92,8 @@ class Model(Family):
     def likely(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and log scale of p(x|z), of the shape of x."""
         said = self.decoder(self.back(z).view(-1, *self.corner), self.told(label, len(z)))
+        if not self.straight:
+            return said, self.log_scale.expand_as(said)
         picture, log_scale = said.chunk(2, 1)
         return self.rest * picture + (self.centre + z @ self.line).view_as(picture), self.log_scale + log_scale
 
