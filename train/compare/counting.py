@@ -114,8 +114,9 @@ def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
         ) from error
     with tempfile.TemporaryDirectory() as folder:
         own = Cell(cell.family, cell.seed, Path(folder) / "cell")
-        first, again = _reading(file_of(wish, own, 1))
-        file = file_of(wish, own, _pilot_steps(wish.budget.count, rough + first * file_of(wish, own, 1).run.batch))
+        one = file_of(wish, own, 1)
+        first, again = _reading(one)
+        file = file_of(wish, own, _pilot_steps(wish.budget.count, rough + first * one.run.batch))
         with opened(file, stop=stop) as run:
             assert isinstance(run.task, FamilyTask)
             begin, known = run.task.begun, run.task.model.first

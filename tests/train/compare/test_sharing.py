@@ -34,6 +34,16 @@ def started(folder: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
+def training(folder: Path) -> Path:
+    """The log of the first cell, once a step of it has been written."""
+    log = folder / "out/cells/ppca-0/run/log.jsonl"
+    for _ in range(1200):
+        if log.is_file() and len(log.read_text().splitlines()) > 1:
+            break
+        time.sleep(0.25)
+    return log
+
+
 def test_two_processes_share_the_cells(tmp_path: Path) -> None:
     both = [started(tmp_path, "--budget", "20-steps") for _ in range(2)]
     said = [child.communicate(timeout=900) for child in both]
@@ -70,11 +80,7 @@ def test_a_cell_that_outlives_its_comparison_is_waited_for(tmp_path: Path) -> No
     """The command alone is killed: its cell trains on, and the next command's page is not written without it. It is
     held until that command has met it."""
     first = started(tmp_path, "--budget", "400-steps")
-    log = tmp_path / "out/cells/ppca-0/run/log.jsonl"
-    for _ in range(1200):
-        if log.is_file() and len(log.read_text().splitlines()) > 1:
-            break
-        time.sleep(0.25)
+    log = training(tmp_path)
     (own,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
     os.kill(own, signal.SIGSTOP)
     first.kill()
@@ -95,11 +101,7 @@ def test_a_ctrl_c_of_the_terminal_saves_once(tmp_path: Path) -> None:
     order = [sys.executable, "-c", code, *ORDER, "--budget", "100000-steps"]
     first = subprocess.Popen(order, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                              stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
-    log = tmp_path / "out/cells/ppca-0/run/log.jsonl"
-    for _ in range(1200):
-        if log.is_file() and len(log.read_text().splitlines()) > 1:
-            break
-        time.sleep(0.25)
+    training(tmp_path)
     os.killpg(first.pid, signal.SIGINT)
     first.communicate(timeout=300)
     assert first.returncode == 130
@@ -108,11 +110,7 @@ def test_a_ctrl_c_of_the_terminal_saves_once(tmp_path: Path) -> None:
 
 def test_a_wish_to_stop_is_passed_on_and_saved(tmp_path: Path) -> None:
     first = started(tmp_path, "--budget", "100000-steps")
-    log = tmp_path / "out/cells/ppca-0/run/log.jsonl"
-    for _ in range(1200):
-        if log.is_file() and len(log.read_text().splitlines()) > 1:
-            break
-        time.sleep(0.25)
+    training(tmp_path)
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=300)
     assert first.returncode == 143 and "Go on with" in said[1]
