@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
-from ldm.images import open_image
+from ldm.images import open_image, to_tensor
 from ldm.metrics.extractors import by_clip
 from ldm.metrics.features import squares
 from ldm.metrics.interval import around
@@ -58,9 +58,8 @@ def drawn_for_captions(
 
 def _fit(clip: Clip, picture: Image.Image, text: str) -> float:
     """The cosine between a picture, as large as it was drawn, and its words."""
-    x = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float()
     with torch.no_grad():
-        return float(clip.similarity(x / 127.5 - 1, [text]))
+        return float(clip.similarity(to_tensor(np.asarray(picture.convert("RGB")) / 255), [text]))
 
 
 def _score(clip: Clip, name: str, fits: Sequence[float], texts: Sequence[str]) -> dict[str, Any]:
