@@ -42,6 +42,7 @@ def evaluate(
         raise not_understood(error) from error
     from train.compare.children import alone
     from train.compare.evaluate import evaluate as run
+    from train.compare.made import Asked
     from train.signals import Stop, Stopped
 
     alone()
@@ -53,7 +54,7 @@ def evaluate(
     with Stop() as stop:
         try:
             kept = None if keep is None else Path(keep).expanduser()
-            path = run(made, yard, samples, cap, seed, say, stop, kept, name)
+            path = run(made, yard, Asked(samples, cap, seed), say, stop, kept, name)
         except Stopped as stopped:
             return int(stopped.code or 143)
     told = json.loads(path.read_text("utf-8"))

@@ -138,6 +138,9 @@ def _check_alike(table: Sequence[Row]) -> None:
         told = [cell["figures"][name] for row in table for cell in row.good if name in cell.get("figures", {})]
         protocols = [Protocol(**{**one["protocol"], "made": 0}) for one in told]
         check_comparable([Figure(name, estimate_of(one), by) for one, by in zip(told, protocols, strict=True)])
+    bits = [cell["bits_per_dim"] for row in table for cell in row.good if "bits_per_dim" in cell]
+    of = [(one, Protocol("", "", 0, one["pictures"], one["reference"])) for one in bits if "reference" in one]
+    check_comparable([Figure("bits per dimension", estimate_of(one), by) for one, by in of])
 
 
 def as_csv(table: Iterable[Row]) -> str:

@@ -141,13 +141,19 @@ def test_more_seeds_leave_as_much_open_where_all_saw_the_same_pictures() -> None
     assert precision.high - precision.low == pytest.approx(0.1)
 
 
-def test_figures_of_unlike_protocols_do_not_stand_in_one_table(done: Wish, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [("figures", "kid", "protocol"), ("bits_per_dim",)])
+def test_figures_of_unlike_protocols_do_not_stand_in_one_table(
+    where: tuple[str, ...], done: Wish, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(done.out, out)
     copied = read_wish(out)
     path = list(cells(copied))[1].folder / "cell.json"
     told = json.loads(path.read_text("utf-8"))
-    told["figures"]["kid"]["protocol"]["reference"] = "another"
+    of = told
+    for name in where:
+        of = of[name]
+    of["reference"] = "another"
     path.write_text(json.dumps(told), "utf-8")
     with pytest.raises(LdmError, match=r"reference: .* another there"):
         write_pages(copied)
