@@ -52,6 +52,15 @@ def principal(y: Tensor, k: int, least: float = 0.0) -> tuple[Tensor, Tensor, Te
     return values, directions, (left * y.shape[1] / (y.shape[1] - k)).clamp(min=least)
 
 
+def class_means(y: Tensor, label: Tensor | None, classes: int) -> Tensor:
+    """[classes+1,d] of rows y [n,d]: of all, then of each class; of few pictures it is drawn towards that of all."""
+    means = y.mean(0).repeat(classes + 1, 1)
+    for one in [] if label is None else torch.unique(label[label >= 0]):
+        own = y[label == one]
+        means[one + 1] += (own.mean(0) - means[0]) * len(own) / (len(own) + SHRINK)
+    return means
+
+
 class Model(DensityFamily):
     """y = W z + mu + sigma e with z, e standard normal, so y ~ N(mu, W W^T + sigma^2 I), with a mu for each class.
 
@@ -75,11 +84,7 @@ class Model(DensityFamily):
     def begin(self, x: Tensor, label: Tensor | None) -> None:
         """W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; sigma^2 is the mean of the others (eq. 7 and 8)."""
         y = dequantised(x, torch.full_like(x, 0.5)).flatten(1)
-        self.mean.copy_(y.mean(0).expand_as(self.mean))
-        if label is not None:
-            for one in torch.unique(label[label >= 0]):
-                own = y[label == one]  # of few pictures it is drawn towards that of all
-                self.mean[one + 1] += (own.mean(0) - self.mean[0]) * len(own) / (len(own) + SHRINK)
+        self.mean.copy_(class_means(y, label, self.form.classes))
         k = directions_for(self.k, y)
         values, directions, variance = principal(y - self._means(label, len(y)), k)
         values, variance = values + WITHIN, variance + WITHIN

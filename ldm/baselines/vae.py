@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from ldm.baselines.blocks import Down, Told, Up, widening
+from ldm.baselines.blocks import Down, Told, Up, row_of, widening
 from ldm.baselines.family import Facts, Family, Form, Losses
-from ldm.baselines.ppca import WITHIN, directions_for, principal
+from ldm.baselines.ppca import WITHIN, class_means, directions_for, principal
 from ldm.baselines.shades import bits, discrete_logistic
 from ldm.config import Strict
 from ldm.data.draws import Draws
@@ -49,12 +49,12 @@ class Model(Family):
         self.encoder, self.decoder = Down(form.channels, widths, told), Up(widths, said, told)
         flat = widths[-1] * 16
         self.towards, self.back = nn.Linear(flat, 2 * settings.latents), nn.Linear(settings.latents, flat)
-        self.centre: Tensor
+        self.centre: Tensor  # mu, of all and of each class
         self.line: Tensor  # W^T
         self.values: Tensor  # L, below
         self.deviation: Tensor  # of q(z|x), in which convolutions tell what they add to its mean
         self.rest: Tensor  # sigma, in which they tell what they add to the picture
-        self.register_buffer("centre", torch.zeros(form.dims))
+        self.register_buffer("centre", torch.zeros(form.classes + 1, form.dims))
         self.register_buffer("line", torch.zeros(settings.latents, form.dims))
         self.register_buffer("values", torch.ones(settings.latents))
         self.register_buffer("deviation", torch.ones(settings.latents))
@@ -64,17 +64,22 @@ class Model(Family):
     @torch.no_grad()
     def begin(self, x: Tensor, label: Tensor | None) -> None:
         """x ~ N(mu, W W^T + sigma^2) with W = U (L - sigma^2)^(1/2) of the largest eigenvalues L; then q(z|x) is normal
-        with the mean L^-1 W^T (x - mu) and the variance sigma^2 / L (Tipping & Bishop 1999)."""
+        with the mean L^-1 W^T (x - mu) and the variance sigma^2 / L (Tipping & Bishop 1999); mu is that of the class.
+
+        With one mu for all, z would tell the class, and the decoder would take no notice of the one that is asked for.
+        """
         if not self.straight:
             return
         for layer in (self.towards, self.decoder.leave):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         x = x.flatten(1)
-        centre, k = x.mean(0), directions_for(len(self.line), x)
-        values, directions, variance = principal(x - centre, k, 4 * WITHIN)  # numbers in [-1,1] are spread twice as far
+        self.centre.copy_(class_means(x, label, self.form.classes))
+        k = directions_for(len(self.line), x)
+        values, directions, variance = principal(
+            x - self._centre(label, len(x)), k, 4 * WITHIN
+        )  # numbers in [-1,1] are spread twice as far
         values = torch.maximum(values, variance)
-        self.centre.copy_(centre)
         self.values[:k] = values
         self.line[:k] = (directions * (values - variance).sqrt()).T
         self.deviation[:k] = (variance / values).sqrt()
@@ -83,10 +88,13 @@ class Model(Family):
         log_deviation[:k] = self.deviation[:k].log()
         self.log_scale.fill_(0.5 * variance.log() + math.log(math.sqrt(3) / math.pi))  # a logistic of that variance
 
+    def _centre(self, label: Tensor | None, count: int) -> Tensor:
+        return self.centre[row_of(label, count, self.centre.device)]
+
     def posterior(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and log deviation of q(z|x), [n,latents] each."""
         mean, log_deviation = self.towards(self.encoder(x, self.told(label, len(x))).flatten(1)).chunk(2, 1)
-        mean = self.deviation * mean + (x.flatten(1) - self.centre) @ self.line.T / self.values
+        mean = self.deviation * mean + (x.flatten(1) - self._centre(label, len(x))) @ self.line.T / self.values
         return mean, log_deviation.clamp(-8, 4)
 
     def likely(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -95,7 +103,9 @@ class Model(Family):
         if not self.straight:
             return said, self.log_scale.expand_as(said)
         picture, log_scale = said.chunk(2, 1)
-        return self.rest * picture + (self.centre + z @ self.line).view_as(picture), self.log_scale + log_scale
+        return self.rest * picture + (self._centre(label, len(z)) + z @ self.line).view_as(
+            picture
+        ), self.log_scale + log_scale
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """The mean picture of p(x|z), in [-1,1] but for what training left over."""

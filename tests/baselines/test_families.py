@@ -371,6 +371,18 @@ def test_ppca_begins_with_a_mean_for_each_class_that_few_pictures_do_not_set() -
     assert told < untold - 0.1
 
 
+def test_a_vae_draws_the_class_that_it_is_asked_for_from_the_beginning() -> None:
+    form = Form(8, 2)
+    label = torch.tensor([0, 1]).repeat(300)
+    y = 0.3 + 0.4 * label[:, None] + 0.1 * torch.randn(600, form.dims, generator=torch.Generator().manual_seed(0))
+    model = made("vae", form)
+    model.begin(y.clamp(0, 1).view(-1, *form.shape) * 2 - 1, label)
+    dark, light = (
+        float(model.sample(200, torch.full((200,), one), torch.Generator().manual_seed(1)).mean()) for one in (0, 1)
+    )
+    assert dark == pytest.approx(-0.4, abs=0.1) and light == pytest.approx(0.4, abs=0.1)
+
+
 def test_what_is_left_of_the_principal_components_is_no_rounding() -> None:
     """Bright pictures whose last directions are all but nothing beside their first."""
     scale = torch.cat([torch.full((40,), 0.5), torch.full((8,), 1e-3)])
