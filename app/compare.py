@@ -48,13 +48,13 @@ def compare(
         if as_json:
             typer.echo(json.dumps({"cell": {key: value for key, value in told.items() if key != "loss"}}))
         else:
-            say(f"  {cell.family}, seed {cell.seed}: {_in_short(told)}")
+            say(f"  {Path(cell.family).stem}, seed {cell.seed}: {_in_short(told)}")
 
     alone()
     with Stop() as stop:
         try:
             wish = merged(wish)
-            cost = cost_of(wish, stop)
+            cost = cost_of(wish, stop, say)
             _say_cost(wish, cost, say)
             if dry_run:
                 if as_json:
@@ -86,9 +86,8 @@ def undone(wish: Wish, say: Callable[[str], None]) -> int:
 def _say_cost(wish: Wish, cost: Cost, say: Callable[[str], None]) -> None:
     from ldm.data.survey import many
 
-    families = f"{len(wish.families)} {'family' if len(wish.families) == 1 else 'families'}"
     left = "1 cell is left" if cost.cells == 1 else f"{cost.cells} cells are left"
-    say(f"{families}, {many(wish.seeds, 'seed')}, into {wish.out}; {left}")
+    say(f"{many(len(wish.families), 'family')}, {many(wish.seeds, 'seed')}, into {wish.out}; {left}")
     drawing = f"at most {duration(cost.drawing)} of drawing, and some seconds a cell of measuring"
     if cost.judge != 0:
         say(f"first a classifier of the captions' words, which will look at all samples: {_time(cost.judge)}")
@@ -109,9 +108,13 @@ def _run(wish: Wish, progress: Progress, stop: Stop, ray: str | None, cpus: int)
 def _in_short(told: Mapping[str, Any]) -> str:
     if "failed" in told:
         return str(told["failed"])
-    parts = [
-        f"{name} {told['figures'][name]['value']:.4g}" for name in ("fid", "kid") if name in told.get("figures", {})
-    ]
+    from train.compare.gallery import times_of
+
+    parts = []
+    for name in ("fid", "kid"):
+        if one := told.get("figures", {}).get(name):
+            times = times_of(name, one["protocol"]["extractor"])
+            parts.append(f"{name}{' x 1000' * (times > 1)} {one['value'] * times:.4g}")
     if bits := told.get("bits_per_dim"):
         parts.append(f"{'<= ' if bits['kind'] == 'bound' else ''}{bits['value']:.3f} bits/dim")
     return ", ".join([*parts, *told.get("notes", [])])
@@ -142,14 +145,27 @@ def data_section(data: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _families(asked: str | None) -> tuple[str, ...]:
-    from train.compare.cells import base_file, shipped_families
+    from train.compare.cells import shipped_families
 
     if asked is None:
         return tuple(shipped_families())
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
     for name in names:
-        base_file(name)
+        _check_family(name)
     return names
+
+
+def _check_family(name: str) -> None:
+    """A run file by its path, or a name that ships."""
+    from ldm.config.explain import nearest
+    from train.compare.cells import base_file, shipped_families
+
+    known = shipped_families()
+    if name not in known and "/" not in name and Path(name).suffix not in (".yaml", ".yml"):
+        near = nearest(name, known)
+        fix = f"Write {near}." if near else "Write one of these, or the path of a run file."
+        raise LdmError(Code.FILE, f"{name} is no family.", f"There are {', '.join(known)}.", fix)
+    base_file(name)
 
 
 def _wish(data: str, section: Mapping[str, Any], families: Sequence[str], fields: Mapping[str, Any]) -> Wish:
@@ -174,4 +190,4 @@ def not_understood(error: ValidationError) -> LdmError:
     first = error.errors()[0]
     option = "--" + str(first["loc"][0]).replace("_", "-")
     why = f"{first['msg'].removeprefix('Value error, ')}."
-    return LdmError(Code.USAGE, f"{option} is not understood.", why, "See the command's --help.")
+    return LdmError(Code.USAGE, f"{option} cannot be that.", why, "Give another value; --help tells what it means.")

@@ -69,15 +69,17 @@ def evaluate(
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:
+    from train.compare.gallery import times_of
+
     figures = dict(told["figures"])
     figures |= {key: told[key] for key in ("bits_per_dim", "clip_score") if key in told}
     scale = (told.get("held_out") or {}).get("figures", {})
-    wide = max(map(len, figures))
-    lines = []
+    by, lines = told["protocol"], []
     for name, one in figures.items():
-        real = f"   held-out pictures: {scale[name]['value']:.4g}" if name in scale else ""
-        lines.append(f"{name:<{wide}}  {one['value']:<10.4g} {one['low']:.4g} to {one['high']:.4g}{real}")
-    by = told["protocol"]
+        times = times_of(name, by["extractor"])
+        value, low, high = (one[key] * times for key in ("value", "low", "high"))
+        real = f"   held-out pictures: {scale[name]['value'] * times:.4g}" if name in scale else ""
+        lines.append(f"{name + ' x 1000' * (times > 1):<18} {value:<10.4g} {low:.4g} to {high:.4g}{real}")
     lines.append(
         f"{by['made']:,} pictures against {by['real']:,}, as {by['extractor']} sees them (resize: {by['resize']})"
     )

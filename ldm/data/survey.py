@@ -100,7 +100,8 @@ def buckets(survey: Survey) -> list[Bucket]:
 
 
 def many(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+    plural = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"
 
 
 def percent(share: float) -> str:

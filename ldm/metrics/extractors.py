@@ -19,6 +19,7 @@ from ldm.models.perceptual import SmallClassifier
 
 AT_ONCE = 250
 PIXELS = "pixels"
+CLASSIFIER = "classifier"  # one that was trained on the data set
 LARGEST = 16  # a side of raw pixels: beyond it their covariance takes minutes, and more pictures than there are
 
 
@@ -61,7 +62,7 @@ def by_classifier(net: SmallClassifier, classes: Sequence[int] | None = None) ->
     def probabilities(x: Tensor) -> Tensor:
         return net.logits(2 * x - 1)[:, list(classes or ())].softmax(1)
 
-    return Extractor(f"classifier {digest(net)}", "none", features, probabilities if classes else None)
+    return Extractor(f"{CLASSIFIER} {digest(net)}", "none", features, probabilities if classes else None)
 
 
 def by_clip(clip: Clip, name: str) -> Extractor:

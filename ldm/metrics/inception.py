@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,11 @@ def by_inception(weights: Path) -> Extractor:
     return Extractor(f"inception {digest(network)}", RESIZE, lambda x: seen(x)[0], lambda x: seen(x)[1].softmax(1))
 
 
-def _network(weights: Path) -> Any:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        why = "Inception is built by torch-fidelity, which is not installed."
-        raise LdmError(Code.USAGE, "--inception cannot be used.", why, "Run pip install 'ldm[eval]'.") from error
+def check_inception(weights: Path) -> None:
+    """What can be told without reading the file."""
+    if not weights.is_file():
+        what, why = f"--inception {weights} is not there.", "No file of that name can be read."
+        raise LdmError(Code.FILE, what, why, "Give the file of Inception's weights that you have.")
     if weights.suffix != ".safetensors":
         raise LdmError(
             Code.MODEL,
@@ -41,6 +41,15 @@ def _network(weights: Path) -> Any:
             "Other formats are programs that run when they are opened, and are not opened here.",
             "Convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT).",
         )
+    if find_spec("torch_fidelity") is None:
+        why = "Inception is built by torch-fidelity, which is not installed."
+        raise LdmError(Code.USAGE, "--inception cannot be used.", why, "Run pip install 'ldm[eval]'.")
+
+
+def _network(weights: Path) -> Any:
+    check_inception(weights)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     tensors = {name: t.clone() for name, t in load_weights(weights).items()}
     with tempfile.TemporaryDirectory() as folder:  # its class reads nothing but a file of torch's, so it gets ours
         file = Path(folder) / "inception.pth"

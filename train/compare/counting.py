@@ -139,8 +139,8 @@ def _pilot_steps(budget: float, each: float) -> int:
 
 def rough_seconds(wish: Wish, cell: Cell) -> float:
     """Of a step, without data."""
-    file = file_of(wish, cell, 1)
-    return step_seconds(task_of(cell.family), wish.size, 0, processes_of(file).device) * file.run.batch
+    run, device = file_of(wish, cell, 1).run, processes_of(file_of(wish, cell, 1)).device
+    return step_seconds(task_of(cell.family), wish.size, 0, device, run.micro or run.batch) * run.batch
 
 
 def _reading(file: RunFile) -> tuple[float, float]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from ldm.data.survey import many
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, save_image
 from ldm.metrics.measured import FEWEST
+from ldm.metrics.memorisation import NEARER
 from ldm.store.write import refuse_existing, staged
 from train.compare.lab import Progress, prepare, remember_yardsticks
 from train.compare.made import Asked, Lot, made_by
@@ -22,6 +24,7 @@ from train.report import rewrite
 from train.signals import Stop
 
 Tell = Callable[[str], None]
+MANY = 3  # times as many copies as by chance
 
 
 def evaluate(
@@ -45,6 +48,7 @@ def evaluate(
         _save(lot.pictures, keep)
     _check_drawn(path, lot, asked)
     judged = made.judged(lot, extractor, asked, kept, stop)
+    judged["notes"] = [*_noted(lot, judged, asked), *judged["notes"]]
     whole = {"name": goal.stem, "made": path, "held_out": scale_of(yard.out), **lot.told, **judged}
     goal.parent.mkdir(exist_ok=True)
     rewrite(goal.with_suffix(".html"), measured_page(whole, lot.pictures, kept), "Free some space.")
@@ -68,6 +72,15 @@ def _check_drawn(path: str, lot: Lot, asked: Asked) -> None:
         )
         fix = f"Give it more time with --cap, about {asked.cap * FEWEST // count + 1}."
         raise LdmError(Code.USAGE, what, why, fix)
+
+
+def _noted(lot: Lot, judged: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    """Of what is easily overlooked among figures."""
+    if "drawn" in lot.told and (count := len(lot.pictures)) < asked.samples:
+        yield f"{count:,} of {asked.samples:,} pictures were drawn in {asked.cap} s: give --cap more for all of them"
+    if (copied := judged["figures"].get("copies")) and copied["low"] > MANY * NEARER:
+        share = f"{100 * copied['value']:.0f} % of the pictures are nearer to a training picture"
+        yield f"{share} than {100 * (1 - NEARER):.0f} % of held-out ones are: look at them beside the nearest"
 
 
 def _name(made: Path) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ldm.metrics.extractors import CLASSIFIER
+
 SHEET, ACROSS, NEAREST = 32, 16, 8  # pictures of a sheet, of its lines, and those beside their nearest
 WORDS = {
     "fid": "FID", "fid_infinity": "FID&#8734;", "kid": "KID", "inception_score": "IS",
@@ -21,7 +23,7 @@ WORDS = {
 MEANS = {
     "fid": "Fréchet distance between the features of samples and of the data; lower is better",
     "fid_infinity": "what FID tends to with ever more samples; lower is better",
-    "kid": "kernel distance between both sets of features; lower is better, 0 is alike, a little below 0 is chance",
+    "kid": "kernel distance between both sets of features; lower is better; what held-out pictures reach is alike",
     "inception_score": "how sure the judge is of samples, and how varied they are; higher is better",
     "precision": "share of samples that are like some real picture; higher is better",
     "recall": "share of real pictures that samples come near to; higher is better",
@@ -29,9 +31,9 @@ MEANS = {
     "coverage": "share of real pictures that have a sample near; higher is better",
     "spectrum_db": "difference of the power at each frequency; lower is better",
     "class_distance": "by how much the shares of the classes differ from the data's; lower is better",
-    "accuracy_score": "real pictures named right by a classifier that saw samples alone; higher is better",
+    "accuracy_score": "real pictures named right by one who learned from samples; higher is better, 1 of k is chance",
     "copies": "samples nearer to a training picture than 99 % of held-out pictures are: 0.01 by chance",
-    "authentic": "samples that are farther from their training picture than that is from the next: 0.5 by chance",
+    "authentic": "samples farther from a training picture than that is from the next; few beside held-out ones: copies",
     "bits": "bits that a number of a held-out picture takes; lower is better, and says little of how pictures look",
 }
 OWN = """
@@ -49,6 +51,11 @@ text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;f
 .sheets figure{margin:0}.sheets img{width:100%;image-rendering:pixelated;border-radius:6px}
 .sheets figcaption{font-size:.82rem;color:var(--soft)}
 """
+
+
+def times_of(name: str, extractor: str) -> int:
+    """Kernel distances between features that are small numbers are told in thousandths, everywhere in one folder."""
+    return 1 if name != "kid" or extractor.startswith(CLASSIFIER) else 1000
 
 
 def number(value: float) -> str:

@@ -25,14 +25,16 @@ def growth(settings: FamilySettings, side: int, classes: int, device: torch.devi
     return large / small
 
 
-def step_seconds(settings: FamilySettings, side: int, classes: int, device: torch.device) -> float:
-    """Of a step, for each picture of a small batch of noise, without its optimiser; every part as often as it is
-    due, and what a part does now and then not counted."""
+def step_seconds(
+    settings: FamilySettings, side: int, classes: int, device: torch.device, pictures: int = PICTURES
+) -> float:
+    """Of a step, for each picture of a batch of noise, without its optimiser; every part as often as it is due, and
+    what a part does now and then not counted."""
     form = Form(side, classes)
     model = make(settings.family, settings.options, form, 0).to(device)
     dice = torch.Generator().manual_seed(0)
-    x = (torch.rand(PICTURES, *form.shape, generator=dice) * 2 - 1).to(device)
-    label = (torch.arange(PICTURES) % classes).to(device) if classes else None
+    x = (torch.rand(pictures, *form.shape, generator=dice) * 2 - 1).to(device)
+    label = (torch.arange(pictures) % classes).to(device) if classes else None
     model.begin(x, label)
     total = 0.0
     for phase in phases_of(model, LONG):
@@ -40,10 +42,10 @@ def step_seconds(settings: FamilySettings, side: int, classes: int, device: torc
         for step in range(1, 2 + REPEATS):
             wait(device)
             began = time.perf_counter()
-            places = torch.arange(step * PICTURES, (step + 1) * PICTURES, device=device)
-            draws = Draws(0, places, PICTURES, phase.name)
+            places = torch.arange(step * pictures, (step + 1) * pictures, device=device)
+            draws = Draws(0, places, pictures, phase.name)
             model.loss(phase.name, x, label, draws)[0].mean().backward()  # type: ignore[no-untyped-call]
             wait(device)
             taken.append(time.perf_counter() - began)
         total += min(taken[1:]) * sum(phase.due(step) for step in range(LONG)) / LONG
-    return total / PICTURES
+    return total / pictures

@@ -22,6 +22,7 @@ from train.compare.counting import rough_seconds, steps_of
 from train.compare.reference import (
     PICTURES,
     Pictures,
+    check_judge,
     check_pictures,
     check_unchanged,
     extractor_of,
@@ -111,11 +112,13 @@ def merged(wish: Wish) -> Wish:
             raise LdmError(Code.USAGE, what, why, f"Give {twice[0]} another file name, or choose another --out.")
         wish = wish.model_copy(update={"families": families, "seeds": max(wish.seeds, before.seeds)})
     check_settings(wish)
+    check_judge(wish)
     return wish
 
 
 def remember_yardsticks(yard: Yardsticks, stop: Stop) -> None:
     """Writes them into their folder; others there are an error."""
+    check_judge(yard)
     path = yard.out / "yardsticks.json"
     yard.out.mkdir(parents=True, exist_ok=True)
     with _turn(yard.out, stop):
@@ -141,12 +144,15 @@ def read_wish(folder: Path) -> Wish:
 def check_same(wish: Yardsticks, before: Yardsticks) -> None:
     """Families and seeds may be added to; whatever else changes a figure may not."""
     for key, (then, now) in _apart(before, wish).items():
+        fix = "Choose another --out, or give the same options again."
+        if key == "data":
+            fix = "Choose another --out; or give the same data again, by the same path and from the same folder."
         raise LdmError(
             Code.USAGE,
             f"{wish.out} holds another comparison.",
             f"There {_option(key)} is {_shown(then)}, and now it is {_shown(now)}; figures of both could not "
             "stand in one table.",
-            "Choose another --out, or give the same options again.",
+            fix,
         )
 
 
@@ -163,6 +169,8 @@ def _option(key: str) -> str:
 
 def _shown(value: Any) -> str:
     """A data set by its path, where that is all there is to tell."""
+    if value is None:
+        return "not given"
     return str(value["path"] if isinstance(value, dict) and set(value) == {"path"} else value)
 
 
@@ -244,12 +252,13 @@ class Cost:
     cells: int
 
 
-def cost_of(wish: Wish, stop: Stop) -> Cost:
+def cost_of(wish: Wish, stop: Stop, tell: Tell = lambda text: None) -> Cost:
     """A budget of time is known; one of steps or pictures is timed roughly, a family at a time."""
     left = [cell for cell in cells(wish) if cell.result is None]
     check_pictures(wish)
     training: float | None = wish.budget.count * len(left) if wish.budget.kind == "seconds" else 0.0
     if wish.budget.kind != "seconds":
+        tell("timing a step of each family")
         for family in dict.fromkeys(cell.family for cell in left):
             mine = [cell for cell in left if cell.family == family]
             stop.check()

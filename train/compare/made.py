@@ -22,6 +22,8 @@ from ldm.metrics.reconstruction import feature_distance, psnr, ssim
 from ldm.models.autoencoder import Autoencoder
 from ldm.store.folder import load_component
 from ldm.store.shards import read_json
+from train.compare.cells import RESULT
+from train.compare.counting import PLAN
 from train.compare.drawing import asked_for, bits, drawn, notes_of
 from train.compare.measured_json import as_json
 from train.compare.prompted import drawn_for_captions
@@ -141,6 +143,7 @@ def made_by(path: str, yard: Yardsticks) -> Made:
     """Of whatever lies there, or in the run that lies there; a name is that of a text-to-image model."""
     if (stored := _family(Path(path), yard.size)) is not None:
         return OfFamily(path, yard, stored)
+    _check_cell(Path(path))
     where = _in_run(Path(path))
     if _is_autoencoder(Path(where)):
         return OfAutoencoder(where, yard)
@@ -161,6 +164,15 @@ def _family(path: Path, size: int) -> Stored | None:
         what, why = f"{path} draws {side} pixels, and --size is {size}.", "Both must be of one size."
         raise LdmError(Code.USAGE, what, why, f"Give --size {side}.")
     return stored
+
+
+def _check_cell(path: Path) -> None:
+    """A cell of a comparison whose family has not been trained is no folder of pictures."""
+    if not (path / PLAN).is_file() and not (path / RESULT).is_file():
+        return
+    told = read_json(path / RESULT, 100_000_000) if (path / RESULT).is_file() else {}
+    why = told.get("failed") or "It has no result yet."
+    raise LdmError(Code.MODEL, f"{path} is a cell without a model.", why, "Choose a cell that came to its end.")
 
 
 def _in_run(path: Path) -> str:

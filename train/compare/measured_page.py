@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from train.compare.gallery import ACROSS, NEAREST, OWN, SHEET, WORDS, beside, gallery, number
+from train.compare.gallery import ACROSS, NEAREST, OWN, SHEET, WORDS, beside, gallery, number, times_of
 from train.compare.reference import Pictures
 from train.report_style import STYLE
 
 READ = (
     "Lower is better of FID, KID, spectrum, classes off by, rFID, distance of features and bits; higher of IS, "
-    "precision, recall, density, coverage, PSNR and SSIM. Copies and authentic are warnings: about 1 % and a half are "
-    "chance."
+    "precision, recall, density, coverage, PSNR and SSIM. Copies and authentic are warnings: compare them with "
+    "those of held-out pictures."
 )
 OF_ITS_OWN = {
-    "rfid": "rFID", "psnr_db": "PSNR, dB", "ssim": "SSIM", "feature_distance": "distance of features, of a stranger's",
-    "bits_per_dim": "bits/dim", "clip_score": "CLIP score",
+    "rfid": "rFID", "psnr_db": "PSNR, dB", "ssim": "SSIM", "bits_per_dim": "bits/dim", "clip_score": "CLIP score",
+    "feature_distance": "distance of features, as a share of a stranger's",
 }  # fmt: skip
 AS_GREAT = 4  # times that differences are shown
 
@@ -35,7 +35,7 @@ def measured_page(told: Mapping[str, Any], pictures: Tensor, kept: Pictures) -> 
         f"<title>{name}, measured</title><style>{STYLE}{OWN}</style><main><h1>{name}, measured</h1>",
         f"<p>{made}: {by['made']:,} {what}, {looks}.</p>",
         _table(told), f"<p>{READ}</p>", _came_back(pictures, kept) if back else _drawn(told, pictures, kept),
-        "<h2>Notes</h2>", _notes(told["notes"]), "</main></html>",
+        _notes(told["notes"]), "</main></html>",
     ]  # fmt: skip
     return "\n".join(parts)
 
@@ -47,10 +47,12 @@ def _table(told: Mapping[str, Any]) -> str:
     lines = []
     for name, one in figures.items():
         bound = "&le; " if one.get("kind") == "bound" else ""
-        real = number(scale[name]["value"]) if name in scale else "&ndash;"
+        times = times_of(name, told["protocol"]["extractor"])
+        value, low, high = (number(one[key] * times) for key in ("value", "low", "high"))
+        real = number(scale[name]["value"] * times) if name in scale else "&ndash;"
         lines.append(
-            f"<tr><td>{(WORDS | OF_ITS_OWN)[name]}</td><td>{bound}{number(one['value'])}</td>"
-            f"<td>{number(one['low'])} &ndash; {number(one['high'])}</td><td>{real}</td></tr>"
+            f"<tr><td>{(WORDS | OF_ITS_OWN)[name]}{' &times; 1000' * (times > 1)}</td><td>{bound}{value}</td>"
+            f"<td>{low} &ndash; {high}</td><td>{real}</td></tr>"
         )
     head = "<tr><th>figure</th><th>value</th><th>interval</th><th>held-out pictures</th></tr>"
     return f"<div class=wide><table>{head}{''.join(lines)}</table></div>"
@@ -76,4 +78,4 @@ def _came_back(pictures: Tensor, kept: Pictures) -> str:
 
 def _notes(notes: Sequence[str]) -> str:
     lines = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    return f"<ul>{lines}</ul>" if lines else "<p>Nothing was out of the ordinary.</p>"
+    return f"<h2>Notes</h2><ul>{lines}</ul>" if lines else ""

@@ -51,9 +51,9 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Families compared</title><style>{STYLE}{OWN}</style><main>",
         "<h1>Families of generative models, compared</h1>",
-        f"<p>{done} of {wanted} cells ({len(table)} families, {many(wish.seeds, 'seed')}), "
+        f"<p>{done} of {wanted} cells ({many(len(table), 'family')}, {many(wish.seeds, 'seed')}), "
         f"{html.escape(str(wish.budget))} of training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
-        "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table)),
+        "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table, scale_of(wish.out))),
         "<h2>Figures</h2>", figures(table, comparable(wish, table), scale_of(wish.out)),
         "<h2>Cost, and what each family is</h2>", costs(table, _has_classes(wish)),
         f"<h2>The trilemma</h2><div class=trilemma>{picture(found := marks(comparable(wish, table)))}</div>",
@@ -62,7 +62,8 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
         "<h2>The nearest training pictures</h2>", _sought(wish), _nearest(wish),
         "<h2>Losses</h2>", _losses(table),
-        "<h2>Notes</h2>", _notes(table, done < wanted), "</main></html>",
+        "<h2>Notes</h2>", _notes(table, done < wanted),
+        f"<h2>The command</h2><p><code>{html.escape(wish.command)}</code></p></main></html>",
     ]  # fmt: skip
     return "\n".join(parts)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ldm.metrics.interval import Estimate
-from train.compare.gallery import MEANS, WORDS, number
+from train.compare.gallery import MEANS, WORDS, number, times_of
 from train.compare.table import FIGURES, Row, estimate_of
 
 FIRST = ("kid", "fid", "precision", "recall", "coverage", "copies")  # the others are folded away
@@ -28,7 +28,7 @@ _COSTS = {
     "parameters": "numbers that are learned",
     "seconds a step": "of training",
     "at twice the side": "how much longer a step takes when the side of pictures doubles; 4 is the work of the pixels",
-    "seconds trained": "",
+    "seconds trained": "with what is taken from data before the first step, and reading",
     "pictures seen": "in training, with repetitions",
     "memory": "at its most, in training",
     "pictures a second": "when it draws",
@@ -67,7 +67,7 @@ def _table(
     table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any] | None, names: Sequence[str], bits: bool
 ) -> str:
     """Above all families what real pictures reach, where that was measured."""
-    times = {"kid": _thousandfold([row.figure("kid") for row in table])}
+    times = {name: _times(table, name) for name in names}
     best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}
     least = _best([row.bits for row in table], True)
     head = "".join(_head(name, " &times; 1000" * (times.get(name) == 1000)) for name in [*names, *["bits"] * bits])
@@ -92,9 +92,10 @@ def _real(scale: Mapping[str, Any], names: Sequence[str], times: Mapping[str, fl
     return f"<tr class=scale><td>held-out pictures{few}</td>{own}{'<td>&ndash;</td>' * bits}</tr>"
 
 
-def _thousandfold(found: Sequence[Estimate | None]) -> int:
-    """Kernel distances are told in thousandths where they are as small as those of Inception's features."""
-    return 1000 if all(one is None or one.value < 1 for one in found) else 1
+def _times(table: Sequence[Row], name: str) -> int:
+    """All figures of one table are by one judge."""
+    told = (cell["figures"][name] for row in table for cell in row.good if name in cell.get("figures", {}))
+    return next((times_of(name, one["protocol"]["extractor"]) for one in told), 1)
 
 
 def _best(found: Sequence[Estimate | None], lower: bool) -> float | None:
@@ -112,6 +113,7 @@ def _cell(one: Estimate | None, best: float | None, times: float = 1, kind: str 
 
 def costs(table: Sequence[Row], classes: bool) -> str:
     """In the order of their groups, and below what each cannot do."""
+    columns = {word: why for word, why in _COSTS.items() if classes or word != "told classes"}
     lines = []
     for row in table:
         facts, memory = row.facts, row.mean("memory")
@@ -119,16 +121,15 @@ def costs(table: Sequence[Row], classes: bool) -> str:
             _count(row.mean("parameters")), _or(row.mean("step_seconds"), "{:.3f}"),
             _or(row.mean("growth"), "{:.1f} &times;"), _count(row.mean("train_seconds")), _count(row.mean("images")),
             _or(None if memory is None else memory / 1e9, "{:.2f} GB"), _count(row.per_second),
-            html.escape(facts.passes), _yes(row.takes_class) if classes else "&ndash;", facts.likelihood,
-            _yes(facts.free_form),
+            html.escape(facts.passes), *[_yes(row.takes_class)] * classes, facts.likelihood, _yes(facts.free_form),
         ]  # fmt: skip
         lines.append(
             f"<tr><td>{html.escape(row.name)}<small>{html.escape(facts.paper)}</small></td>"
             + "".join(f"<td>{word}</td>" for word in told)
             + "</tr>"
         )
-    heads = "".join(f"<th title='{html.escape(why, quote=True)}'>{word}</th>" for word, why in _COSTS.items())
-    said = "".join(f"<dt>{word}</dt><dd>{why}</dd>" for word, why in _COSTS.items() if why)
+    heads = "".join(f"<th title='{html.escape(why, quote=True)}'>{word}</th>" for word, why in columns.items())
+    said = "".join(f"<dt>{word}</dt><dd>{why}</dd>" for word, why in columns.items() if why)
     cannot = "".join(f"<li><b>{html.escape(row.name)}</b>: {html.escape(row.facts.cannot)}</li>" for row in table)
     return (
         f"<div class=wide><table><tr><th>family</th>{heads}</tr>{''.join(lines)}</table></div>"

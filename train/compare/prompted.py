@@ -18,6 +18,7 @@ from ldm.images import open_image, to_tensor
 from ldm.metrics.extractors import by_clip
 from ldm.metrics.features import squares
 from ldm.metrics.interval import around
+from ldm.metrics.measured import FEWEST
 from ldm.metrics.protocol import Protocol
 from ldm.models.clip import Clip
 from ldm.store.clip import load_clip
@@ -26,6 +27,8 @@ from pipelines.pipeline import Pipeline
 from train.compare.reference import captions_of
 from train.compare.wish import Yardsticks
 from train.signals import Stop
+
+TRIED = 4  # pictures that the pace is taken from
 
 
 def drawn_for_captions(
@@ -39,21 +42,31 @@ def drawn_for_captions(
         raise LdmError(Code.USAGE, f"{made} cannot be asked for anything.", why, "Give a data set with captions.")
     pipeline = Pipeline.load(made)
     clip = None if yard.clip is None else load_clip(find_model(yard.clip)).eval()
-    found, fits, spent = list[Tensor](), list[float](), 0.0
+    found, fits, spent, first = list[Tensor](), list[float](), 0.0, 0.0
     for place in range(samples):
         text, began = texts[place % len(texts)], time.monotonic()
         (picture,) = pipeline(text, seed=seed * 1_000_003 + place)
         spent += time.monotonic() - began
+        first = first or spent  # it makes itself ready
         found.append((squares([open_image(picture)], yard.size) * 255).round().to(torch.uint8))
         if clip is not None:
             fits.append(_fit(clip, picture, text))
         stop.check()
         if spent > cap:
             break
+        if len(found) == TRIED:
+            _check_pace(made, (spent - first) / (TRIED - 1), min(FEWEST, samples), cap)
     told: dict[str, Any] = {"drawn": len(found), "draw_seconds": spent / len(found)}
     if clip is not None:
         told["clip_score"] = _score(clip, str(yard.clip), fits, texts)
     return torch.cat(found), told
+
+
+def _check_pace(made: str, each: float, needed: int, cap: int) -> None:
+    """After a few pictures already it can be seen whether the time will do."""
+    if needed * each > cap:
+        what, why = f"{made} takes {each:.3g} seconds for a picture.", f"{needed} are needed for a statistic."
+        raise LdmError(Code.USAGE, what, why, f"Give it more time with --cap, {int(1.2 * needed * each) + 1} or more.")
 
 
 def _fit(clip: Clip, picture: Image.Image, text: str) -> float:

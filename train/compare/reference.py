@@ -22,9 +22,9 @@ from ldm.data.mixture import Mixture
 from ldm.data.settings import DataSettings
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor, by_classifier, by_clip, pixels
-from ldm.metrics.inception import by_inception
+from ldm.metrics.inception import by_inception, check_inception
 from ldm.metrics.measured import Reference, check_enough, check_varied, digest
-from ldm.store.clip import load_clip
+from ldm.store.clip import load_clip, read_open_clip
 from ldm.store.find import find_model
 from ldm.store.weights import load_weights
 from ldm.store.write import staged, write_weights
@@ -184,6 +184,14 @@ def _names(labels: Sequence[str], batches: Sequence[Batch]) -> list[str]:
         telling = [w for w, n in own.items() if all(counts[other][w] < 0.1 * n for other in counts if other != place)]
         names.append(max(telling, key=lambda w: own[w]) if telling and not str(name).isalpha() else str(name))
     return names
+
+
+def check_judge(wish: Yardsticks) -> None:
+    """Whether the network that is to look can be one, before anything is kept for it."""
+    if wish.inception is not None:
+        check_inception(wish.inception)
+    elif wish.clip is not None:
+        read_open_clip(find_model(wish.clip))
 
 
 def extractor_of(wish: Yardsticks, kept: Pictures, stop: Stop) -> Extractor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +25,11 @@ class Budget(Strict):
     kind: Literal["seconds", "steps", "images"]
     count: float
 
+    @property
+    def option(self) -> str:
+        """As it is given."""
+        return f"{self.count:.10g}s" if self.kind == "seconds" else f"{self.count:.0f}-{self.kind}"
+
     def __str__(self) -> str:
         if self.kind == "seconds":
             return f"{self.count / 60:g} minutes" if self.count >= 60 else f"{self.count:g} seconds"
@@ -35,7 +42,7 @@ def budget(text: str) -> Budget:
     unit = "" if found is None else found["unit"] if found["unit"] in _SECONDS else found["unit"].removesuffix("s")
     count = 0.0 if found is None else float(found["count"])
     if not 0 < count < MOST or unit not in _SECONDS.keys() | _COUNTS.keys():
-        raise ValueError(f"{text!r} is no budget: write 10min, 2000-steps or 1e6-images")
+        raise ValueError(f"{text!r} is no budget: write 90s, 10min, 2h, 2000-steps or 1e6-images")
     if unit in _SECONDS:
         return Budget(kind="seconds", count=count * _SECONDS[unit])
     return Budget(kind=_COUNTS[unit], count=count)
@@ -75,6 +82,18 @@ class Wish(Yardsticks):
     seeds: Positive = 3
     samples: Annotated[int, Field(ge=100)] = 2000
     cap: Positive = 300  # seconds that a cell may spend on drawing
+
+    @property
+    def command(self) -> str:
+        """What makes a comparison like this one, somewhere else."""
+        words = ["ldm", "compare", str(self.data["path"]), "--families", ",".join(self.families)]
+        plain = {name: field.default for name, field in type(self).model_fields.items()}
+        for key in ("budget", "seeds", "size", "samples", "cap", "held_out", "clip", "inception", "classifier_steps"):
+            value = getattr(self, key)
+            if key in ("budget", "seeds") or value != plain[key]:
+                words += [f"--{key.replace('_', '-')}", value.option if key == "budget" else str(value)]
+        words += [f"data.{key}={json.dumps(value)}" for key, value in self.data.items() if key != "path"]
+        return shlex.join(words)
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -78,6 +78,50 @@ def test_a_model_that_is_too_slow_is_told_of_and_its_pictures_are_kept(
     assert len(list(Path("kept").glob("*.png"))) == 50
 
 
+def test_fewer_pictures_than_asked_for_are_told_of(
+    ldm: Ldm,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made("ppca").save(tmp_path / "mine/model")
+    monkeypatch.setattr("train.compare.drawing.time", SimpleNamespace(monotonic=itertools.count(0, 200).__next__))
+    told = ldm("evaluate", "mine", "--against", "scenes", *FEW, "--samples", 200, "--json").json
+    assert told["drawn"] == 100 and "100 of 200 pictures were drawn in 300 s: give --cap more" in told["notes"][0]
+
+
+def test_pictures_of_the_training_are_told_of(ldm: Ldm) -> None:  # noqa: F811
+    few = ("--size", 8, "--held-out", 100, "--classifier-steps", 0)
+    ldm("data", "draw", "drawn", "--count", 300, "--size", 16)
+    told = ldm("evaluate", "drawn", "--against", "drawn", *few, "--samples", 300, "--json").json
+    assert told["figures"]["copies"]["low"] > 0.5 and any("beside the nearest" in note for note in told["notes"])
+    assert "<h2>Notes</h2>" in Path("runs/evaluate/drawn/measured/drawn.html").read_text("utf-8")
+
+
+def test_a_cell_without_a_model_says_why(ldm: Ldm) -> None:  # noqa: F811
+    cell = Path("runs/compare/photos/cells/vae-0")
+    cell.mkdir(parents=True)
+    (cell / "plan.json").write_text('{"steps": 3}', "utf-8")
+    begun = ldm("evaluate", cell, "--against", "scenes", *FEW)
+    assert begun.status == Code.MODEL and "has no result yet" in begun.err
+    (cell / "cell.json").write_text('{"failed": "Training stopped at step 6"}', "utf-8")
+    failed = ldm("evaluate", cell, "--against", "scenes", *FEW)
+    assert failed.status == Code.MODEL and "Training stopped at step 6" in failed.err
+
+
+def test_a_text_to_image_model_that_is_too_slow_is_told_of_soon(
+    ldm: Ldm,  # noqa: F811
+    tiny_sd1: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (Path(tiny_sd1) / "sampling.json").write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
+    monkeypatch.setattr("train.compare.prompted.time", SimpleNamespace(monotonic=itertools.count(0, 10).__next__))
+    try:
+        slow = ldm("evaluate", tiny_sd1, "--against", "scenes", *FEW, "--samples", 200)
+    finally:
+        (Path(tiny_sd1) / "sampling.json").unlink()
+    assert slow.status == Code.USAGE and "takes 10 seconds for a picture" in slow.err and "--cap, 1201 or" in slow.err
+
+
 def test_a_text_to_image_model_draws_for_captions(ldm: Ldm, tiny_sd1: Path) -> None:  # noqa: F811
     (Path(tiny_sd1) / "sampling.json").write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
     try:

@@ -39,13 +39,55 @@ def test_the_nearest_the_fastest_of_the_near_and_the_widest_are_named() -> None:
     )
     assert "by the kernel distance (KID) is ddpm, clearly." in text
     assert "1.5 times its distance dcgan draws fastest, 1,000 pictures a second" in text
-    assert "covered by ddpm: 60 % of the real ones" in text
+    assert "covered most by ddpm: 60 % of real pictures have a sample near." in text
     assert "Raw pixels say little" in text and "of 2,000 pictures that were trained on" in text
 
 
 def test_one_seed_makes_nothing_clear() -> None:
     text = said(row("ddpm", cell(10, 0.6, 0.5)), row("dcgan", cell(14, 0.3, 0.001)))
-    assert "clearly" not in text and "another seed may say otherwise" in text
+    assert "clearly" not in text and "Of one seed alone: another may say otherwise" in text
+
+
+def test_intervals_that_overlap_are_of_samples_where_there_is_one_seed() -> None:
+    """A distance about zero has an interval that is wide beside it, and is no less known."""
+    text = said(row("ddpm", cell(-0.02, 0.6, 0.5)), row("dcgan", cell(-0.01, 0.3, 0.001)))
+    assert "is ddpm; dcgan cannot be told from it" in text and "another may say otherwise" in text
+    assert "too wide" not in text and "Seeds of" not in text
+    wide = cell(30, 0.3, 0.001)
+    wide["figures"]["kid"] |= {"low": -40, "high": 100}
+    assert "The intervals of dcgan are too wide for a rank" in said(row("ddpm", cell(10, 0.6, 0.5)), row("dcgan", wide))
+
+
+def scale(kid: float, lost: int = 0, **figures: float) -> dict[str, Any]:
+    told = {"kid": kid, "precision": 0.8, "coverage": 0.7} | figures
+    found = {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name, value in told.items()}
+    return {"figures": found, "classes": {"shares": [0.1] * 10, "lost": list(range(lost))}}
+
+
+def test_real_pictures_are_the_end_of_the_scale() -> None:
+    table = [row("ddpm", cell(0.05, 0.6, 0.5)), row("dcgan", cell(14, 0.3, 0.001))]
+    text = "\n".join(in_words(WISH, table, scale(0.0)))
+    assert "By it ddpm cannot be told from real pictures that were held out" in text
+    assert "where held-out ones reach 70 %" in text and "knows the classes badly" not in text
+    assert "all but misses 8 of the 10 classes" in "\n".join(in_words(WISH, table, scale(0.0, lost=8)))
+
+
+def test_a_distance_that_noise_fools_is_not_believed() -> None:
+    """It is like no picture, but has the colours of all of them."""
+    noise = cell(9, 0.0, 0.001)
+    noise["figures"]["precision"] = {**noise["figures"]["kid"], "value": 0.0, "low": 0.0, "high": 0.01}
+    real = cell(10, 0.6, 0.5)
+    real["figures"]["precision"] = {**real["figures"]["kid"], "value": 0.7, "low": 0.6, "high": 0.8}
+    text = "\n".join(in_words(WISH, [row("ddpm", real), row("mixture", noise)], scale(0.0)))
+    assert "(KID) is ddpm" in text and "Do not believe the kernel distance of mixture" in text
+
+
+def test_batches_that_differ_make_steps_uneven() -> None:
+    few, many = cell(10, 0.6, 0.5, images=1600), cell(12, 0.6, 0.5, images=12800)
+    table = [row("ddpm", few), row("ppca", many)]
+    told = "\n".join(in_words(WISH.model_copy(update={"budget": budget("100-steps")}), table))
+    assert "100 steps are 1,600 to 12,800 pictures" in told
+    assert "Batches differ" not in said(*table)  # of time
 
 
 def test_a_family_that_is_level_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,33 @@ def test_a_budget_is_time_steps_or_pictures(text: str, kind: str, count: float) 
 
 @pytest.mark.parametrize("text", ["", "ten minutes", "-3min", "0-steps", "5 apples", "10", "1e400-steps", "1e400s"])
 def test_what_is_no_budget_is_told(text: str) -> None:
-    with pytest.raises(ValueError, match="is no budget: write 10min"):
+    with pytest.raises(ValueError, match="is no budget: write 90s, 10min"):
         budget(text)
+
+
+@pytest.mark.parametrize("text", ["90s", "10min", "1.5h", "2000-steps", "1e6-images"])
+def test_the_command_on_the_page_is_that_of_the_comparison(text: str, tmp_path: Path) -> None:
+    asked = wish(tmp_path, budget=text, data={"path": "my pictures", "where": {"split": "train"}})
+    command, path, *words = shlex.split(asked.command)[1:]
+    options = dict(zip(words[:-1:2], words[1::2], strict=True))
+    assert (command, path, words[-1]) == ("compare", "my pictures", 'data.where={"split": "train"}')
+    assert budget(options.pop("--budget")) == asked.budget
+    assert options == {
+        "--families": "ppca,vae", "--seeds": "2", "--size": "8", "--samples": "100", "--held-out": "100",
+        "--classifier-steps": "0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("judge", [{"clip": "CLIP"}, {"inception": "nowhere.safetensors"}])
+def test_a_judge_that_cannot_look_is_told_of_before_anything_is_written(judge: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "CLIP").mkdir()
+    told = {key: str(tmp_path / value) for key, value in judge.items()}
+    out = tmp_path / "out"
+    with pytest.raises(LdmError, match=r"is not a CLIP folder|is not there"):
+        merged(wish(out, **told))
+    with pytest.raises(LdmError, match=r"is not a CLIP folder|is not there"):
+        remember_yardsticks(Yardsticks(data={"path": "scenes"}, out=out, **told), Stop())
+    assert not out.exists()
 
 
 def test_every_shipped_family_has_a_run_file_on_any_data(tmp_path: Path) -> None:
