@@ -12,7 +12,7 @@ from ldm.data.survey import many
 from ldm.store.weights import load_weights
 from train.compare.cells import SAMPLES, Cell, cells
 from train.compare.gallery import NEAREST, OWN, SHEET, beside, gallery
-from train.compare.page_tables import costs, figures
+from train.compare.page_tables import by_distance, costs, figures
 from train.compare.reference import FACTS, PICTURES
 from train.compare.scale import scale_of
 from train.compare.table import Row, as_csv, rows
@@ -58,7 +58,7 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         "<h2>Cost, and what each family is</h2>", costs(table, _has_classes(wish)),
         f"<h2>The trilemma</h2><div class=trilemma>{picture(found := marks(comparable(wish, table)))}</div>",
         f"<p>{TRILEMMA}</p>{legend(found)}",
-        "<h2>Samples of the first seed</h2>", _sheets(wish),
+        "<h2>Samples of the first seed</h2>", _sheets(wish, table),
         "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
         "<h2>The nearest training pictures</h2>", _sought(wish), _nearest(wish),
         "<h2>Losses</h2>", _losses(table),
@@ -78,9 +78,12 @@ def _first(wish: Wish) -> list[Cell]:
     return [cell for cell in cells(wish) if cell.seed == 0 and (cell.folder / SAMPLES).is_file()]
 
 
-def _sheets(wish: Wish) -> str:
+def _sheets(wish: Wish, table: Sequence[Row]) -> str:
+    """In the order of the table of figures."""
+    order = [row.name for row in by_distance(table, comparable(wish, table))]
+    first = sorted(_first(wish), key=lambda cell: order.index(Path(cell.family).stem))
     shown = [("the data itself, held out", load_weights(wish.out / PICTURES)["held_out"][:SHEET])]
-    shown += [(Path(cell.family).stem, load_weights(cell.folder / SAMPLES)["samples"][:SHEET]) for cell in _first(wish)]
+    shown += [(Path(cell.family).stem, load_weights(cell.folder / SAMPLES)["samples"][:SHEET]) for cell in first]
     return gallery(shown)
 
 

@@ -45,7 +45,7 @@ def figures(table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any]
     here = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
     first = [name for name in FIRST if name in here]
     rest = [name for name in here if name not in first]
-    order = sorted(table, key=lambda row: (row not in whole, _distance(row)))
+    order = by_distance(table, whole)
     more = (
         f"<details><summary>More figures</summary>{_table(order, whole, scale, rest, False)}</details>" if rest else ""
     )
@@ -56,6 +56,11 @@ def meanings(names: Iterable[str]) -> str:
     """What figures are, folded away."""
     said = "".join(f"<dt>{WORDS[name]}</dt><dd>{MEANS[name]}</dd>" for name in names)
     return f"<details><summary>What these figures are</summary><dl>{said}</dl><p>{DENSITY}</p></details>"
+
+
+def by_distance(table: Sequence[Row], whole: Sequence[Row]) -> list[Row]:
+    """The nearest to the data first; after all others those that drew too few samples."""
+    return sorted(table, key=lambda row: (row not in whole, _distance(row)))
 
 
 def _distance(row: Row) -> float:
