@@ -48,7 +48,7 @@ def compare(
         if as_json:
             typer.echo(json.dumps({"cell": {key: value for key, value in told.items() if key != "loss"}}))
         else:
-            say(f"  {Path(cell.family).stem}, seed {cell.seed}: {_in_short(told)}")
+            say(f"  {cell.name}, seed {cell.seed}: {_in_short(told)}")
 
     alone()
     with Stop() as stop:
@@ -79,7 +79,7 @@ def undone(wish: Wish, say: Callable[[str], None]) -> int:
         return 0
     first = left[0]
     say(f"{many(len(left), 'cell')} came to nothing; the same command tries again")
-    say(f"  {first['family']}, seed {first['seed']}: {first['failed']}")
+    say(f"  {Path(first['family']).stem}, seed {first['seed']}: {first['failed']}")
     return int(first["status"]) if first.get("status", 0) > 0 else int(Code.RESOURCE)
 
 
@@ -147,22 +147,22 @@ def data_section(data: str, overrides: Sequence[str]) -> dict[str, Any]:
 def _families(asked: str | None) -> tuple[str, ...]:
     from train.compare.cells import shipped_families
 
+    known = shipped_families()
     if asked is None:
-        return tuple(shipped_families())
+        return tuple(known)
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
     for name in names:
-        _check_family(name)
+        _check_family(name, known)
     return names
 
 
-def _check_family(name: str) -> None:
+def _check_family(name: str, known: Sequence[str]) -> None:
     """A run file by its path, or a name that ships."""
     from ldm.config.explain import nearest
-    from train.compare.cells import base_file, shipped_families
+    from train.compare.cells import base_file
 
-    known = shipped_families()
     if name not in known and "/" not in name and Path(name).suffix not in (".yaml", ".yml"):
-        near = nearest(name, known)
+        near = nearest(name, list(known))
         fix = f"Write {near}." if near else "Write one of these, or the path of a run file."
         raise LdmError(Code.FILE, f"{name} is no family.", f"There are {', '.join(known)}.", fix)
     base_file(name)

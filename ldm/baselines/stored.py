@@ -52,7 +52,7 @@ def load_family(folder: Path) -> Stored:
     tensors = load_weights(folder / WEIGHTS)
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     if wanted != {name: tuple(t.shape) for name, t in tensors.items()}:
-        why = f"The weights and {CONFIG} are not of the same model."
+        why = f"The weights and {CONFIG} are not of the same model, or of a family that was different then."
         raise LdmError(
             Code.MODEL, f"{folder}: the tensors differ from those of {told['family']}.", why, "Train it again."
         )

@@ -76,9 +76,8 @@ class Model(Family):
         x = x.flatten(1)
         self.centre.copy_(class_means(x, label, self.form.classes))
         k = directions_for(len(self.line), x)
-        values, directions, variance = principal(
-            x - self._centre(label, len(x)), k, 4 * WITHIN
-        )  # numbers in [-1,1] are spread twice as far
+        apart = x - self._centre(label, len(x))  # of numbers in [-1,1], which are spread twice as far
+        values, directions, variance = principal(apart, k, 4 * WITHIN)
         values = torch.maximum(values, variance)
         self.values[:k] = values
         self.line[:k] = (directions * (values - variance).sqrt()).T
@@ -103,9 +102,8 @@ class Model(Family):
         if not self.straight:
             return said, self.log_scale.expand_as(said)
         picture, log_scale = said.chunk(2, 1)
-        return self.rest * picture + (self._centre(label, len(z)) + z @ self.line).view_as(
-            picture
-        ), self.log_scale + log_scale
+        line = (self._centre(label, len(z)) + z @ self.line).view_as(picture)
+        return self.rest * picture + line, self.log_scale + log_scale
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """The mean picture of p(x|z), in [-1,1] but for what training left over."""

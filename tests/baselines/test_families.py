@@ -381,6 +381,9 @@ def test_a_vae_draws_the_class_that_it_is_asked_for_from_the_beginning() -> None
         float(model.sample(200, torch.full((200,), one), torch.Generator().manual_seed(1)).mean()) for one in (0, 1)
     )
     assert dark == pytest.approx(-0.4, abs=0.1) and light == pytest.approx(0.4, abs=0.1)
+    x = y[:50].clamp(0, 1).view(-1, *form.shape) * 2 - 1
+    told = {name: model.bits_per_dim(x, one, draws(50)).mean() for name, one in (("so", label[:50]), ("not", None))}
+    assert told["so"] < told["not"] - 0.1
 
 
 def test_what_is_left_of_the_principal_components_is_no_rounding() -> None:

@@ -29,6 +29,11 @@ class Cell:
     folder: Path
 
     @property
+    def name(self) -> str:
+        """Of its row."""
+        return Path(self.family).stem
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """What was measured; None while there is work left."""
         return _read(self.folder / RESULT)

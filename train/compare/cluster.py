@@ -92,7 +92,7 @@ def _ended(wish: Wish, cell: Cell, reference: Any, ray: Any, progress: Progress,
     except ray.exceptions.RayError as error:
         status, said = 1, str(error)
     if status == int(Code.BUSY):
-        progress.tell(f"{cell.family}, seed {cell.seed}: another process is at it")
+        progress.tell(f"{cell.name}, seed {cell.seed}: another process is at it")
         return False
     if status:
         give_up(cell, said, status)

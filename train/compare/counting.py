@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.errors import Code, LdmError
 from ldm.store.write import staged
 from train.compare.cells import Cell, cells, file_of, task_of
@@ -23,6 +21,7 @@ from train.report import read_story
 from train.run import opened
 from train.signals import Stop
 from train.tasks.family import FamilyTask
+from train.turns import is_out_of_memory, release
 
 PLAN = "plan.json"
 PILOT = 0.02  # of the budget, about, which a pace is taken from,
@@ -103,15 +102,7 @@ def steps_of(wish: Wish, cell: Cell) -> int:
 def pace_of(wish: Wish, cell: Cell, stop: Stop) -> Pace:
     """From a run of a few seconds that is like the whole one: all of its parts take their turns in it, and what is due
     every few steps comes as often."""
-    try:
-        rough = rough_seconds(wish, cell)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise LdmError(
-            Code.RESOURCE,
-            f"A step of {cell.family} cannot be timed.",
-            "Not even a few examples fit into memory, so a budget in minutes cannot be made one in steps.",
-            "Give the budget in steps, a smaller --size, or leave the family out.",
-        ) from error
+    rough = rough_seconds(wish, cell)
     with tempfile.TemporaryDirectory() as folder:
         own = Cell(cell.family, cell.seed, Path(folder) / "cell")
         one = file_of(wish, own, 1)
@@ -139,8 +130,23 @@ def _pilot_steps(budget: float, each: float) -> int:
 
 def rough_seconds(wish: Wish, cell: Cell) -> float:
     """Of a step, without data."""
-    run, device = file_of(wish, cell, 1).run, processes_of(file_of(wish, cell, 1)).device
-    return step_seconds(task_of(cell.family), wish.size, 0, device, run.micro or run.batch) * run.batch
+    file = file_of(wish, cell, 1)
+    pictures, device = file.run.micro or file.run.batch, processes_of(file).device
+    while True:
+        try:
+            return step_seconds(task_of(cell.family), wish.size, 0, device, pictures) * file.run.batch
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if pictures == 1:
+                raise LdmError(
+                    Code.RESOURCE,
+                    f"A step of {cell.name} cannot be timed.",
+                    "Not even one example fits into memory.",
+                    "Give a smaller --size, or leave the family out.",
+                ) from error
+        release()
+        pictures = -(-pictures // 2)  # as the training will
 
 
 def _reading(file: RunFile) -> tuple[float, float]:

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.data.survey import many
+from ldm.data.survey import many, percent
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, save_image
-from ldm.metrics.measured import FEWEST
+from ldm.metrics.measured import FEWEST, NEARER_NOTE
 from ldm.metrics.memorisation import NEARER
 from ldm.store.write import refuse_existing, staged
 from train.compare.lab import Progress, prepare, remember_yardsticks
 from train.compare.made import Asked, Lot, made_by
 from train.compare.measured_page import measured_page
+from train.compare.ranking import Scale, reached
 from train.compare.scale import scale_of
 from train.compare.wish import Yardsticks
 from train.report import rewrite
@@ -48,8 +49,9 @@ def evaluate(
         _save(lot.pictures, keep)
     _check_drawn(path, lot, asked)
     judged = made.judged(lot, extractor, asked, kept, stop)
-    judged["notes"] = [*_noted(lot, judged, asked), *judged["notes"]]
-    whole = {"name": goal.stem, "made": path, "held_out": scale_of(yard.out), **lot.told, **judged}
+    scale = scale_of(yard.out)
+    judged["notes"] = [*noted_of(lot, judged, scale, asked), *judged["notes"]]
+    whole = {"name": goal.stem, "made": path, "held_out": scale, **lot.told, **judged}
     goal.parent.mkdir(exist_ok=True)
     rewrite(goal.with_suffix(".html"), measured_page(whole, lot.pictures, kept), "Free some space.")
     with staged(goal) as stage:
@@ -74,13 +76,15 @@ def _check_drawn(path: str, lot: Lot, asked: Asked) -> None:
         raise LdmError(Code.USAGE, what, why, fix)
 
 
-def _noted(lot: Lot, judged: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+def noted_of(lot: Lot, judged: Mapping[str, Any], scale: Scale, asked: Asked) -> Iterator[str]:
     """Of what is easily overlooked among figures."""
     if "drawn" in lot.told and (count := len(lot.pictures)) < asked.samples:
         yield f"{count:,} of {asked.samples:,} pictures were drawn in {asked.cap} s: give --cap more for all of them"
-    if (copied := judged["figures"].get("copies")) and copied["low"] > MANY * NEARER:
-        share = f"{100 * copied['value']:.0f} % of the pictures are nearer to a training picture"
-        yield f"{share} than {100 * (1 - NEARER):.0f} % of held-out ones are: look at them beside the nearest"
+    copied, own, real = judged["figures"].get("copies"), judged["figures"].get("authentic"), reached(scale)
+    fewer = own is not None and "authentic" in real and own["high"] < real["authentic"].low
+    if copied and copied["low"] > MANY * NEARER and fewer and NEARER_NOTE not in judged["notes"]:
+        share = f"{percent(copied['value'])} of the pictures are nearer to a training picture"
+        yield f"{share} than {percent(1 - NEARER)} of held-out ones are: look at them beside the nearest"
 
 
 def _name(made: Path) -> str:

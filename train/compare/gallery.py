@@ -55,7 +55,7 @@ text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;f
 
 def times_of(name: str, extractor: str) -> int:
     """Kernel distances between features that are small numbers are told in thousandths, everywhere in one folder."""
-    return 1 if name != "kid" or extractor.startswith(CLASSIFIER) else 1000
+    return 1 if name != "kid" or extractor.startswith(f"{CLASSIFIER} ") else 1000
 
 
 def number(value: float) -> str:

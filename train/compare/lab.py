@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.errors import Code, LdmError
 from ldm.metrics.extractors import Extractor
 from train.compare.cells import CRASH, RESULT, Cell, cells, check_settings
@@ -210,13 +208,13 @@ def _turn(folder: Path, stop: Stop) -> Iterator[None]:
 
 def _run(wish: Wish, cell: Cell, progress: Progress, stop: Stop) -> bool:
     """In a process of its own. One that somebody else runs is left to them; whether it was run here."""
-    progress.tell(f"{cell.family}, seed {cell.seed}")
+    progress.tell(f"{cell.name}, seed {cell.seed}")
     status, said = run(command(wish.out, cell), stop)
     stop.check()
     if status in (130, 143):
         raise Stopped(status)
     if status == int(Code.BUSY):
-        progress.tell(f"{cell.family}, seed {cell.seed}: another process is at it")
+        progress.tell(f"{cell.name}, seed {cell.seed}: another process is at it")
         return False
     if status:
         give_up(cell, said, status)
@@ -258,13 +256,14 @@ def cost_of(wish: Wish, stop: Stop, tell: Tell = lambda text: None) -> Cost:
     check_pictures(wish)
     training: float | None = wish.budget.count * len(left) if wish.budget.kind == "seconds" else 0.0
     if wish.budget.kind != "seconds":
-        tell("timing a step of each family")
+        if left:
+            tell("timing a step of each family")
         for family in dict.fromkeys(cell.family for cell in left):
             mine = [cell for cell in left if cell.family == family]
             stop.check()
             try:
                 each = steps_of(wish, mine[0]) * rough_seconds(wish, mine[0])
-            except (LdmError, torch.OutOfMemoryError, MemoryError) as error:
+            except LdmError as error:
                 log.warning("%s cannot be timed: %s", family, error)
                 each = None
             training = None if training is None or each is None else training + len(mine) * each

@@ -22,7 +22,7 @@ from ldm.metrics.reconstruction import feature_distance, psnr, ssim
 from ldm.models.autoencoder import Autoencoder
 from ldm.store.folder import load_component
 from ldm.store.shards import read_json
-from train.compare.cells import RESULT
+from train.compare.cells import CRASH, RESULT, Cell
 from train.compare.counting import PLAN
 from train.compare.drawing import asked_for, bits, drawn, notes_of
 from train.compare.measured_json import as_json
@@ -167,12 +167,12 @@ def _family(path: Path, size: int) -> Stored | None:
 
 
 def _check_cell(path: Path) -> None:
-    """A cell of a comparison whose family has not been trained is no folder of pictures."""
-    if not (path / PLAN).is_file() and not (path / RESULT).is_file():
+    """A cell of a comparison that has no model is no folder of pictures."""
+    if not any((path / name).is_file() for name in (PLAN, RESULT, CRASH)):
         return
-    told = read_json(path / RESULT, 100_000_000) if (path / RESULT).is_file() else {}
-    why = told.get("failed") or "It has no result yet."
-    raise LdmError(Code.MODEL, f"{path} is a cell without a model.", why, "Choose a cell that came to its end.")
+    told = Cell("", 0, path).told
+    why = "It has no result yet." if told is None else told.get("failed") or "Its result was kept, its model was not."
+    raise LdmError(Code.MODEL, f"{path} is a cell without a model.", why, "Choose a cell that has run/model.")
 
 
 def _in_run(path: Path) -> str:

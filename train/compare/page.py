@@ -12,12 +12,13 @@ from ldm.data.survey import many
 from ldm.store.weights import load_weights
 from train.compare.cells import SAMPLES, Cell, cells
 from train.compare.gallery import NEAREST, OWN, SHEET, beside, gallery
-from train.compare.page_tables import by_distance, costs, figures
+from train.compare.page_tables import costs, figures
+from train.compare.ranking import by_distance, unranked
 from train.compare.reference import FACTS, PICTURES
 from train.compare.scale import scale_of
 from train.compare.table import Row, as_csv, rows
 from train.compare.trilemma import legend, marks, picture
-from train.compare.verdict import comparable, in_words
+from train.compare.verdict import in_words
 from train.compare.wish import Wish
 from train.report import rewrite
 from train.report_curves import Series, plot
@@ -45,6 +46,9 @@ def write_pages(wish: Wish) -> Path:
 
 
 def page(wish: Wish, table: Sequence[Row]) -> str:
+    scale = scale_of(wish.out)
+    reasons = unranked(wish, table, scale)
+    found = marks([row for row in table if row.name not in reasons])
     done = sum(row.measured for row in table)
     wanted = sum(row.wanted for row in table)
     parts = [
@@ -53,12 +57,12 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         "<h1>Families of generative models, compared</h1>",
         f"<p>{done} of {wanted} cells ({many(len(table), 'family')}, {many(wish.seeds, 'seed')}), "
         f"{html.escape(str(wish.budget))} of training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
-        "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table, scale_of(wish.out))),
-        "<h2>Figures</h2>", figures(table, comparable(wish, table), scale_of(wish.out)),
+        "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table, scale)),
+        "<h2>Figures</h2>", figures(table, reasons, scale),
         "<h2>Cost, and what each family is</h2>", costs(table, _has_classes(wish)),
-        f"<h2>The trilemma</h2><div class=trilemma>{picture(found := marks(comparable(wish, table)))}</div>",
+        f"<h2>The trilemma</h2><div class=trilemma>{picture(found)}</div>",
         f"<p>{TRILEMMA}</p>{legend(found)}",
-        "<h2>Samples of the first seed</h2>", _sheets(wish, table),
+        "<h2>Samples of the first seed</h2>", _sheets(wish, by_distance(table, reasons)),
         "<h2>Between two held-out pictures, along a line of latents</h2>", _between(wish),
         "<h2>The nearest training pictures</h2>", _sought(wish), _nearest(wish),
         "<h2>Losses</h2>", _losses(table),
@@ -79,11 +83,11 @@ def _first(wish: Wish) -> list[Cell]:
 
 
 def _sheets(wish: Wish, table: Sequence[Row]) -> str:
-    """In the order of the table of figures."""
-    order = [row.name for row in by_distance(table, comparable(wish, table))]
-    first = sorted(_first(wish), key=lambda cell: order.index(Path(cell.family).stem))
+    """In the order of the table."""
+    order = [row.name for row in table]
+    first = sorted(_first(wish), key=lambda cell: order.index(cell.name))
     shown = [("the data itself, held out", load_weights(wish.out / PICTURES)["held_out"][:SHEET])]
-    shown += [(Path(cell.family).stem, load_weights(cell.folder / SAMPLES)["samples"][:SHEET]) for cell in first]
+    shown += [(cell.name, load_weights(cell.folder / SAMPLES)["samples"][:SHEET]) for cell in first]
     return gallery(shown)
 
 
@@ -92,7 +96,7 @@ def _between(wish: Wish) -> str:
     for cell in _first(wish):
         tensors = load_weights(cell.folder / SAMPLES)
         if "between" in tensors:
-            shown.append((Path(cell.family).stem, tensors["between"]))
+            shown.append((cell.name, tensors["between"]))
     return gallery(shown) if shown else "<p>None of these families has latents to walk along.</p>"
 
 
@@ -113,7 +117,7 @@ def _nearest(wish: Wish) -> str:
         told = cell.result or {}
         if near := told.get("nearest"):
             both = beside(load_weights(cell.folder / SAMPLES)["samples"], training, near)
-            shown.append((Path(cell.family).stem, both))
+            shown.append((cell.name, both))
     return gallery(shown, NEAREST)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from ldm.metrics.interval import Estimate
 from train.compare.gallery import MEANS, WORDS, number, times_of
+from train.compare.ranking import Scale, by_distance
 from train.compare.table import FIGURES, Row, estimate_of
 
 FIRST = ("kid", "fid", "precision", "recall", "coverage", "copies")  # the others are folded away
 READ = (
-    "Nearest to the data first; rows that drew fewer samples are last, and ranked by nothing. Under each figure is its "
+    "Nearest to the data first; rows that are not ranked are last. Under each figure is its "
     "interval. Bold is the best value of a column, by however little: where intervals overlap, it may be chance. "
     "Held-out pictures show what real ones reach; where they are fewer than the samples, their FID is the higher for "
     "it, and recall and coverage are the lower."
@@ -39,17 +40,16 @@ _COSTS = {
 }
 
 
-def figures(table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any] | None) -> str:
-    """The main figures of all families, the other ones folded, and what they mean; `whole` are the rows that drew all
-    their samples."""
+def figures(table: Sequence[Row], reasons: Mapping[str, str], scale: Scale) -> str:
+    """The main figures of all families, the other ones folded, and what they mean; `reasons` are those of the rows that
+    are not ranked."""
     here = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
     first = [name for name in FIRST if name in here]
     rest = [name for name in here if name not in first]
-    order = by_distance(table, whole)
-    more = (
-        f"<details><summary>More figures</summary>{_table(order, whole, scale, rest, False)}</details>" if rest else ""
-    )
-    return f"{_table(order, whole, scale, first, True)}<p>{READ}</p>{more}{meanings([*first, *rest, 'bits'])}"
+    order = by_distance(table, reasons)
+    more = _table(order, reasons, scale, rest, False)
+    more = f"<details><summary>More figures</summary>{more}</details>" if rest else ""
+    return f"{_table(order, reasons, scale, first, True)}<p>{READ}</p>{more}{meanings([*first, *rest, 'bits'])}"
 
 
 def meanings(names: Iterable[str]) -> str:
@@ -58,21 +58,9 @@ def meanings(names: Iterable[str]) -> str:
     return f"<details><summary>What these figures are</summary><dl>{said}</dl><p>{DENSITY}</p></details>"
 
 
-def by_distance(table: Sequence[Row], whole: Sequence[Row]) -> list[Row]:
-    """The nearest to the data first; after all others those that drew too few samples."""
-    return sorted(table, key=lambda row: (row not in whole, _distance(row)))
-
-
-def _distance(row: Row) -> float:
-    kid = row.figure("kid")
-    return float("inf") if kid is None else kid.value
-
-
-def _table(
-    table: Sequence[Row], whole: Sequence[Row], scale: Mapping[str, Any] | None, names: Sequence[str], bits: bool
-) -> str:
+def _table(table: Sequence[Row], reasons: Mapping[str, str], scale: Scale, names: Sequence[str], bits: bool) -> str:
     """Above all families what real pictures reach, where that was measured."""
-    times = {name: _times(table, name) for name in names}
+    times, whole = {"kid": _times(table)}, [row for row in table if row.name not in reasons]
     best = {name: _best([row.figure(name) for row in whole], name in _LOWER) for name in names if name not in _UNRANKED}
     least = _best([row.bits for row in table], True)
     head = "".join(_head(name, " &times; 1000" * (times.get(name) == 1000)) for name in [*names, *["bits"] * bits])
@@ -81,8 +69,8 @@ def _table(
         told = [_cell(row.figure(name), best.get(name), times.get(name, 1)) for name in names]
         kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
         told += [_cell(row.bits, least, 1, kind)] * bits
-        few = "" if row in whole or row.drawn is None else f"<small>only {row.drawn} samples: not ranked</small>"
-        lines.append(f"<tr><td>{html.escape(row.name)}{few}</td>{''.join(told)}</tr>")
+        why = f"<small>{why}</small>" if (why := reasons.get(row.name)) else ""
+        lines.append(f"<tr><td>{html.escape(row.name)}{why}</td>{''.join(told)}</tr>")
     return f"<div class=wide><table><tr><th>family</th>{head}</tr>{''.join(lines)}</table></div>"
 
 
@@ -97,10 +85,10 @@ def _real(scale: Mapping[str, Any], names: Sequence[str], times: Mapping[str, fl
     return f"<tr class=scale><td>held-out pictures{few}</td>{own}{'<td>&ndash;</td>' * bits}</tr>"
 
 
-def _times(table: Sequence[Row], name: str) -> int:
-    """All figures of one table are by one judge."""
-    told = (cell["figures"][name] for row in table for cell in row.good if name in cell.get("figures", {}))
-    return next((times_of(name, one["protocol"]["extractor"]) for one in told), 1)
+def _times(table: Sequence[Row]) -> int:
+    """Of kernel distances, which are all by one judge."""
+    told = (cell["figures"]["kid"] for row in table for cell in row.good if "kid" in cell.get("figures", {}))
+    return next((times_of("kid", one["protocol"]["extractor"]) for one in told), 1)
 
 
 def _best(found: Sequence[Estimate | None], lower: bool) -> float | None:

@@ -29,6 +29,7 @@ from train.compare.wish import Yardsticks
 from train.signals import Stop
 
 TRIED = 4  # pictures that the pace is taken from
+HOPELESS = 1.5  # times the time there is
 
 
 def drawn_for_captions(
@@ -63,8 +64,8 @@ def drawn_for_captions(
 
 
 def _check_pace(made: str, each: float, needed: int, cap: int) -> None:
-    """After a few pictures already it can be seen whether the time will do."""
-    if needed * each > cap:
+    """After a few pictures already it can be seen that the time will not do by far."""
+    if needed * each > HOPELESS * cap:
         what, why = f"{made} takes {each:.3g} seconds for a picture.", f"{needed} are needed for a statistic."
         raise LdmError(Code.USAGE, what, why, f"Give it more time with --cap, {int(1.2 * needed * each) + 1} or more.")
 

@@ -190,7 +190,7 @@ def check_judge(wish: Yardsticks) -> None:
     """Whether the network that is to look can be one, before anything is kept for it."""
     if wish.inception is not None:
         check_inception(wish.inception)
-    elif wish.clip is not None:
+    if wish.clip is not None:
         read_open_clip(find_model(wish.clip))
 
 

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
 from ldm.data.survey import many, percent
 from ldm.metrics.extractors import PIXELS
 from ldm.metrics.interval import Estimate
 from ldm.metrics.measured import NEARER_NOTE
-from train.compare.table import Row, estimate_of
+from train.compare.ranking import Scale, fooled, reached
+from train.compare.table import Row
 from train.compare.wish import Wish
 
 MANY = 5  # names in a sentence
 FEW = 5  # seeds: of less, Student's interval is itself hardly known
 UNSURE = 2.0  # times a distance, which is not known where its interval is wider
 APART = 0.5  # of precision and recall: good at one of them alone
-FOOLED = 0.1  # of the precision and coverage of real pictures: below both, samples are like none of them
 NEAR = 1.5  # times the least kernel distance
 
 
-def in_words(wish: Wish, table: Sequence[Row], scale: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """A few paragraphs for the head of the page; `scale` is what held-out pictures reach."""
-    like = comparable(wish, table)
+def in_words(wish: Wish, table: Sequence[Row], scale: Scale = None) -> Iterator[str]:
+    """A few paragraphs for the head of the page."""
+    like, real = comparable(wish, table), reached(scale)
     judged = [(row, kid) for row in like if (kid := row.figure("kid")) is not None]
-    real = {} if scale is None else {name: estimate_of(one) for name, one in scale["figures"].items()}
-    if judged:
-        sound = [pair for pair in judged if not _fooled(pair[0], real)] or judged
+    odd = [(row, kid) for row, kid in judged if fooled(row, real)]
+    if sound := [pair for pair in judged if pair not in odd]:
         yield from _nearest(sound, real.get("kid"))
-        yield from _choices(sound, real.get("coverage"))
-        yield from _unlike([pair for pair in judged if pair not in sound], max(kid.high for _, kid in sound))
+        yield from _choices(sound, scale)
+    if judged:
+        yield from _unlike(odd, max((kid.high for _, kid in sound), default=math.inf))
         yield from _apart(like)
     elif any(row.drawn for row in table):
         yield f"No family drew {wish.samples:,} samples within {wish.cap} seconds, so none are ranked by distances."
+    elif any(row.done for row in table):
+        yield "No cell has come to a figure: the notes say why."
     else:
         yield "No cell has been measured yet."
         return
@@ -49,51 +51,59 @@ def in_words(wish: Wish, table: Sequence[Row], scale: Mapping[str, Any] | None =
 
 
 def _nearest(judged: Sequence[tuple[Row, Estimate]], real: Estimate | None) -> Iterator[str]:
-    """Which are nearest to the data, as far as it can be told."""
+    """Which are nearest to the data, as far as it can be told; `real` is the distance of held-out pictures."""
     best, least = min(judged, key=lambda pair: pair[1].value)
     near = [(row, kid) for row, kid in judged if row is not best and kid.low <= least.high]
-    unsure = [row.name for row, kid in near if kid.value > least.high and kid.high - kid.low > UNSURE * kid.value]
-    level = [row.name for row, _ in near if row.name not in unsure]
+    wide = [row.name for row, kid in near if kid.value > least.high and kid.high - kid.low > UNSURE * abs(kid.value)]
+    level = [row.name for row, _ in near if row.name not in wide]
+    as_real = [row.name for row, kid in judged if real is not None and kid.value <= real.high and kid.high >= real.low]
+    lone = [row.name for row, _ in judged if len(row.good) < 2]
     said = f"Nearest to the data by the kernel distance (KID) is {best.name}"
     if level:
         said += f"; {_list(level)} cannot be told from it by these samples and seeds"
-    elif not unsure and all(len(row.good) > 1 for row, _ in judged):
+    elif len(judged) > 1 and not wide and not lone and len(as_real) < 2:
         said += ", clearly"
-    said += f". The intervals of {_list(unsure)} are too wide for a rank" if unsure else ""
-    if any(len(row.good) < 2 for row, _ in judged):
-        said += ". Of one seed alone: another may say otherwise"
+    said += f". The intervals of {_list(wide)} are too wide for a rank" if wide else ""
+    if lone:
+        said += f". Of one seed alone ({'all' if len(lone) == len(judged) else _few(lone)}): another may say otherwise"
     yield f"{said}."
-    if real is not None and (as_near := [row.name for row, kid in judged if kid.value <= real.high]):
-        yield f"By it {_list(as_near)} cannot be told from real pictures that were held out, so it ranks no further."
+    if as_real:
+        yield f"By it real pictures that were held out are no nearer than {_list(as_real)}, so there it ranks no more."
+    if nearer := [row.name for row, kid in judged if real is not None and kid.high < real.low]:
+        yield f"Nearer to the training than held-out pictures, by KID: {_list(nearer)}. Look for copies."
 
 
-def _choices(judged: Sequence[tuple[Row, Estimate]], real: Estimate | None) -> Iterator[str]:
+def _choices(judged: Sequence[tuple[Row, Estimate]], scale: Scale) -> Iterator[str]:
     """Which of the near ones to take for speed, and which for variety."""
     best, least = min(judged, key=lambda pair: pair[1].value)
-    far = NEAR * least.value if least.value > 0 else least.high
+    if least.value > 0:
+        far, near = NEAR * least.value, f"up to {NEAR:g} times the distance of {best.name}"
+    else:
+        far, near = least.high, f"a distance in the interval of {best.name}"
     good = [row for row, kid in judged if kid.value <= far and row.per_second]
     wide = [(row, coverage) for row, _ in judged if (coverage := row.figure("coverage")) is not None]
     if len(judged) > 1 and good and wide:
         fast = max(good, key=lambda row: row.per_second or 0)
         widest, coverage = max(wide, key=lambda pair: pair[1].value)
-        speed = f"{_count(fast.per_second or 0)} pictures a second"
-        first = (
-            f"{fast.name} draws {speed}, and no family with up to {NEAR:g} times its distance draws faster. "
-            if fast is best
-            else f"Among families with up to {NEAR:g} times its distance {fast.name} draws fastest, {speed}. "
-        )
-        share = f"{percent(coverage.value)} of real pictures have a sample near"
-        if real is not None:
-            share += f", where held-out ones reach {percent(real.value)}"
         level = [row.name for row, one in wide if row is not widest and one.high >= coverage.low]
-        told = f"; {_few(level)} cannot be told from it" if level else ""
-        yield f"{first}The data is covered most by {widest.name}: {share}{told}."
+        told = f"; {_few(level)} cannot be told from {widest.name}" if level else ""
+        yield (
+            f"Of families with {near}, {fast.name} draws fastest: {_count(fast.per_second or 0)} pictures a second. "
+            f"The data is covered most by {widest.name}: {percent(coverage.value)} of real pictures have a sample near"
+            f"{_real_coverage(widest, scale)}{told}."
+        )
 
 
-def _fooled(row: Row, real: Mapping[str, Estimate]) -> bool:
-    """Whether hardly a sample is like a real picture, and hardly a real picture has a sample near."""
-    told = [(row.figure(name), real.get(name)) for name in ("precision", "coverage")]
-    return all(one is not None and goal is not None and one.value < FOOLED * goal.value for one, goal in told)
+def _real_coverage(row: Row, scale: Scale) -> str:
+    """What held-out pictures reach beside a row; fewer pictures cover less."""
+    real = None if scale is None else scale["figures"].get("coverage")
+    if real is None:
+        return ""
+    count = int(real["protocol"]["made"])
+    fewer = (
+        f"{count:,} held-out ones, which are fewer and so cover less," if count < (row.drawn or 0) else "held-out ones"
+    )
+    return f", where {fewer} reach {percent(real['value'])}"
 
 
 def _unlike(odd: Sequence[tuple[Row, Estimate]], far: float) -> Iterator[str]:
@@ -122,7 +132,7 @@ def _warnings(table: Sequence[Row]) -> Iterator[str]:
         yield f"Look at the nearest training pictures of {_list(copied)}: some samples may be copies."
 
 
-def _unfair(wish: Wish, table: Sequence[Row], scale: Mapping[str, Any] | None) -> Iterator[str]:
+def _unfair(wish: Wish, table: Sequence[Row], scale: Scale) -> Iterator[str]:
     """What makes this comparison itself less fair, or less sharp."""
     images = [int(one) for row in table if (one := row.mean("images"))]
     if wish.budget.kind == "steps" and images and max(images) > min(images):
@@ -134,7 +144,7 @@ def _unfair(wish: Wish, table: Sequence[Row], scale: Mapping[str, Any] | None) -
         kinds = f"{len(lost)} of the {len(scale['classes']['shares'])} classes"
         yield (
             f"The judge knows the classes badly: even among held-out pictures it all but misses {kinds}. Do not read "
-            "IS, missing classes and their shares; give --classifier-steps more."
+            "IS, missing classes and their shares; begin anew, in another --out, with more --classifier-steps."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -29,8 +30,8 @@ from tests.train.compare.test_wish import wish
 from train.compare import cell as cell_module
 from train.compare import growth as growth_module
 from train.compare.cell import run_cell
-from train.compare.cells import Cell, cells
-from train.compare.counting import Pace, pace_of, planned
+from train.compare.cells import Cell, base_file, cells
+from train.compare.counting import Pace, pace_of, planned, rough_seconds
 from train.compare.drawing import asked_for, bits, drawn
 from train.compare.growth import growth
 from train.compare.lab import Progress, compare, cost_of, give_up, prepare, read_wish, remember
@@ -114,6 +115,11 @@ def test_the_page_holds_every_part_and_reaches_for_nothing(done: Wish) -> None:
     # as of real pictures, by chance
     assert 0.3 < scale["authentic"]["value"] < 0.85 and scale["copies"]["value"] < 0.05
     assert scale["kid"]["value"] < min(c["figures"]["kid"]["value"] for c in data["cells"])
+    assert "ldm compare scenes --families ppca,vae --budget 3-steps" in text
+    samples = text.split("Samples of the first seed")[1].split("<h2>")[0]
+    table = [name for name in re.findall(r"<tr><td>(\w+)", text.split("<h2>Cost")[0]) if name in ("ppca", "vae")]
+    shown = re.findall(r"<figcaption>(\w+)</figcaption>", samples)
+    assert len(shown) == 2 and shown == table[:2]
     lines = list(csv.DictReader((done.out / "compare.csv").read_text("utf-8").splitlines()))
     fids = [line for line in lines if line["figure"] == "fid"]
     assert len(fids) == 3 and all(line["extractor"] == "pixels" and line["made"] == "100" for line in fids)
@@ -259,8 +265,9 @@ def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
 
 def test_the_cost_counts_who_looks_until_it_has_been_trained(tmp_path: Path) -> None:
     told = {"seeds": 1, "families": ("ppca",), "classifier_steps": 40}
-    asked = wish(tmp_path / "out", **told)
-    before = cost_of(asked, Stop()).judge
+    asked, said = wish(tmp_path / "out", **told), list[str]()
+    before = cost_of(asked, Stop(), said.append).judge
+    assert said == ["timing a step of each family"]
     assert before is not None and 0 < before < 600
     remember(asked, Stop())
     prepare(asked, Progress(), Stop())
@@ -281,6 +288,26 @@ def test_a_larger_picture_costs_more_and_the_clock_says_how_much(monkeypatch: py
     settings = FamilySettings(type="family", family="vae", options={"width": 4, "latents": 4})
     assert growth(settings, 16, 0, torch.device("cpu")) == 4
     assert growth(settings, 8, 0, torch.device("cpu")) == 4  # there is no smaller side: 16 beside 8
+
+
+def test_a_step_that_does_not_fit_is_timed_with_fewer_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the training itself goes on."""
+    asked = wish(tmp_path, families=("ppca",))
+    tried = list[int]()
+
+    def timed(settings: object, side: int, classes: int, device: object, pictures: int) -> float:
+        tried.append(pictures)
+        if pictures > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return 0.5
+
+    monkeypatch.setattr("train.compare.counting.step_seconds", timed)
+    batch, most = base_file("ppca").run.batch, 4
+    assert rough_seconds(asked, next(cells(asked))) == 0.5 * batch
+    assert tried[0] == batch and tried[-1] == 4
+    most = 0
+    with pytest.raises(LdmError, match="Not even one example fits"):
+        rough_seconds(asked, next(cells(asked)))
 
 
 def test_other_errors_are_not_taken_for_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

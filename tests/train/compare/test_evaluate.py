@@ -14,9 +14,12 @@ from PIL import Image
 
 from ldm.errors import Code
 from ldm.metrics.interval import Estimate
+from ldm.metrics.measured import NEARER_NOTE
 from tests.app.conftest import Ldm, ldm  # noqa: F401
 from tests.train.tasks.test_family import made
 from train.compare.accuracy import accuracy_score
+from train.compare.evaluate import noted_of
+from train.compare.made import Asked, Lot
 
 FEW = ("--size", 8, "--held-out", 100, "--classifier-steps", 0, "data.count=300")
 
@@ -93,8 +96,26 @@ def test_pictures_of_the_training_are_told_of(ldm: Ldm) -> None:  # noqa: F811
     few = ("--size", 8, "--held-out", 100, "--classifier-steps", 0)
     ldm("data", "draw", "drawn", "--count", 300, "--size", 16)
     told = ldm("evaluate", "drawn", "--against", "drawn", *few, "--samples", 300, "--json").json
-    assert told["figures"]["copies"]["low"] > 0.5 and any("beside the nearest" in note for note in told["notes"])
+    assert told["figures"]["copies"]["low"] > 0.5 and any(NEARER_NOTE in note for note in told["notes"])
     assert "<h2>Notes</h2>" in Path("runs/evaluate/drawn/measured/drawn.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("copied", "own", "noted"), [(0.2, 0.5, True), (0.2, 0.85, False), (0.02, 0.5, False), (None, None, False)]
+)
+def test_more_copies_than_by_chance_are_told_of_where_few_are_authentic(
+    copied: float | None, own: float | None, noted: bool
+) -> None:
+    """Plain pictures lie near to many; those that lie nearer than real ones do to each other are looked at."""
+
+    def about(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+    figures = {} if copied is None or own is None else {"copies": about(copied), "authentic": about(own)}
+    lot, scale = Lot(torch.zeros(100, 3, 8, 8)), {"figures": {"authentic": about(0.87)}}
+    notes = list(noted_of(lot, {"figures": figures, "notes": []}, scale, Asked(100, 1, 0)))
+    assert [note for note in notes if "20 % of the pictures are nearer" in note] == notes and bool(notes) == noted
+    assert not list(noted_of(lot, {"figures": figures, "notes": [NEARER_NOTE]}, scale, Asked(100, 1, 0)))
 
 
 def test_a_cell_without_a_model_says_why(ldm: Ldm) -> None:  # noqa: F811
@@ -106,6 +127,14 @@ def test_a_cell_without_a_model_says_why(ldm: Ldm) -> None:  # noqa: F811
     (cell / "cell.json").write_text('{"failed": "Training stopped at step 6"}', "utf-8")
     failed = ldm("evaluate", cell, "--against", "scenes", *FEW)
     assert failed.status == Code.MODEL and "Training stopped at step 6" in failed.err
+    (cell / "cell.json").write_text('{"figures": {}}', "utf-8")
+    kept = ldm("evaluate", cell, "--against", "scenes", *FEW)
+    assert kept.status == Code.MODEL and "Its result was kept, its model was not." in kept.err
+    for name in ("plan.json", "cell.json"):
+        (cell / name).unlink()
+    (cell / "crash.json").write_text('{"failed": "it was ended by signal 9"}', "utf-8")
+    killed = ldm("evaluate", cell, "--against", "scenes", *FEW)
+    assert killed.status == Code.MODEL and "signal 9" in killed.err
 
 
 def test_a_text_to_image_model_that_is_too_slow_is_told_of_soon(
@@ -153,6 +182,17 @@ def test_what_cannot_be_measured_is_said(ldm: Ldm, argv: tuple[object, ...], sta
     done = ldm("evaluate", *argv)
     assert done.status == status, done.err
     assert said in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [(("--families", "vaee"), "Write vae."), (("--families", "ppca", "--size", 48), "use 32 or 64"),
+     (("--families", "ppca", "--budget", "10"), "write 90s, 10min")],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_said(ldm: Ldm, word: tuple[object, ...], said: str) -> None:  # noqa: F811
+    done = ldm("compare", "scenes", *word, "--dry-run")
+    assert done.status in (Code.USAGE, Code.FILE) and said in done.err
+    assert "autoencoder/" not in done.err and not Path("runs/compare").exists()
 
 
 def test_samples_that_show_their_classes_teach_a_classifier() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from app.compare import data_section
 from ldm.baselines.family import settings_of
 from ldm.errors import Code, LdmError
 from ldm.store.configs import config_path
@@ -46,13 +47,13 @@ def test_what_is_no_budget_is_told(text: str) -> None:
 def test_the_command_on_the_page_is_that_of_the_comparison(text: str, tmp_path: Path) -> None:
     asked = wish(tmp_path, budget=text, data={"path": "my pictures", "where": {"split": "train"}})
     command, path, *words = shlex.split(asked.command)[1:]
-    options = dict(zip(words[:-1:2], words[1::2], strict=True))
-    assert (command, path, words[-1]) == ("compare", "my pictures", 'data.where={"split": "train"}')
-    assert budget(options.pop("--budget")) == asked.budget
-    assert options == {
-        "--families": "ppca,vae", "--seeds": "2", "--size": "8", "--samples": "100", "--held-out": "100",
-        "--classifier-steps": "0",
-    }  # fmt: skip
+    told = dict(zip(words[:-1:2], words[1::2], strict=True))
+    fields: dict[str, Any] = {key.removeprefix("--").replace("-", "_"): value for key, value in told.items()}
+    fields |= {"families": tuple(fields["families"].split(",")), "data": data_section(path, words[-1:])}
+    assert command == "compare"
+    for key in ("seeds", "size", "samples", "held_out", "classifier_steps"):
+        fields[key] = int(fields[key])
+    assert Wish(**fields, out=tmp_path, reference=200) == asked
 
 
 @pytest.mark.parametrize("judge", [{"clip": "CLIP"}, {"inception": "nowhere.safetensors"}])

@@ -1,0 +1,48 @@
+"""Which rows of a comparison are ranked, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ldm.metrics.interval import Estimate
+from train.compare.table import Row, estimate_of
+from train.compare.wish import Wish
+
+FOOLED = 0.1  # of the precision and coverage of real pictures: below both, samples are like none of them
+Scale = Mapping[str, Any] | None  # what held-out pictures reach
+
+
+def unranked(wish: Wish, table: Sequence[Row], scale: Scale) -> dict[str, str]:
+    """Reasons, by the names of rows: figures of fewer samples are of another protocol, and where hardly a sample is
+    like any picture, the judge is fooled."""
+    real, found = reached(scale), dict[str, str]()
+    for row in table:
+        if row.drawn is None:
+            found[row.name] = ""
+        elif row.drawn < wish.samples:
+            found[row.name] = f"only {row.drawn} samples: not ranked"
+        elif fooled(row, real):
+            found[row.name] = "like no picture: not ranked"
+    return found
+
+
+def reached(scale: Scale) -> dict[str, Estimate]:
+    """By real pictures, those held out."""
+    return {} if scale is None else {name: estimate_of(one) for name, one in scale["figures"].items()}
+
+
+def fooled(row: Row, real: Mapping[str, Estimate]) -> bool:
+    """Whether hardly a sample is like a real picture, and hardly a real picture has a sample near."""
+    told = [(row.figure(name), real.get(name)) for name in ("precision", "coverage")]
+    return all(one is not None and goal is not None and one.value < FOOLED * goal.value for one, goal in told)
+
+
+def by_distance(table: Sequence[Row], reasons: Mapping[str, str]) -> list[Row]:
+    """The nearest to the data first; after all others those that are not ranked."""
+    return sorted(table, key=lambda row: (row.name in reasons, _distance(row)))
+
+
+def _distance(row: Row) -> float:
+    kid = row.figure("kid")
+    return float("inf") if kid is None else kid.value
