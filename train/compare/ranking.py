@@ -14,17 +14,19 @@ Scale = Mapping[str, Any] | None  # what held-out pictures reach
 
 
 def unranked(wish: Wish, table: Sequence[Row], scale: Scale) -> dict[str, str]:
-    """Reasons, by the names of rows: figures of fewer samples are of another protocol, and where hardly a sample is
-    like any picture, the judge is fooled."""
-    real, found = reached(scale), dict[str, str]()
+    """Reasons, by the names of rows: those that are not comparable, and those that fool the judge."""
+    real, found, like = reached(scale), dict[str, str](), comparable(wish, table)
     for row in table:
-        if row.drawn is None:
-            found[row.name] = ""
-        elif row.drawn < wish.samples:
-            found[row.name] = f"only {row.drawn} samples: not ranked"
+        if row not in like:
+            found[row.name] = "" if row.drawn is None else f"only {row.drawn} samples: not ranked"
         elif fooled(row, real):
             found[row.name] = "like no picture: not ranked"
     return found
+
+
+def comparable(wish: Wish, table: Sequence[Row]) -> list[Row]:
+    """Rows whose cells drew all samples: figures of fewer are of another protocol."""
+    return [row for row in table if row.drawn is not None and row.drawn >= wish.samples]
 
 
 def reached(scale: Scale) -> dict[str, Estimate]:

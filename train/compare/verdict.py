@@ -9,7 +9,7 @@ from ldm.data.survey import many, percent
 from ldm.metrics.extractors import PIXELS
 from ldm.metrics.interval import Estimate
 from ldm.metrics.measured import NEARER_NOTE
-from train.compare.ranking import Scale, fooled, reached
+from train.compare.ranking import Scale, comparable, fooled, reached
 from train.compare.table import Row
 from train.compare.wish import Wish
 
@@ -146,11 +146,6 @@ def _unfair(wish: Wish, table: Sequence[Row], scale: Scale) -> Iterator[str]:
             f"The judge knows the classes badly: even among held-out pictures it all but misses {kinds}. Do not read "
             "IS, missing classes and their shares; begin anew, in another --out, with more --classifier-steps."
         )
-
-
-def comparable(wish: Wish, table: Sequence[Row]) -> list[Row]:
-    """Rows whose cells drew all samples: figures of fewer are of another protocol."""
-    return [row for row in table if row.drawn is not None and row.drawn >= wish.samples]
 
 
 def _apart(table: Sequence[Row]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,27 +138,27 @@ def test_a_cell_without_a_model_says_why(ldm: Ldm) -> None:  # noqa: F811
     assert killed.status == Code.MODEL and "signal 9" in killed.err
 
 
+@pytest.fixture
+def hasty_sd1(tiny_sd1: Path) -> Iterator[Path]:
+    """One step for a picture, unless more are asked for."""
+    path = Path(tiny_sd1) / "sampling.json"
+    path.write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
+    yield tiny_sd1
+    path.unlink()
+
+
 def test_a_text_to_image_model_that_is_too_slow_is_told_of_soon(
     ldm: Ldm,  # noqa: F811
-    tiny_sd1: Path,
+    hasty_sd1: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (Path(tiny_sd1) / "sampling.json").write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
     monkeypatch.setattr("train.compare.prompted.time", SimpleNamespace(monotonic=itertools.count(0, 10).__next__))
-    try:
-        slow = ldm("evaluate", tiny_sd1, "--against", "scenes", *FEW, "--samples", 200)
-    finally:
-        (Path(tiny_sd1) / "sampling.json").unlink()
+    slow = ldm("evaluate", hasty_sd1, "--against", "scenes", *FEW, "--samples", 200)
     assert slow.status == Code.USAGE and "takes 10 seconds for a picture" in slow.err and "--cap, 1201 or" in slow.err
 
 
-def test_a_text_to_image_model_draws_for_captions(ldm: Ldm, tiny_sd1: Path) -> None:  # noqa: F811
-    (Path(tiny_sd1) / "sampling.json").write_text('{"steps": 1, "guidance": 1.0}', "utf-8")
-    try:
-        order = ("evaluate", tiny_sd1, "--against", "scenes", *FEW, "--samples", 100, "--clip", "emoji-clip", "--json")
-        told = ldm(*order)
-    finally:
-        (Path(tiny_sd1) / "sampling.json").unlink()
+def test_a_text_to_image_model_draws_for_captions(ldm: Ldm, hasty_sd1: Path) -> None:  # noqa: F811
+    told = ldm("evaluate", hasty_sd1, "--against", "scenes", *FEW, "--samples", 100, "--clip", "emoji-clip", "--json")
     assert told.status == 0, told.err
     assert told.json["drawn"] == 100 and told.json["figures"]["fid"]["value"] > 0
     assert told.json["clip_score"]["protocol"]["extractor"].startswith("emoji-clip ")
