@@ -88,7 +88,7 @@ def _say_cost(wish: Wish, cost: Cost, say: Callable[[str], None]) -> None:
 
     left = "1 cell is left" if cost.cells == 1 else f"{cost.cells} cells are left"
     say(f"{many(len(wish.families), 'family')}, {many(wish.seeds, 'seed')}, into {wish.out}; {left}")
-    drawing = f"at most {duration(cost.drawing)} of drawing, and some seconds a cell of measuring"
+    drawing = f"at most {duration(cost.drawing)} of drawing, and half a minute or so a cell of starting and measuring"
     if cost.judge != 0:
         say(f"first a classifier of the captions' words, which will look at all samples: {_time(cost.judge)}")
     say(f"cost: {_time(cost.training)} of training, {drawing}")

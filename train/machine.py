@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ LIMITS = (  # memory of a container: its limit, and what it holds
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
-
+STATUS = Path("/proc/self/status")  # of Linux
 LISTENED = 0.3  # seconds in which this program does nothing, and the others are looked at
 CROWDED = 0.4  # of all cores
 
@@ -53,6 +54,21 @@ def free_memory(device: torch.device) -> int:
         except (OSError, ValueError):  # no container, or "max"
             continue
     return max(free, 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of the device's memory that this process has held at most, on a CPU of the whole process.
+
+    Not by getrusage on Linux: that begins with what the process held that started this one.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if not STATUS.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    lines = STATUS.read_text("utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def crowded(device: torch.device) -> str:

@@ -14,12 +14,12 @@ from torch import Tensor
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.cost import Allocations
-from train.machine import free_memory
+from train.machine import STATUS, free_memory, peak_memory
 from train.tasks.adversary import Guard
 from train.trainer import Trainer
 from train.turns import Learner, Turns, is_out_of_memory
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
+CLEAR = Path("/proc/self/clear_refs")  # of Linux
 PATIENCE = 8.0  # seconds that one measured turn may be expected to take
 ROOM = 0.8  # of the free memory: no measured turn is expected to take more
 SLACK, MOST_SLACK = 1.2, 4.0  # memory held for memory in use: where it cannot be measured; and at most
@@ -203,10 +203,7 @@ class Held:
     def _now(self) -> int:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_reserved(self.device))
-        if self.device.type != "cpu" or not STATUS.exists():
-            return 0
-        lines = STATUS.read_text("utf-8").splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+        return peak_memory(self.device) if self.device.type == "cpu" and STATUS.exists() else 0
 
 
 def line(points: Sequence[tuple[int, float]], at: int) -> float:

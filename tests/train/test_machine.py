@@ -1,12 +1,15 @@
-"""What other programs do to a machine is told: where they keep it busy, and only there."""
+"""What other programs do to a machine is told: where they keep it busy, and only there. Memory is a process's own."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import psutil
 import pytest
 import torch
 
-from train.machine import crowded
+from train.machine import crowded, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -32,3 +35,13 @@ def test_nothing_is_told_where_it_does_not_matter(busy: None, monkeypatch: pytes
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert crowded(CPU) == ""
+
+
+def test_the_peak_of_memory_is_not_that_of_whoever_started_the_process() -> None:
+    held = torch.ones(1_000_000_000, dtype=torch.uint8)
+    ours, size = peak_memory(CPU), held.nbytes
+    assert ours > size
+    del held
+    look = "import torch; from train.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert 50_000_000 < int(child.stdout) < size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from train.compare.measured_json import as_json
 from train.compare.reference import check_unchanged, extractor_of, pictures_of, reference_of
 from train.compare.wish import Wish
 from train.lock import Lock
+from train.machine import peak_memory
 from train.opening import processes_of
 from train.report import read_story, rewrite
 from train.run import finished, opened
@@ -68,7 +68,7 @@ def _trained(wish: Wish, cell: Cell, plan: Mapping[str, Any], stop: Stop) -> dic
             check_unchanged(wish, run.loader)
             run.fit()
             assert isinstance(run.task, FamilyTask)
-            known = {"begun": round(run.task.begun, 3), "memory": _memory(run.trainer.processes.device)}
+            known = {"begun": round(run.task.begun, 3), "memory": peak_memory(run.trainer.processes.device)}
         rewrite(cell.folder / TRAINING, json.dumps(known) + "\n", "Free some space.")
     story, path = read_story(cell.folder / RUN), cell.folder / TRAINING
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -90,13 +90,6 @@ def _off_budget(wish: Wish, plan: Mapping[str, Any], seconds: float) -> list[str
         return []
     meant = wish.budget.count
     return [f"trained for {seconds:.0f} s in place of {meant:.0f}: the machine was not as it had been measured"]
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes at the highest moment of this process: of the card, where it trains on one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -45,7 +45,8 @@ th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:
 td small{display:block;color:var(--soft);font-size:.72rem;font-weight:400;white-space:nowrap}td.best{font-weight:700}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--soft)}
 dt{font-weight:600}dd{margin:0 0 .4rem;color:var(--soft)}
-.trilemma svg{width:min(100%,34rem);height:auto}.frame{fill:none;stroke:var(--line)}
+.trilemma svg{width:min(100%,34rem);height:auto}.frame,.lead{fill:none;stroke:var(--line)}
+.lead{stroke:var(--soft);stroke-width:.5}
 text{fill:var(--ink);font:12px system-ui,sans-serif}text.small{font-size:9.5px;fill:var(--soft)}
 .sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.2rem}
 .sheets figure{margin:0}.sheets img{width:100%;image-rendering:pixelated;border-radius:6px}

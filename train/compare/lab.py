@@ -241,8 +241,8 @@ def give_up(cell: Cell, said: str, status: int) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that are left, by what takes them; None where that could not be timed. Measuring comes on top: some
-    seconds a cell, more with more samples."""
+    """Seconds that are left, by what takes them; None where that could not be timed. Starting and measuring
+    come on top: half a minute or so a cell, more with more samples, and where a likelihood is integrated."""
 
     judge: float | None  # training who looks, once for all cells
     training: float | None

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from train.compare.labels import Dot, box_of, placed
 from train.compare.table import Row
 
-SIDE, EDGE = 460, 70
+SIDE, EDGE = 460, 50
 GROUP_TONES = {
     "simple": "#8a8a93", "vae": "#2f7dd1", "gan": "#d1492f", "flow": "#2e9a5b", "autoregressive": "#9a5bd1",
     "energy": "#b8860b", "diffusion": "#d12f8f",
@@ -55,20 +56,31 @@ def picture(found: Sequence[Mark]) -> str:
     parts = [
         f"<svg viewBox='0 0 {SIDE} {SIDE}' role='img' aria-label='quality, coverage and speed of each family'>",
         f"<path class='frame' d='M{_at(top)}L{_at(left)}L{_at(right)}Z'/>",
-        _word(top[0], top[1] - 18, "quality"), _word(left[0], left[1] + 30, "coverage"),
-        _word(right[0], right[1] + 30, "fast drawing"),
-    ]  # fmt: skip
-    taken: list[tuple[float, float]] = []
-    for mark in sorted(found, key=lambda m: -(m.quality + m.coverage + m.speed)):
-        shares = [(s + 0.05) ** 1.5 for s in (mark.quality, mark.coverage, mark.speed)]
-        total = sum(shares)
-        x = sum(s * corner[0] for s, corner in zip(shares, (top, left, right), strict=True)) / total
-        y = sum(s * corner[1] for s, corner in zip(shares, (top, left, right), strict=True)) / total
-        radius = 4 + 7 * (mark.quality + mark.coverage + mark.speed) / 3
-        tone = GROUP_TONES[mark.group]
-        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{tone}' fill-opacity='.75'/>")
-        parts.append(_word(*_free(x, y + radius + 12, taken), mark.name, "small"))
-    return "".join([*parts, "</svg>"])
+    ]
+    words = {
+        "quality": (top[0], top[1] - 18),
+        "coverage": (left[0], left[1] + 30),
+        "fast drawing": (right[0], right[1] + 30),
+    }
+    parts += [_word(x, y, word) for word, (x, y) in words.items()]
+    ordered = sorted(found, key=lambda m: -(m.quality + m.coverage + m.speed))
+    dots = [_dot(mark, (top, left, right)) for mark in ordered]
+    circles, names = list[str](), list[str]()
+    for mark, dot in zip(ordered, dots, strict=True):
+        where = f"cx='{dot.x:.1f}' cy='{dot.y:.1f}' r='{dot.radius:.1f}'"
+        circles.append(f"<circle {where} fill='{GROUP_TONES[mark.group]}' fill-opacity='.75'/>")
+    for dot, box, far in placed(dots, SIDE, [box_of(word, x, y) for word, (x, y) in words.items()]):
+        if far:
+            parts.append(f"<path class='lead' d='M{_at((dot.x, dot.y))}L{_at(box.nearest(dot.x, dot.y))}'/>")
+        names.append(_word(box.x, box.y + 3.5, dot.name, "small"))
+    return "".join([*parts, *circles, *names, "</svg>"])
+
+
+def _dot(mark: Mark, corners: Sequence[tuple[float, float]]) -> Dot:
+    """Among the corners, in proportion to its shares."""
+    shares = [(s + 0.05) ** 1.5 for s in (mark.quality, mark.coverage, mark.speed)]
+    x, y = (sum(s * corner[i] for s, corner in zip(shares, corners, strict=True)) / sum(shares) for i in (0, 1))
+    return Dot(mark.name, x, y, 4 + 7 * (mark.quality + mark.coverage + mark.speed) / 3)
 
 
 def legend(found: Sequence[Mark]) -> str:
@@ -76,14 +88,6 @@ def legend(found: Sequence[Mark]) -> str:
     there = {mark.group for mark in found}
     spans = [f"<span style='color:{tone}'>&#9679; {g}</span>" for g, tone in GROUP_TONES.items() if g in there]
     return f"<p class=legend>{''.join(spans)}</p>" if spans else ""
-
-
-def _free(x: float, y: float, taken: list[tuple[float, float]]) -> tuple[float, float]:
-    """A place for a word that no other word has, moved down until there is one."""
-    while any(abs(x - a) < 70 and abs(y - b) < 12 for a, b in taken):
-        y += 12
-    taken.append((x, y))
-    return x, y
 
 
 def _at(point: tuple[float, float]) -> str:

@@ -30,11 +30,12 @@ from tests.train.compare.test_wish import wish
 from train.compare import cell as cell_module
 from train.compare import growth as growth_module
 from train.compare.cell import run_cell
-from train.compare.cells import Cell, base_file, cells
+from train.compare.cells import Cell, base_file, cells, shipped_families
 from train.compare.counting import Pace, pace_of, planned, rough_seconds
 from train.compare.drawing import asked_for, bits, drawn
 from train.compare.growth import growth
 from train.compare.lab import Progress, compare, cost_of, give_up, prepare, read_wish, remember
+from train.compare.labels import Box, Dot, box_of, placed
 from train.compare.page import write_pages
 from train.compare.reference import pictures_of
 from train.compare.table import Row, over_seeds, rows
@@ -432,3 +433,16 @@ def test_the_trilemma_places_families_by_what_they_are_good_at(done: Wish) -> No
     xs = sorted(float(x) for x in at)
     assert xs[0] < 150 < xs[1] < 300 < xs[2]  # coverage on the left, quality above the middle, speed on the right
     assert picture([]) == ""
+
+
+def test_words_of_the_trilemma_cover_neither_each_other_nor_dots() -> None:
+    names = shipped_families()
+    dots = [Dot(name, 200 + 7 * (place % 5), 200 + 9 * (place // 5), 6) for place, name in enumerate(names)]
+    found = list(placed(dots, 460, [box_of("quality", 200, 150)]))
+    boxes = [box_of("quality", 200, 150), *(box for _, box, _ in found)]
+    assert [dot for dot, _, _ in found] == dots and all(box.within(460) for box in boxes)
+    assert not any(one.meets(other) for place, one in enumerate(boxes) for other in boxes[:place])
+    circles = [Box(dot.x, dot.y, 2 * dot.radius, 2 * dot.radius) for dot in dots]
+    assert not any(box.meets(circle) for box in boxes[1:] for circle in circles)
+    near, far = ([far for _, _, far in placed(some, 460, [])] for some in (dots[:1], dots))
+    assert near == [False] and any(far)  # a line leads to a word that had to give way
