@@ -33,17 +33,21 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[] 0"
 
 
-def test_help_takes_less_than_four_tenths_of_a_second() -> None:
-    """Processor time, start of Python included: a machine that is busy with other things changes nothing."""
-    command = [sys.executable, "-c", "from app.cli import main; main()", "--help"]
+def test_help_takes_little_more_than_what_draws_it() -> None:
+    """Processor time, start of Python included, beside that of the libraries which print it: a machine that is slow, or
+    busy with other things, changes nothing. docs/results/startup.json has the seconds."""
 
-    def seconds() -> float:
+    def seconds(program: str, *words: str) -> float:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, capture_output=True, check=True)
+        subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=True)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
 
-    assert min(seconds() for _ in range(5)) <= 0.4
+    ours, theirs = list[float](), list[float]()
+    for _ in range(5):
+        ours.append(seconds("from app.cli import main; main()", "--help"))
+        theirs.append(seconds("import typer.main, rich.panel, rich.table, pydantic"))
+    assert min(ours) <= 2.5 * min(theirs)
 
 
 def test_the_version_is_told(ldm: Ldm) -> None:
