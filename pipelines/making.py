@@ -19,7 +19,7 @@ from ldm.diffusion.sample import Denoiser, Prediction, sample
 from ldm.diffusion.solver import Run, Solver
 from ldm.errors import Code, LdmError
 from ldm.images import Picture, from_rgb, from_tensor, to_tensor
-from ldm.models.latent import Network
+from ldm.models.latent import Cond, Network
 from ldm.models.tiling import in_latents, pooled_mask, tiled
 from ldm.models.unet import UNet
 from pipelines import conditions
@@ -216,14 +216,10 @@ class Making:
         said: list[Tensor] = []
 
         def watched(scaled: Tensor, level: Level) -> Prediction:
-            self.pipeline.adapting.install(self.acting)  # if another run of this pipeline came between two steps
-            for network in computing:
-                place(network, self.device)
             prediction = denoise(scaled, level)
             said[:] = [prediction.clean]
             return prediction
 
-        computing = (model.network.model, *controls)
         x = start.x
         try:
             for i, x in enumerate(sample(watched, solver, x, self.generators), 1):  # noqa: B020  the last x is the result
@@ -232,7 +228,7 @@ class Making:
                 self.evaluations += 1
                 yield self._step(stage, i, solver.count, said[0])
         finally:
-            self._release(*computing)
+            self._release(model.network.model, *controls)
         return x
 
     def _denoiser(
@@ -267,9 +263,9 @@ class Making:
             device=self.device,
         )
         perturb = conditions.perturbed_layers(request, network)
-        calls: Network = network
+        calls = self._shared(network, controls)
         if request.tile is not None:
-            calls = tiled(network, *in_latents(request.tile.size, request.tile.overlap, factor), factor)
+            calls = tiled(calls, *in_latents(request.tile.size, request.tile.overlap, factor), factor)
 
         def branches(x: Tensor, level: Level, names: tuple[str, ...]) -> dict[str, Prediction]:
             return dict(zip(names, calls(x, level, timeline(level).named(names, perturb)), strict=True))
@@ -281,6 +277,17 @@ class Making:
         if start.known is not None and start.mask is not None:
             denoise = keeping(denoise, start.known, start.mask)
         return denoise
+
+    def _shared(self, network: UNet, controls: Sequence[nn.Module]) -> Network:
+        """The network as this batch calls it, with its own adapters; runs that go on beside it may share its calls."""
+
+        def called(x: Tensor, level: Level, conds: Sequence[Cond]) -> list[Prediction]:
+            self.pipeline.adapting.install(self.acting)  # if another run of this pipeline came between two steps
+            for part in (network.model, *controls):
+                place(part, self.device)
+            return network(x, level, conds)
+
+        return self.pipeline.sharing(called, (id(network.model), network.kind, self.acting.key))
 
     def _hires(self, x: Tensor) -> Steps:
         """The second pass: enlarge, add noise, denoise again."""

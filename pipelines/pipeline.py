@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ldm.diffusion.solver import SOLVERS
 from ldm.errors import Code, LdmError
 from ldm.images import Picture
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.latent import Network
 from ldm.models.preview import Preview, TinyPreview
 from ldm.models.text import TextEncoder, Tower
 from ldm.models.unet import UNet
@@ -52,6 +53,10 @@ DEFAULT_SOLVERS = {
     "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
+
+
+# A network whose calls are shared by runs that go on together and for which `alike` is equal: ldm.models.gathering.
+Sharing = Callable[[Network, Hashable], Network]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,7 @@ class Pipeline:
         self.model = Model.of(parts)
         self.vae_source: str | None = None
         self.adapting = Adapting(parts, self.model.text)
+        self.sharing: Sharing = lambda network, alike: network
         self._controls: dict[str, tuple[object, nn.Module]] = {}
         self._refiners: dict[str, Model] = {}
         self._preview: Preview | TinyPreview | None = None
