@@ -21,7 +21,6 @@ from uuid import uuid4
 from ldm.errors import Code, LdmError
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-OPEN: tuple[State, ...] = ("queued", "running")
 VERSION = 1
 _TABLES = """
 create table jobs (

@@ -64,7 +64,7 @@ class Run(Generic[T]):
 
     def go(self) -> T | Ended | None:
         """On to its next item, its end, or the next call of the network (None)."""
-        answer, self._answer, self.call = self._answer, None, None
+        answer, self._answer = self._answer, None
         told = self._let.throw(answer) if isinstance(answer, Exception) else self._let.switch(answer)
         if isinstance(told, Call):
             self.call = told
@@ -74,7 +74,7 @@ class Run(Generic[T]):
 
     def answer(self, said: list[Prediction] | Exception) -> None:
         """What the network says to its call; it hears that when it goes on."""
-        self._answer = said
+        self._answer, self.call = said, None
 
     def close(self) -> None:
         """Ends it where it is; what it holds is let go."""
@@ -123,45 +123,42 @@ class Gathering(Generic[T]):
                     self.runs.remove(run)
                 heard(run, told)
         for lot in self._lots():
-            _make([call for run in lot if (call := run.call) is not None], lot)
+            _make(lot)
 
     def leave(self, run: Run[T]) -> None:
         run.close()
         if run in self.runs:
             self.runs.remove(run)
 
-    def _lots(self) -> Iterator[list[Run[T]]]:
+    def _lots(self) -> Iterator[list[tuple[Run[T], Call]]]:
         """Runs whose calls fit together, so many that no call has more rows than allowed; a large one alone."""
-        kinds: dict[Hashable, list[Run[T]]] = {}
+        kinds: dict[Hashable, list[tuple[Run[T], Call]]] = {}
         for run in self.runs:
             if run.call is not None:
-                kinds.setdefault(run.call.kind, []).append(run)
+                kinds.setdefault(run.call.kind, []).append((run, run.call))
         for alike in kinds.values():
-            lot, rows = list[Run[T]](), 0
-            for run in alike:
-                assert run.call is not None
-                if lot and rows + run.call.rows > self.most:
+            lot, rows = list[tuple[Run[T], Call]](), 0
+            for run, call in alike:
+                if lot and rows + call.rows > self.most:
                     yield lot
                     lot, rows = [], 0
-                lot.append(run)
-                rows += run.call.rows
+                lot.append((run, call))
+                rows += call.rows
             yield lot
 
 
-def _make(calls: Sequence[Call], lot: Sequence[Run[Any]]) -> None:
+def _make(lot: Sequence[tuple[Run[Any], Call]]) -> None:
     """One call for all, and to each run its share of what the network says; an error is told to each."""
     try:
-        joined = _joined(calls)
+        joined = _joined([call for _, call in lot])
         said = joined.network(joined.x, joined.level, joined.conds)
-        shares = [[_rows(p, part) for p in said] for part in _parts([len(call.x) for call in calls])]
+        shares = list(zip(*(_shares(one, [len(call.x) for _, call in lot]) for one in said), strict=True))
     except Exception as error:
-        for run in lot:
+        for run, _ in lot:
             run.answer(error)
-            run.call = None
         return
-    for run, share in zip(lot, shares, strict=True):
-        run.answer(share)
-        run.call = None
+    for (run, _), share in zip(lot, shares, strict=True):
+        run.answer(list(share))
 
 
 def _joined(calls: Sequence[Call]) -> Call:
@@ -193,10 +190,8 @@ def _shapes(cond: Cond) -> tuple[tuple[str, torch.Size], ...]:
     return tuple((f.name, v.shape[1:]) for f in fields(cond) if isinstance(v := getattr(cond, f.name), Tensor))
 
 
-def _parts(counts: Sequence[int]) -> list[slice]:
-    ends = [sum(counts[: place + 1]) for place in range(len(counts))]
-    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-
-
-def _rows(said: Prediction, part: slice) -> Prediction:
-    return Prediction(said.clean[part], None if said.variance is None else said.variance[part])
+def _shares(said: Prediction, rows: list[int]) -> list[Prediction]:
+    """What the network said, apart again for each run."""
+    clean = torch.split(said.clean, rows)
+    variance = [None] * len(rows) if said.variance is None else torch.split(said.variance, rows)
+    return [Prediction(one, other) for one, other in zip(clean, variance, strict=True)]
