@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -175,4 +176,15 @@ def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "controlnet"
     components.controlnet(components.unet()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped scenes, drawn in two steps where nothing else is asked for: what is drawn matters little."""
+    from ldm.store.find import find_model
+
+    folder = tmp_path_factory.mktemp("models") / "scenes"
+    shutil.copytree(find_model("scenes"), folder)
+    (folder / "sampling.json").write_text('{"steps": 2}', "utf-8")
     return folder

@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def learn(ldm: Ldm, *more: object) -> Done:
-    return ldm("personalize", "photos", "--token", "zwx circle", "--model", "scenes", *SHORT, *more)
+@pytest.fixture
+def learn(ldm: Ldm, photos: Path, quick_scenes: Path) -> Ldm:
+    """`learn(*options)`: a short personalisation of a model that draws in two steps."""
+    return partial(ldm, "personalize", "photos", "--token", "zwx circle", "--model", quick_scenes, *SHORT)
 
 
-def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    done = learn(ldm, "--licence", "CC0-1.0")
+def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, learn: Ldm, tmp_path: Path) -> None:
+    done = learn("--licence", "CC0-1.0")
     assert done.status == 0, done.err
     out = tmp_path / "runs" / "zwx-circle"
     assert "report   runs/zwx-circle/report.html" in done.out and "ldm generate" in done.out
@@ -77,25 +80,25 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, photos: Path, tmp_p
     assert read_words(tmp_path / "mine") == read_words(tmp_path / "base") | {"zwx"}  # it knows the word that it learned
     (out / "zwx-circle.safetensors").rename(tmp_path / "kept.safetensors")
     (out / "report.html").unlink()
-    again = learn(ldm, "--licence", "CC0-1.0")  # makes what somebody removed, of what the run has kept
+    again = learn("--licence", "CC0-1.0")  # makes what somebody removed, of what the run has kept
     assert again.status == 0 and (out / "report.html").is_file(), again
     assert (out / "zwx-circle.safetensors").read_bytes() == (tmp_path / "kept.safetensors").read_bytes()
     trained = ldm("train", "clip/scenes", f"run.out={out}")
     assert trained.status == Code.USAGE and "is not a run folder" in trained.err, trained
-    again = learn(ldm, "--licence", "CC0-1.0")
+    again = learn("--licence", "CC0-1.0")
     assert again.status == 0 and "report   " in again.out and "step 3:" not in again.err
-    other = learn(ldm)
+    other = learn()
     assert (other.status, "other options: licence" in other.err) == (Code.USAGE, True)
-    assert learn(ldm, "--licence", "CC0-1.0", "--device", "cpu").status == 0  # where it runs may change
+    assert learn("--licence", "CC0-1.0", "--device", "cpu").status == 0  # where it runs may change
     assert told["modelspec.title"] == told["ss_output_name"] == "zwx-circle"
 
 
 def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_it(
-    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learn: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from train.personal.watching import Watching
 
-    assert learn(ldm, "--out", "whole").status == 0
+    assert learn("--out", "whole").status == 0
     at, cut = Watching.at, [True]
 
     def dies(self: Any, trainer: Any, step: int) -> None:
@@ -105,19 +108,19 @@ def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_
         at(self, trainer, step)
 
     monkeypatch.setattr(Watching, "at", dies)
-    assert learn(ldm, "--out", "cut").status == 130
+    assert learn("--out", "cut").status == 130
     shutil.rmtree(photos)  # what was prepared is enough
     assert not (tmp_path / "cut" / "report.json").exists()
     assert "under way" in (tmp_path / "cut" / "report.html").read_text()
-    assert learn(ldm, "--out", "cut").status == 0
+    assert learn("--out", "cut").status == 0
     files = [(tmp_path / name / "zwx-circle.safetensors").read_bytes() for name in ("whole", "cut")]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]
     assert reports[0]["checkpoints"] == reports[1]["checkpoints"]
     assert files[0] == files[1]
 
 
-def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    told = learn(ldm, "--method", "inversion", "--prior", 0, "--out", "word", "--json")
+def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, learn: Ldm) -> None:
+    told = learn("--method", "inversion", "--prior", 0, "--out", "word", "--json")
     assert told.status == 0, told
     result = json.loads(told.out.splitlines()[-1])["result"]
     assert [Path(f).name for f in result["files"]] == ["zwx-circle-word.safetensors"]
@@ -125,24 +128,24 @@ def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, photos: Path, tmp_pa
     assert drawn.status == 0, drawn.err
 
 
-def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    told = learn(ldm, "--dry-run", "--json")
+def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(learn: Ldm, tmp_path: Path) -> None:
+    told = learn("--dry-run", "--json")
     assert told.status == 0 and told.json["steps"] == 6 and told.json["cost"]["training"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_a_start_that_failed_may_be_mended_and_a_report_is_whole_without_what_memory_did_not_allow(
-    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learn: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from train.personal.strengths import Pipeline
 
     def full(*args: Any, **more: Any) -> Pipeline:
         raise MemoryError
 
-    wrong = learn(ldm, "--size", 33)
+    wrong = learn("--size", 33)
     assert wrong.status == Code.USAGE and "32" in wrong.err
     monkeypatch.setattr(Pipeline, "load", full)
-    done = learn(ldm, "--size", 32, "--checkpoints", 1, "--prior", 0)
+    done = learn("--size", 32, "--checkpoints", 1, "--prior", 0)
     assert done.status == 0 and "The table of weights is not drawn for the report. Memory ran out." in done.err, done
     assert json.loads((tmp_path / "runs" / "zwx-circle" / "report.json").read_text())["weights"] == {}
 
@@ -182,11 +185,13 @@ def test_bad_input_is_said_and_nothing_is_left_behind(
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
-def test_one_photo_and_a_common_word_are_remarked_on(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
+def test_one_photo_and_a_common_word_are_remarked_on(
+    ldm: Ldm, photos: Path, quick_scenes: Path, tmp_path: Path
+) -> None:
     shutil.copytree(photos, tmp_path / "one")
     for path in sorted((tmp_path / "one").iterdir())[1:]:
         path.unlink()
-    done = ldm("personalize", "one", "--token", "red circle", "--model", "scenes", *SHORT, "--prior", 0)
+    done = ldm("personalize", "one", "--token", "red circle", "--model", quick_scenes, *SHORT, "--prior", 0)
     assert done.status == 0, done.err
     assert "one picture" in done.err and "knows 'red' already" in done.err
     report = json.loads((tmp_path / "runs" / "red-circle" / "report.json").read_text())
@@ -203,12 +208,12 @@ def test_a_figure_that_cannot_be_told_is_a_dash(capfd: pytest.CaptureFixture[str
 
 
 def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_left_out(
-    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ldm: Ldm, learn: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from train.personal import learn as module
 
     def pivotal(out: str, *more: object) -> Done:
-        return learn(ldm, "--method", "pivotal", "--steps", 2, "--checkpoints", 2, "--prior", 0, "--out", out, *more)
+        return learn("--method", "pivotal", "--steps", 2, "--checkpoints", 2, "--prior", 0, "--out", out, *more)
 
     monkeypatch.setattr(module, "best", lambda checkpoints: checkpoints[-1])
     both = pivotal("both", "--quiet")
@@ -223,19 +228,21 @@ def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_l
     assert drawn.status == 0, drawn.err
 
 
-def test_a_token_may_end_as_the_name_of_a_file_of_another_kind_does(ldm: Ldm, photos: Path, tmp_path: Path) -> None:
-    done = ldm("personalize", "photos", "--token", "my-word", "--model", "scenes", *SHORT, "--kind", "", "--quiet")
+def test_a_token_may_end_as_the_name_of_a_file_of_another_kind_does(
+    ldm: Ldm, photos: Path, quick_scenes: Path, tmp_path: Path
+) -> None:
+    done = ldm("personalize", "photos", "--token", "my-word", "--model", quick_scenes, *SHORT, "--kind", "", "--quiet")
     assert done.out.split() == ["runs/my-word/my-word.safetensors"], done
 
 
-def test_a_number_out_of_its_range_is_told_with_the_range(ldm: Ldm, photos: Path) -> None:
-    done = learn(ldm, "--rate", 3)
+def test_a_number_out_of_its_range_is_told_with_the_range(learn: Ldm) -> None:
+    done = learn("--rate", 3)
     assert done.status == Code.USAGE and "--rate cannot be '3.0'" in done.err, done
     assert "less than or equal to 1." in done.err
 
 
 def test_a_loss_that_is_no_number_is_told_in_the_words_of_this_command(
-    ldm: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learn: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = SubjectTask.loss
 
@@ -244,11 +251,11 @@ def test_a_loss_that_is_no_number_is_told_in_the_words_of_this_command(
         return loss * float("nan"), figures
 
     monkeypatch.setattr(SubjectTask, "loss", burst)
-    done = learn(ldm)
+    done = learn()
     assert done.status == Code.NUMERIC and "--rate" in done.err and "optim." not in done.err, done
     assert not list((tmp_path / "runs").rglob("zwx-circle.safetensors"))
     monkeypatch.setattr(SubjectTask, "loss", real)
-    done = learn(ldm)  # the same command goes on
+    done = learn()  # the same command goes on
     assert done.status == 0 and "Step 3 at weight 0.5 is not drawn" in done.err, done
     report = json.loads((tmp_path / "runs" / "zwx-circle" / "report.json").read_text())
     assert list(report["weights"]) == ["6"]

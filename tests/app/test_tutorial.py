@@ -14,6 +14,7 @@ LESS = {
     "train": ("run.steps=2", "run.batch=8", "run.save=2", "run.preview=2", "run.evaluate=2", "data.validation=8"),
     "personalize": ("--steps", "2", "--checkpoints", "1", "--prior", "4", "--batch", "2", "--prompt", "{}",
                     "--unrelated", "dog face"),
+    "generate": ("--steps", "4"),
 }  # fmt: skip
 MOST = {"data": 60, "generate": 1}  # pictures
 

@@ -58,7 +58,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def test_of_two_at_once_exactly_one_wins(tmp_path: Path, torture: int) -> None:
-    for turn in range(min(4 * torture, 20)):
+    for turn in range(min(2 * torture, 20)):
         folder = tmp_path / str(turn)
         folder.mkdir()
         moment = time.time() + 0.4

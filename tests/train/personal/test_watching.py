@@ -24,13 +24,14 @@ from train.trainer import Trainer
 
 
 @pytest.fixture
-def wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wish:
+def wish(tmp_path: Path, quick_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Wish:
     monkeypatch.setattr(strengths, "WEIGHTS", (1.0,))
     (tmp_path / "photos").mkdir()
     for how in range(5):
         draw_character(character(1), pose(how), 64).save(tmp_path / "photos" / f"{how}.png")
-    return Wish(photos=tmp_path / "photos", token="zwx circle", model="scenes", steps=4, checkpoints=2, prior=0,
-                batch=2, prompts=("{}", "{} red"), unrelated=("a blue square",), out=tmp_path / "out")  # fmt: skip
+    return Wish(photos=tmp_path / "photos", token="zwx circle", model=str(quick_scenes), steps=4, checkpoints=2,
+                prior=0, batch=2, prompts=("{}", "{} red"), unrelated=("a blue square",),
+                out=tmp_path / "out")  # fmt: skip
 
 
 def test_a_stop_while_it_looks_loses_nothing_of_the_training(wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
