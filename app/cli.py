@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from app import commands, commands_adapter, commands_compare, commands_personal, errors
+from app import commands, commands_adapter, commands_compare, commands_personal, commands_serve, errors
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
@@ -35,6 +35,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("personalize", commands_personal.personalize, "Teach a model your own subject from a few photos."),
     Entry("compare", commands_compare.compare, "Compare families of generative models on your pictures."),
     Entry("evaluate", commands_compare.evaluate, "Measure a model or a folder of pictures against a data set."),
+    Entry("serve", commands_serve.serve, "Make pictures for other programs, over HTTP."),
     Entry("data", commands.data, "Look at a set of pictures before training on it."),
     Entry("doctor", commands.doctor, "Check this installation."),
     Entry("config", commands.config, "Check and show configuration files."),

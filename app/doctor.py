@@ -66,6 +66,7 @@ def examine(outputs: Path) -> Iterator[Check]:
     )
     yield fits
     yield from health.devices()
+    yield server_limits()
     if fits.state == "fail":
         yield Check("self-test", "warn", "not run, because torch and torchvision do not fit", "mend them first")
     else:
@@ -95,6 +96,13 @@ def self_test(steps: int = 4) -> Check:
         return Check("self-test", "fail", "the picture is flat", "report it with the output of ldm doctor --json")
     height, width = rgb.shape[:2]
     return Check("self-test", "ok", f"a {width}x{height} picture in {steps} steps, {seconds:.1f} s with loading")
+
+
+def server_limits() -> Check:
+    """What `ldm serve` does for one caller at most."""
+    from app.server.limits import Limits
+
+    return Check("ldm serve", "ok", str(Limits()))
 
 
 def _requirements() -> list[str]:

@@ -10,10 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ldm.config.explain import explain
 from ldm.diffusion.level import Kind
 from ldm.diffusion.schedule import SPACINGS, Spacing
 from ldm.diffusion.solver import SOLVERS
@@ -37,7 +35,7 @@ from pipelines.making import Making, guidance_of
 from pipelines.recipe import ModelId
 from pipelines.request import Request
 from pipelines.steps import Result, Step
-from pipelines.suited import settled
+from pipelines.suited import request_of, settled
 
 # The stock default of SD 1.x (PNDM) averages raw outputs and does not fit the loop; DPM++ 2M needs fewer steps anyway.
 DEFAULT_SOLVERS = {
@@ -227,6 +225,12 @@ class Pipeline:
         check_request(refiner.parts, refiner.network.kind, request)
         return refiner
 
+    def beside(self) -> Iterator[nn.Module]:
+        """What was loaded beside the model so far: controls and refiners."""
+        yield from (network for _, network in self._controls.values())
+        for refiner in self._refiners.values():
+            yield from (refiner.parts.unet, refiner.parts.vae, *(tower for _, tower in refiner.parts.towers))
+
     def preview(self, clean: Tensor) -> list[np.ndarray]:
         """Rough pictures of latents: by the model's tiny decoder, else by a linear map fitted to its autoencoder."""
         if self._preview is None:
@@ -244,15 +248,6 @@ class Pipeline:
             if "/" not in name and folder.is_dir():
                 return str(folder)
         return name
-
-
-def request_of(prompt: str, fields: dict[str, Any]) -> Request:
-    """A request of a prompt and fields; what is wrong is told as everywhere, with the name that was meant."""
-    given = {"prompt": prompt, **fields}
-    try:
-        return Request(**given)
-    except ValidationError as error:
-        raise explain(error, Request, given, lambda path: "in the call") from None
 
 
 def pil(picture: Picture) -> Image.Image:

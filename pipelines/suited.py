@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from ldm.config.explain import explain
 from ldm.errors import LdmError
 from ldm.models.prompt import tagged
 from ldm.store.find import find_adapter, find_tagged
 from ldm.store.sampling import read_sampling
+from pipelines.request import Request
 
 
 def settled(model: Path, prompt: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +38,15 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, dict) and isinstance(made.get(name), dict)
         made[name] = merged(made[name], value) if both else value
     return made
+
+
+def request_of(prompt: str, fields: dict[str, Any]) -> Request:
+    """A request of a prompt and fields; what is wrong is told as everywhere, with the name that was meant."""
+    given = {"prompt": prompt, **fields}
+    try:
+        return Request(**given)
+    except ValidationError as error:
+        raise explain(error, Request, given, lambda path: "in the call") from None
 
 
 def _said(value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ldm.errors import Code, LdmError
 from ldm.store.write import remove, sync
+from train.lock import alive
 
 
 def put(stage: Path, goal: Path) -> None:
@@ -65,13 +66,3 @@ def check_owner(path: Path) -> None:
         "A run is resumed only from what you wrote yourself.",
         "Choose another run.out, or make it yours if you trust its content (`chown -R`).",
     )
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # alive, and not ours to signal
-        return True
-    return True

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any
 
 from ldm.errors import Code, LdmError
-from train.disk import alive
 
 log = logging.getLogger("train.lock")
 NAME = ".lock"
@@ -151,3 +150,13 @@ def _unopened(path: Path, error: OSError) -> LdmError:
         f"The system says of {path.name}: {error.strerror or error}.",
         "Choose a folder that you may write into as run.out, or remove that file if no run is active.",
     )
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # alive, and not ours to signal
+        return True
+    return True

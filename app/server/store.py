@@ -162,6 +162,12 @@ class Jobs:
             )
             return done.rowcount == 1
 
+    def withdraw(self, name: str) -> bool:
+        """A job that has not begun never will; whether it had not."""
+        with self._whole():
+            cancelled = "update jobs set state='cancelled', ended=? where id=? and state='queued'"
+            return self._db.execute(cancelled, (time.time(), name)).rowcount == 1
+
     def again(self) -> int:
         """What ran when the server ended is queued again, with the turn that it had; how many jobs that is."""
         with self._whole():
@@ -183,6 +189,11 @@ class Jobs:
         """How many jobs are in each state."""
         with self._lock:
             return dict(self._db.execute("select state, count(*) from jobs group by state").fetchall())
+
+    def pictures(self) -> int:
+        """Finished pictures of all jobs."""
+        with self._lock:
+            return int(self._db.execute("select count(*) from pictures where not partial").fetchone()[0])
 
     def ahead(self, name: str) -> int:
         """Jobs whose turn comes before that of a waiting one."""

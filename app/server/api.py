@@ -1,0 +1,210 @@
+"""/v1: jobs, their events and pictures, uploads, and what there is to make pictures with."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app.server.asking import Ask, own_side
+from app.server.hub import Event
+from app.server.reading import asked_of, picture_of
+from app.server.service import Service, waited
+from app.server.store import Job, State
+from ldm.errors import Code, LdmError
+from ldm.store.describe import describe
+from ldm.store.find import whose
+
+KEEP_ALIVE = 10.0  # seconds between two signs of life of a stream
+LONGEST_WAIT = 60.0  # seconds that a result is waited for
+CHUNK = 1 << 16
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Serving = Annotated[Service, Depends(service_of)]
+router = APIRouter(prefix="/v1")
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": Ask.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "description": "The request as JSON in `request`; pictures in parts named image, mask, "
+                    "controls.0.image, ...",
+                    "properties": {"request": {"type": "string"}, "image": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+PICTURE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+        },
+    }
+}
+
+
+@router.post("/jobs", status_code=202, tags=["jobs"], summary="Ask for pictures", openapi_extra=BODY)
+async def submit(request: Request, service: Serving) -> JSONResponse:
+    """Answers at once; the pictures come in their turn."""
+    given = await asked_of(request, service.uploads)
+    job = await run_in_threadpool(service.submit, given, client_of(request))
+    return JSONResponse(service.told(job), 202, {"Location": f"/v1/jobs/{job.id}"})
+
+
+@router.get("/jobs", tags=["jobs"], summary="Jobs, the newest first")
+def listed(
+    service: Serving,
+    state: Annotated[list[State] | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: str | None = None,
+) -> dict[str, Any]:
+    """`before` is the id of the last one that was shown."""
+    jobs = service.jobs.list(tuple(state or ()), limit, before)
+    return {"jobs": [service.told(job) for job in jobs], "counts": service.jobs.counts()}
+
+
+@router.get("/jobs/{job}", tags=["jobs"], summary="A job")
+def shown(service: Serving, job: str) -> dict[str, Any]:
+    return service.told(service.jobs.job(job))
+
+
+@router.get("/jobs/{job}/events", tags=["jobs"], summary="How a job goes on, as server-sent events")
+async def events(service: Serving, job: str, previews: bool = False) -> StreamingResponse:
+    """`job` first, then `progress`, `preview` (where asked for), `picture`, and at last `end`."""
+    await run_in_threadpool(service.jobs.job, job)
+    return StreamingResponse(_events(service, job, previews), media_type="text/event-stream")
+
+
+@router.post("/jobs/{job}/cancel", tags=["jobs"], summary="End a job")
+def cancelled(service: Serving, job: str, keep: bool = True) -> dict[str, Any]:
+    """Before its next step; `keep`: pictures under way are kept as far as they are."""
+    return service.told(service.cancel(job, keep))
+
+
+@router.get("/jobs/{job}/result", tags=["jobs"], summary="What came of a job: a PNG, or a ZIP of several")
+async def result(service: Serving, job: str, wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT)] = 0.0) -> Response:
+    """Waits up to `wait` seconds for its end."""
+    ended = await waited(service, job, wait)
+    if ended.state in ("queued", "running"):
+        what, why = f"Job {ended.id} is not done.", f"It is {ended.state}."
+        raise LdmError(Code.DIFFERENT, what, why, "Ask again later, or with wait=60.")
+    if not ended.pictures:
+        told = ended.error or {"what": f"Job {ended.id} was {ended.state}.", "why": "It has no picture.", "fix": ""}
+        raise LdmError(Code.FILE, told["what"], told["why"], told["fix"])
+    if len(ended.pictures) == 1:
+        return _png(service, ended, ended.pictures[0].place)
+    return StreamingResponse(_zipped(service, ended), media_type="application/zip")
+
+
+@router.get("/jobs/{job}/pictures/{place}", tags=["jobs"], summary="A picture, with its recipe inside")
+def picture(service: Serving, job: str, place: int) -> FileResponse:
+    return _png(service, service.jobs.job(job), place)
+
+
+@router.post("/uploads", status_code=201, tags=["pictures"], summary="Bring a picture", openapi_extra=PICTURE_BODY)
+async def upload(request: Request, service: Serving) -> dict[str, Any]:
+    """Its id stands for it in requests."""
+    kept = await picture_of(request, service.uploads)
+    return {"id": kept.id, "width": kept.width, "height": kept.height}
+
+
+@router.get("/models", tags=["here"], summary="Models, and the controls that fit each")
+def models(service: Serving) -> dict[str, Any]:
+    found = service.catalog.models()
+    return {
+        "models": [
+            {"name": name, "side": own_side(path), "controls": sorted(service.catalog.controls(name))}
+            for name, path in found.items()
+        ]
+    }
+
+
+@router.get("/adapters", tags=["here"], summary="Adapters and embeddings")
+def adapters(service: Serving) -> dict[str, Any]:
+    found = {name: (path, describe(path)) for name, path in service.catalog.adapters().items()}
+    return {
+        "adapters": [
+            {
+                "name": name,
+                "kind": told.kind,
+                "family": told.family,
+                "model": whose(name),
+                "word": told.metadata.get("modelspec.trigger_phrase"),
+            }
+            for name, (_, told) in found.items()
+        ]
+    }
+
+
+@router.get("/limits", tags=["here"], summary="What is done for one caller at most")
+def limits(service: Serving) -> dict[str, Any]:
+    return service.limits.model_dump()
+
+
+def client_of(request: Request) -> str:
+    """Whose turns are counted together: an address, and a name that a caller may give."""
+    address = request.client.host if request.client else ""
+    return f"{address} {request.headers.get('x-client', '')[:64]}".strip()
+
+
+def _png(service: Service, job: Job, place: int) -> FileResponse:
+    path = service.gallery.path(job, place)
+    return FileResponse(path, media_type="image/png", filename=path.name, content_disposition_type="inline")
+
+
+def _zipped(service: Service, job: Job) -> Iterator[bytes]:
+    """All pictures of a job; the file has no name, so that nothing is left of it."""
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for made in job.pictures:
+                archive.write(service.gallery.folder / made.file, made.file)
+        file.seek(0)
+        yield from _chunks(file)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK):
+        yield chunk
+
+
+async def _events(service: Service, name: str, previews: bool) -> AsyncIterator[str]:
+    event: Event | None = None
+    with service.hub.listener(name, previews) as listener:  # before the first look, so that nothing falls between
+        job = await run_in_threadpool(service.jobs.job, name)
+        yield _event("job", service.told(job))
+        if job.state not in ("queued", "running"):
+            yield _event("end", {"state": job.state} | ({} if job.error is None else {"error": dict(job.error)}))
+            return
+        while event is None or event.kind != "end":
+            event = await listener.next(KEEP_ALIVE)
+            if event is None:
+                yield ": still here\n\n"
+                continue
+            data = dict(event.data)
+            if isinstance(data.get("png"), bytes):
+                data["png"] = base64.b64encode(data["png"]).decode()
+            yield _event(event.kind, data)
+
+
+def _event(kind: str, data: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,93 @@
+"""What a server offers, by name. A name is looked up in a list; it never becomes a path."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.errors import Code, LdmError
+from ldm.store.describe import describe
+from ldm.store.find import (
+    controls_inside,
+    fetched,
+    fetched_ids,
+    find_model,
+    shipped,
+    shipped_adapters,
+    shipped_beside,
+    whose,
+)
+from ldm.store.header import printable
+
+SHOWN = 12  # names in an error
+MODELS = ("model folder", "single file")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The models and adapters that ship, those that were pulled, and those in two folders of the user's."""
+
+    models_folder: Path | None = None  # each folder or file in it is a model or a control
+    adapters_folder: Path | None = None  # each file in it is an adapter or an embedding
+
+    def models(self) -> dict[str, Path]:
+        """Whatever pictures can be made with."""
+        own = {name: path for name, path in self._own(self.models_folder).items() if _kind(path) in MODELS}
+        pulled = {name: path for name in fetched_ids() if (path := fetched(name)) is not None}
+        return {name: find_model(name) for name in shipped()} | pulled | own
+
+    def controls(self, model: str | None = None) -> dict[str, Path]:
+        """Controls by name: those inside the model under their short names too."""
+        own = {name: path for name, path in self._own(self.models_folder).items() if _kind(path) == "controlnet"}
+        beside = {name: find_model(name) for name in shipped_beside() if model is None or whose(name) == model}
+        found = {name: path for name, path in beside.items() if _kind(path) == "controlnet"} | own
+        home = None if model is None else self.model(model)
+        inside = {name: path for name, path in controls_inside().items() if home is None or path.parent == home}
+        return found | inside
+
+    def adapters(self) -> dict[str, Path]:
+        """Adapters and embeddings by the names of their files."""
+        return shipped_adapters() | self._own(self.adapters_folder, only_files=True)
+
+    def model(self, name: str) -> Path:
+        return _named("model", name, self.models())
+
+    def control(self, name: str, model: str) -> Path:
+        return _named("control", name, self.controls(model))
+
+    def adapter(self, name: str) -> Path:
+        return _named("adapter", name, self.adapters())
+
+    @staticmethod
+    def _own(folder: Path | None, only_files: bool = False) -> dict[str, Path]:
+        """What lies in a folder of the user's; hidden files and what leads out of it do not."""
+        if folder is None or not folder.is_dir():
+            return {}
+        home = folder.resolve()
+        there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        inside = [path for path in there if path.resolve().is_relative_to(home)]
+        files = {path.stem: path for path in inside if path.is_file() and path.suffix == ".safetensors"}
+        folders = {path.name: path for path in inside if path.is_dir() and any(path.glob("*.json"))}
+        return files if only_files else files | folders
+
+
+def _named(what: str, name: str, there: dict[str, Path]) -> Path:
+    if name in there:
+        return there[name]
+    near = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
+    names = ", ".join(list(there)[:SHOWN]) + (", ..." if len(there) > SHOWN else "")
+    raise LdmError(
+        Code.USAGE,
+        f"There is no {what} {printable(name[:80])!r} here.",
+        f"This server has {names or 'none'}.",
+        f"Use {near[0]} if that is what you mean." if near else "Use one of those names.",
+    )
+
+
+def _kind(path: Path) -> str:
+    """`model folder`, `controlnet`, ...: as its headers tell."""
+    try:
+        return describe(path).kind
+    except (LdmError, OSError):
+        return "unreadable"

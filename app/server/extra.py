@@ -1,0 +1,17 @@
+"""What `ldm serve` needs besides the core: the extra `ui`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ldm.errors import Code, LdmError
+
+NEEDED = ("fastapi", "greenlet", "multipart", "prometheus_client", "uvicorn")
+
+
+def needed() -> None:
+    """Says how to get what is missing."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        why = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed."
+        raise LdmError(Code.USAGE, "ldm serve needs the extra ui.", why, "Run pip install 'ldm[ui]'.")

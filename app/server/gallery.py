@@ -1,0 +1,60 @@
+"""The pictures of a server: one PNG for each, with its recipe inside, named after its job and its place there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.server.store import Job, Made
+from ldm.errors import Code, LdmError
+from ldm.images import save_image
+from pipelines.recipe import Recipe, chunks, read_recipe
+
+if TYPE_CHECKING:
+    from pipelines.steps import Result
+
+
+class Gallery:
+    """A file appears whole; one that a server left without telling of it is found again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, job: str, place: int, result: Result) -> Made:
+        """Writes a picture; a partial one has another name than the finished one."""
+        recipe, partial = result.recipe, result.recipe.partial
+        path = self.folder / _name(job, place, partial)
+        if not path.exists():  # else its server ended before it could tell of it, and it is the same picture
+            save_image(result.picture, path, text=chunks(recipe, False, result.picture.text))
+        return Made(place, path.name, _told(recipe, result.picture.size), partial)
+
+    def left(self, job: Job) -> list[Made]:
+        """Finished pictures of a job that nobody told the store of."""
+        found = []
+        for place in job.missing:
+            path = self.folder / _name(job.id, place, False)
+            if path.is_file():
+                recipe = read_recipe(path)
+                found.append(Made(place, path.name, _told(recipe, (recipe.width, recipe.height)), False))
+        return found
+
+    def path(self, job: Job, place: int) -> Path:
+        """The file of a picture of a job."""
+        for made in job.pictures:
+            if made.place == place:
+                return self.folder / made.file
+        what = f"Job {job.id} has no picture {place}."
+        why = f"It has {len(job.pictures)} of {job.count} so far."
+        raise LdmError(Code.FILE, what, why, "Wait for it, or ask for another.")
+
+
+def _name(job: str, place: int, partial: bool) -> str:
+    return f"{job}-{place:04d}{'-partial' if partial else ''}.png"
+
+
+def _told(recipe: Recipe, size: tuple[int, int]) -> Mapping[str, Any]:
+    return {
+        "seed": recipe.seed, "width": size[0], "height": size[1], "steps": recipe.steps,
+        "pixels": recipe.pixels, "notes": list(recipe.notes),
+    }  # fmt: skip

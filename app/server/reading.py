@@ -1,0 +1,101 @@
+"""The body of a request: JSON, or a form of JSON and files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from pydantic_core import from_json
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from app.server.guard import RefusedError
+from app.server.uploads import Upload, Uploads
+from ldm.errors import Code, LdmError
+
+PART = "request"  # of a form: the request as JSON; the other parts are pictures, named by where they belong
+FILES, FIELDS = 16, 16  # parts of a form
+
+
+async def asked_of(request: Request, uploads: Uploads) -> dict[str, Any]:
+    """The request that a body holds, its pictures uploaded on the way."""
+    kind = _kind(request)
+    if kind == "application/json":
+        return _object(await request.body())
+    if kind != "multipart/form-data":
+        raise _unread(kind, "application/json or multipart/form-data")
+    form = await _form(request)
+    given = _object(str(form.pop(PART, "{}")).encode("utf-8", "replace"))
+    for name, value in form.items():
+        if not isinstance(value, UploadFile):
+            raise LdmError(
+                Code.USAGE,
+                f"The part {name[:40]!r} is no file.",
+                f"A form has one part {PART!r} with JSON, and files.",
+                f"Put it into {PART!r}.",
+            )
+        place, key = _place(given, name)
+        place[key] = (await _kept(value, uploads)).id
+    return given
+
+
+async def picture_of(request: Request, uploads: Uploads) -> Upload:
+    """The one picture of a body: the body itself, or the file of a form."""
+    kind = _kind(request)
+    if kind == "multipart/form-data":
+        files = [part for part in (await _form(request)).values() if isinstance(part, UploadFile)]
+        if len(files) != 1:
+            why = "One picture is taken at a time."
+            raise LdmError(Code.USAGE, f"The form has {len(files)} files.", why, "Send one file.")
+        return await _kept(files[0], uploads)
+    if not kind.startswith("image/") and kind != "application/octet-stream":
+        raise _unread(kind, "a picture (image/png, ...) or multipart/form-data")
+    data = await request.body()
+    return await run_in_threadpool(uploads.add, data)
+
+
+async def _form(request: Request) -> dict[str, UploadFile | str]:
+    try:
+        return dict(await request.form(max_files=FILES, max_fields=FIELDS, max_part_size=1 << 20))
+    except HTTPException as error:
+        said = str(error.detail).rstrip(".")
+        raise LdmError(Code.USAGE, "The form cannot be read.", f"{said}.", "Send fewer parts, or JSON.") from error
+
+
+async def _kept(file: UploadFile, uploads: Uploads) -> Upload:
+    return await run_in_threadpool(uploads.add, await file.read())
+
+
+def _place(given: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """Where a file belongs: `image`, `mask`, or `controls.0.image`."""
+    *path, key = name.split(".")
+    at: Any = given
+    try:
+        for part in path:
+            at = at[int(part) if isinstance(at, list) else part]
+        if key not in ("image", "mask") or not isinstance(at, dict):
+            raise KeyError(key)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        why = "A file is called image, mask, controls.0.image or controls.0.mask."
+        fix = "Name it after the place in the request where it belongs."
+        raise LdmError(Code.USAGE, f"There is no place for the file {name[:40]!r}.", why, fix) from error
+    return at, key
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        told = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise LdmError(Code.USAGE, "The body is no JSON.", f"{error}.", "Send an object: {...}.") from error
+    if not isinstance(told, dict):
+        raise LdmError(Code.USAGE, "The body is no JSON object.", "A request has named fields.", "Send {...}.")
+    return told
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _unread(kind: str, wanted: str) -> RefusedError:
+    return RefusedError(415, f"{kind[:60] or 'No type'!r} is not read here.", f"It takes {wanted}.", "Change the type.")

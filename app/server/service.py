@@ -1,0 +1,134 @@
+"""Everything that a server can do, without HTTP: the page and every API are doors to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.server.asking import Understanding
+from app.server.catalog import Catalog
+from app.server.decoding import Decoder
+from app.server.gallery import Gallery
+from app.server.hub import Event, Hub
+from app.server.limits import Limits
+from app.server.store import Job, Jobs
+from app.server.uploads import Uploads
+from app.server.worker import Worker
+from train.lock import Lock
+
+if TYPE_CHECKING:
+    from app.server.together import Together
+
+JOBS, PICTURES, UPLOADS = "jobs.sqlite", "pictures", "uploads"  # in the folder of a server
+SECONDS = 5.0  # that a job is thought to take, before any has been made
+
+
+@dataclass(frozen=True)
+class Service:
+    """Every method may be called from any thread; none waits for a model."""
+
+    limits: Limits
+    catalog: Catalog
+    uploads: Uploads
+    jobs: Jobs
+    gallery: Gallery
+    hub: Hub
+    understanding: Understanding
+    worker: Worker
+
+    def submit(self, given: Mapping[str, Any], client: str) -> Job:
+        """A request that is understood, in the queue."""
+        told = self.understanding(given)
+        job = self.jobs.submit(client, told.kind, told.asked, told.request.count, told.work)
+        self.worker.wake()
+        return job
+
+    def cancel(self, name: str, keep: bool = True) -> Job:
+        """Ends a job; what has ended stays as it is. With `keep`, pictures under way are kept as far as they are."""
+        self.jobs.job(name)
+        if self.jobs.withdraw(name):
+            self.hub.tell(name, Event("end", {"state": "cancelled"}))
+        elif self.jobs.job(name).state == "running":
+            self.worker.cancel(name, keep)
+        return self.jobs.job(name)
+
+    def seconds(self) -> float:
+        """What a job took, of those that ended last."""
+        ended = [job for job in self.jobs.list(("done",), 20) if job.started and job.ended]
+        return sum((job.ended or 0) - (job.started or 0) for job in ended) / len(ended) if ended else SECONDS
+
+    def told(self, job: Job) -> dict[str, Any]:
+        """A job as JSON; pictures by the addresses that they have here."""
+        home = f"/v1/jobs/{job.id}"
+        told: dict[str, Any] = {
+            "id": job.id, "state": job.state, "request": dict(job.asked), "count": job.count,
+            "created": job.created, "started": job.started, "ended": job.ended,
+            "pictures": [
+                {"place": made.place, "url": f"{home}/pictures/{made.place}", "partial": made.partial, **made.told}
+                for made in job.pictures
+            ],
+        }  # fmt: skip
+        if job.state == "queued":
+            told["ahead"] = self.jobs.ahead(job.id)
+        if job.state == "running" and (progress := self.hub.last(job.id)) is not None:
+            told["progress"] = dict(progress)
+        return told | ({} if job.error is None else {"error": dict(job.error)})
+
+
+@contextmanager
+def opened(
+    folder: Path,
+    limits: Limits,
+    *,
+    models: Path | None = None,
+    adapters: Path | None = None,
+    memory: float | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Iterator[Service]:
+    """A service with its worker; one at a time in a folder. What ran when the last one ended is queued again."""
+    with ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(Lock(folder))
+        jobs = Jobs(folder / JOBS, limits.waiting)
+        stack.callback(jobs.close)
+        jobs.again()
+        decoder = Decoder(limits.input_pixels)
+        stack.callback(decoder.close)
+        catalog, uploads, hub = Catalog(models, adapters), Uploads(folder / UPLOADS, decoder), Hub()
+        understanding = Understanding(catalog, uploads, limits)
+        gallery = Gallery(folder / PICTURES)
+
+        def together() -> Together:
+            from app.server.shelf import Shelf
+            from app.server.together import Together
+
+            shelf = Shelf(half_of_memory() if memory is None else memory, device, dtype)
+            return Together(jobs, understanding, shelf, gallery, hub)
+
+        worker = Worker(jobs, together)
+        worker.start()
+        stack.callback(worker.stop)
+        yield Service(limits, catalog, uploads, jobs, gallery, hub, understanding, worker)
+
+
+def half_of_memory() -> float:
+    import psutil
+
+    return float(psutil.virtual_memory().total) / 2
+
+
+async def waited(service: Service, name: str, seconds: float) -> Job:
+    """The job when it has ended, or as it is after these seconds."""
+    until = time.monotonic() + seconds
+    with service.hub.listener(name) as listener:
+        job = await asyncio.to_thread(service.jobs.job, name)
+        while job.state in ("queued", "running") and (left := until - time.monotonic()) > 0:
+            if (event := await listener.next(left)) is not None and event.kind == "end":
+                break
+        return await asyncio.to_thread(service.jobs.job, name)

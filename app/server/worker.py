@@ -1,0 +1,78 @@
+"""The one thread that owns the models. It brings in what is heavy itself, so that a server answers from the start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event as Flag
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+
+from app.server.store import Jobs
+
+if TYPE_CHECKING:
+    from app.server.together import Together
+
+log = logging.getLogger("ldm.server")
+REST = 0.5  # seconds between two looks at an empty queue, where nobody wakes it
+
+
+class Worker:
+    """`start` it; `wake` it when a job is there; `cancel` a job; `stop` it between two steps."""
+
+    def __init__(self, jobs: Jobs, together: Callable[[], Together]) -> None:
+        self.jobs = jobs
+        self.together: Together | None = None  # until it has been brought in
+        self.busy_seconds = 0.0
+        self._begin = together
+        self._unwanted: dict[str, bool] = {}  # jobs to end -> whether what is under way is kept
+        self._awake, self._ending, self._lock = Flag(), Flag(), Lock()
+        self._thread = Thread(target=self._work, name="ldm-worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 60.0) -> None:
+        """After the step under way; what ran goes on when the server is started again."""
+        self._ending.set()
+        self.wake()
+        self._thread.join(seconds)
+
+    def wake(self) -> None:
+        self._awake.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def cancel(self, name: str, keep: bool) -> None:
+        """Ends a job before its next step; with `keep` the pictures under way are kept as far as they are."""
+        with self._lock:
+            self._unwanted[name] = keep
+        self.wake()
+
+    def _work(self) -> None:
+        try:
+            self.together = together = self._begin()
+        except Exception:  # nothing can be made, and /healthz says so
+            log.exception("the worker could not begin")
+            return
+        while not self._ending.is_set():
+            self._awake.clear()
+            if (job := self.jobs.next()) is None:
+                self._no_more_wanted()  # what is not running needs no end
+                self._awake.wait(REST)
+                continue
+            began = time.monotonic()
+            try:
+                together.make(job, self._ending.is_set, self._no_more_wanted)
+            except Exception as error:  # the thread goes on whatever happens: nobody else could
+                log.exception("the worker failed")
+                together.fail(error)
+            self.busy_seconds += time.monotonic() - began
+
+    def _no_more_wanted(self) -> dict[str, bool]:
+        with self._lock:
+            unwanted, self._unwanted = self._unwanted, {}
+        return unwanted
