@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
@@ -50,14 +51,25 @@ class TerminatedError(KeyboardInterrupt):
     """A SIGTERM: it ends a command as Ctrl-C does, with a status of its own."""
 
 
+@contextmanager
+def stops_told() -> Iterator[None]:
+    """What typer would turn into an exit status without a word is said, wherever in the command line it comes."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise StoppedError from error
+
+
 class CommandTable(TyperGroup):
     """Names and help come from the table; a command is built when its name is called."""
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with stops_told():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with stops_told():
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise StoppedError from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [entry.name for entry in COMMANDS]

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 
 from app import cli, errors
 from app.cli import COMMANDS, run
@@ -265,3 +266,17 @@ def test_completion_knows_commands_and_options() -> None:
 def test_running_twice_in_one_process_leaves_nothing_behind(ldm: Ldm) -> None:
     assert run(["--version"]) == run(["--version"]) == 0
     assert json.loads(ldm("generate", "--json").out)["error"]["exit"] == 2
+
+
+@pytest.mark.parametrize("where", ["make_context", "invoke"])
+def test_a_signal_is_told_wherever_it_comes(
+    where: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While words are understood, too: typer has an exit status of its own for that, and says nothing."""
+
+    def interrupted(*given: object, **more: object) -> None:
+        raise cli.TerminatedError
+
+    monkeypatch.setattr(TyperGroup, where, interrupted)
+    assert cli.run(["models", "list"]) == 143
+    assert capfd.readouterr().err == "stopped\n"
