@@ -7,6 +7,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -15,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.server.asking import Ask, own_side
 from app.server.hub import Event
-from app.server.reading import asked_of, picture_of
+from app.server.reading import asked_of, client_of, picture_of
 from app.server.service import Service, waited
 from app.server.store import Job, State
 from ldm.errors import Code, LdmError
@@ -130,13 +131,16 @@ async def upload(request: Request, service: Serving) -> dict[str, Any]:
 
 @router.get("/models", tags=["here"], summary="Models, and the controls that fit each")
 def models(service: Serving) -> dict[str, Any]:
-    found = service.catalog.models()
-    return {
-        "models": [
-            {"name": name, "side": own_side(path), "controls": sorted(service.catalog.controls(name))}
-            for name, path in found.items()
-        ]
-    }
+    """`object`, `data` and the `id` of each are for clients of OpenAI."""
+    return {"object": "list", "data": [_model(service, name, path) for name, path in service.catalog.models().items()]}
+
+
+@router.get("/models/{name:path}", tags=["here"], summary="A model")
+def model(service: Serving, name: str) -> dict[str, Any]:
+    try:
+        return _model(service, name, service.catalog.model(name))
+    except LdmError as error:
+        raise LdmError(Code.FILE, error.what, error.why, error.fix) from error
 
 
 @router.get("/adapters", tags=["here"], summary="Adapters and embeddings")
@@ -161,10 +165,9 @@ def limits(service: Serving) -> dict[str, Any]:
     return service.limits.model_dump()
 
 
-def client_of(request: Request) -> str:
-    """Whose turns are counted together: an address, and a name that a caller may give."""
-    address = request.client.host if request.client else ""
-    return f"{address} {request.headers.get('x-client', '')[:64]}".strip()
+def _model(service: Service, name: str, path: Path) -> dict[str, Any]:
+    told = {"id": name, "object": "model", "created": int(path.stat().st_mtime), "owned_by": "ldm"}
+    return {**told, "side": own_side(path), "controls": sorted(service.catalog.controls(name))}
 
 
 def _png(service: Service, job: Job, place: int) -> FileResponse:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Request
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.server.guard import RefusedError
@@ -22,11 +22,11 @@ async def asked_of(request: Request, uploads: Uploads) -> dict[str, Any]:
     """The request that a body holds, its pictures uploaded on the way."""
     kind = _kind(request)
     if kind == "application/json":
-        return _object(await request.body())
+        return object_of(await request.body())
     if kind != "multipart/form-data":
         raise _unread(kind, "application/json or multipart/form-data")
-    form = await _form(request)
-    given = _object(str(form.pop(PART, "{}")).encode("utf-8", "replace"))
+    form = dict(await _form(request))
+    given = object_of(str(form.pop(PART, "{}")).encode("utf-8", "replace"))
     for name, value in form.items():
         if not isinstance(value, UploadFile):
             raise LdmError(
@@ -55,9 +55,22 @@ async def picture_of(request: Request, uploads: Uploads) -> Upload:
     return await run_in_threadpool(uploads.add, data)
 
 
-async def _form(request: Request) -> dict[str, UploadFile | str]:
+async def form_of(request: Request) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    """The texts of a form by name, and its files, of which several may have one name."""
+    if (kind := _kind(request)) != "multipart/form-data":
+        raise _unread(kind, "multipart/form-data")
+    texts, files = dict[str, str](), dict[str, list[bytes]]()
+    for name, value in (await _form(request)).multi_items():
+        if isinstance(value, UploadFile):
+            files.setdefault(name, []).append(await value.read())
+        else:
+            texts[name] = value
+    return texts, files
+
+
+async def _form(request: Request) -> FormData:
     try:
-        return dict(await request.form(max_files=FILES, max_fields=FIELDS, max_part_size=1 << 20))
+        return await request.form(max_files=FILES, max_fields=FIELDS, max_part_size=1 << 20)
     except HTTPException as error:
         said = str(error.detail).rstrip(".")
         raise LdmError(Code.USAGE, "The form cannot be read.", f"{said}.", "Send fewer parts, or JSON.") from error
@@ -83,7 +96,7 @@ def _place(given: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
     return at, key
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def object_of(data: bytes) -> dict[str, Any]:
     try:
         told = from_json(data, allow_inf_nan=False)
     except ValueError as error:
@@ -91,6 +104,12 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise LdmError(Code.USAGE, "The body is no JSON object.", "A request has named fields.", "Send {...}.")
     return told
+
+
+def client_of(request: Request) -> str:
+    """Whose turns are counted together: an address, and a name that a caller may give."""
+    address = request.client.host if request.client else ""
+    return f"{address} {request.headers.get('x-client', '')[:64]}".strip()
 
 
 def _kind(request: Request) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Service:
     hub: Hub
     understanding: Understanding
     worker: Worker
+    choices: dict[str, str] = field(default_factory=dict)  # of callers whose dialect has settings between calls
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
         """A request that is understood, in the queue."""

@@ -59,7 +59,7 @@ class Job:
     created: float
     started: float | None
     ended: float | None
-    error: Mapping[str, str] | None
+    error: Mapping[str, Any] | None
     pictures: tuple[Made, ...]
 
     @property
@@ -154,7 +154,7 @@ class Jobs:
 
     def end(self, name: str, state: State, error: LdmError | None = None) -> bool:
         """The job is over; whether it was not before: what has ended stays as it ended."""
-        told = None if error is None else json.dumps({"what": error.what, "why": error.why, "fix": error.fix})
+        told = None if error is None else json.dumps(error.as_dict())
         with self._whole():
             done = self._db.execute(
                 "update jobs set state=?, ended=?, error=? where id=? and state in ('queued', 'running')",

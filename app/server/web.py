@@ -9,12 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.server import api
+from app.server import a1111, a1111_controlnet, api, openai
 from app.server.api_docs import page
 from app.server.guard import Doors, Guard, RefusedError, refusal
 from app.server.metrics import metrics
 from app.server.problems import of_bug, of_http, of_ldm, problem
 from app.server.service import Service
+from app.server.waiting import GoneError
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
 
@@ -26,9 +27,11 @@ def app_of(service: Service) -> FastAPI:
     """Without a guard around it; `guarded` has one."""
     app = FastAPI(title=TITLE, version=__version__, summary=SUMMARY, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.include_router(api.router)
+    for router in (api.router, openai.router, a1111.router, a1111_controlnet.router):
+        app.include_router(router)
     app.add_exception_handler(LdmError, of_ldm)
     app.add_exception_handler(RefusedError, _of_refused)
+    app.add_exception_handler(GoneError, _of_nobody)
     app.add_exception_handler(RequestValidationError, _of_wrong)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(Exception, of_bug)
@@ -56,6 +59,11 @@ def guarded(service: Service, doors: Doors) -> Guard:
 async def _of_refused(request: Request, error: Exception) -> Any:
     assert isinstance(error, RefusedError)
     return refusal(error)
+
+
+async def _of_nobody(request: Request, error: Exception) -> Response:
+    """The caller has left: nothing is sent, for there is nobody to read it."""
+    return Response(status_code=499)
 
 
 async def _of_wrong(request: Request, error: Exception) -> JSONResponse:

@@ -135,9 +135,10 @@ def test_pictures_come_by_upload_by_form_and_in_the_request(http: httpx.Client) 
 
 
 def test_what_is_here_is_told(http: httpx.Client) -> None:
-    models = {told["name"]: told for told in http.get("/v1/models").json()["models"]}
-    assert models["emoji"] == {"name": "emoji", "side": 64, "controls": ["emoji-scribble"]}
-    assert models["scenes"] == {"name": "scenes", "side": 32, "controls": ["edges"]}
+    models = {told["id"]: told for told in http.get("/v1/models").json()["data"]}
+    assert (models["emoji"]["side"], models["emoji"]["controls"]) == (64, ["emoji-scribble"])
+    assert (models["scenes"]["side"], models["scenes"]["controls"]) == (32, ["edges"])
+    assert http.get("/v1/models/scenes").json() == models["scenes"]
     adapters = http.get("/v1/adapters").json()["adapters"]
     assert [(told["name"], told["kind"], told["model"]) for told in adapters] == [("emoji-fast", "lora", "emoji")]
     assert http.get("/v1/limits").json()["steps"] == 150
@@ -164,6 +165,7 @@ def test_the_documentation_needs_nobody_else(http: httpx.Client) -> None:
         ("GET", "/v1/jobs?state=sleeping", {}, 422, "state"),
         ("DELETE", "/v1/jobs", {}, 405, "DELETE"),
         ("GET", "/nothing", {}, 404, "docs"),
+        ("GET", "/v1/models/emojy", {}, 404, "Use emoji"),
         ("POST", "/v1/jobs", {"json": {"prompt": "a", "steps": 0}}, 422, "steps"),
         ("POST", "/v1/jobs", {"json": ["a"]}, 422, "object"),
         ("POST", "/v1/jobs", {"content": b"{", "headers": {"content-type": "application/json"}}, 422, "no JSON"),

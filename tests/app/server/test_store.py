@@ -119,8 +119,9 @@ def test_a_finished_picture_stands_in_the_place_of_a_partial_one_and_stays(jobs:
 
 def test_an_error_is_told_as_it_was(jobs: Jobs) -> None:
     job = submit(jobs, "a")
-    jobs.end(job.id, "failed", LdmError(Code.MODEL, "what", "why", "fix"))
-    assert jobs.job(job.id).error == {"what": "what", "why": "why", "fix": "fix"}
+    error = LdmError(Code.MODEL, "what", "why", "fix")
+    jobs.end(job.id, "failed", error)
+    assert jobs.job(job.id).error == error.as_dict()
 
 
 def test_lists_are_newest_first_and_go_on_where_the_last_ended(jobs: Jobs) -> None:
