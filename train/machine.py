@@ -57,7 +57,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that this process has held at most, on a CPU of the whole process.
+    """Bytes of the device's memory that this process has held at most, on a CPU of the whole process; 0: not known.
 
     Not by getrusage on Linux: that begins with what the process held that started this one.
     """

@@ -47,6 +47,12 @@ def manifold(made: Tensor, real: Tensor, near: int = 3, dense: int = 5) -> Manif
     )
 
 
+def covered_by_chance(made: int, real: int, dense: int = 5) -> float:
+    """The coverage that as many pictures of the data's own distribution reach: of a real picture's nearest neighbours
+    among both, it takes `dense` real ones before the first made one for it to stay uncovered."""
+    return 1 - (real / (real + made)) ** dense
+
+
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """[n,m] Euclidean, in fp64: of equal rows it is 1e-8 of their length at most, and a matrix product is fast."""
     return torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist")

@@ -215,3 +215,13 @@ def test_nothing_depends_on_numpys_chance() -> None:
     first = inception_score(normal(100, 5, 1).softmax(1), draws())
     np.random.seed(2)
     assert first == inception_score(normal(100, 5, 1).softmax(1), draws())
+
+
+@pytest.mark.parametrize("made", [100, 400])
+def test_coverage_of_the_same_distribution_grows_with_the_number_of_samples(made: int) -> None:
+    from ldm.metrics.manifold import covered_by_chance
+
+    draws = torch.Generator().manual_seed(0)
+    real = torch.randn(800, 6, generator=draws)
+    found = [manifold(torch.randn(made, 6, generator=draws), real).coverage.value for _ in range(8)]
+    assert sum(found) / 8 == pytest.approx(covered_by_chance(made, 800), abs=0.02)

@@ -68,7 +68,7 @@ def _trained(wish: Wish, cell: Cell, plan: Mapping[str, Any], stop: Stop) -> dic
             check_unchanged(wish, run.loader)
             run.fit()
             assert isinstance(run.task, FamilyTask)
-            known = {"begun": round(run.task.begun, 3), "memory": peak_memory(run.trainer.processes.device)}
+            known = {"begun": round(run.task.begun, 3), "memory": peak_memory(run.trainer.processes.device) or None}
         rewrite(cell.folder / TRAINING, json.dumps(known) + "\n", "Free some space.")
     story, path = read_story(cell.folder / RUN), cell.folder / TRAINING
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -85,11 +85,13 @@ def _trained(wish: Wish, cell: Cell, plan: Mapping[str, Any], stop: Stop) -> dic
 
 
 def _off_budget(wish: Wish, plan: Mapping[str, Any], seconds: float) -> list[str]:
-    """Steps are counted before the first one; a machine that is busier then, or later, makes them wrong."""
+    """Steps are counted before the first one, by a few of them: others take longer, or the machine is busier."""
     if "pace" not in plan or abs(seconds / wish.budget.count - 1) <= LENIENT:
         return []
     meant = wish.budget.count
-    return [f"trained for {seconds:.0f} s in place of {meant:.0f}: the machine was not as it had been measured"]
+    return [
+        f"trained for {seconds:.0f} s in place of {meant:.0f}: the few steps that were timed were not like the rest"
+    ]
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -104,7 +106,7 @@ def _judged(wish: Wish, cell: Cell, device: torch.device, stop: Stop) -> dict[st
     if not (path := cell.folder / SAMPLES).is_file():
         with staged(path) as stage:
             write_weights(stage, {"samples": samples, **between(stored, kept, device)}, {})
-    told: dict[str, Any] = {"drawn": len(samples), "draw_seconds": round(seconds / len(samples), 5)}
+    told: dict[str, Any] = {"drawn": len(samples), "draw_seconds": float(f"{seconds / len(samples):.4g}")}
     told["growth"] = round(scaling, 3)
     if len(samples) < wish.samples:
         told["capped"] = f"{len(samples)} of {wish.samples} samples in {wish.cap} s"

@@ -15,8 +15,8 @@ FIRST = ("kid", "fid", "precision", "recall", "coverage", "copies")  # the other
 READ = (
     "Nearest to the data first; rows that are not ranked are last. Under each figure is its "
     "interval. Bold is the best value of a column, by however little: where intervals overlap, it may be chance. "
-    "Held-out pictures show what real ones reach; where they are fewer than the samples, their FID is the higher for "
-    "it, and recall and coverage are the lower."
+    "Held-out pictures show what real ones reach; where they are not as many as the samples, compare with care: of "
+    "more pictures FID is lower, and recall and coverage are higher."
 )
 DENSITY = (
     "Bits of a density (simple families, flows, score, flow matching) are those of pictures with even noise within "
@@ -27,7 +27,7 @@ _LOWER = {"fid", "fid_infinity", "kid", "spectrum_db", "class_distance"}
 _UNRANKED = {"copies", "authentic"}  # warnings, in which the best is no merit
 _COSTS = {
     "parameters": "numbers that are learned",
-    "seconds a step": "of training",
+    "seconds a step": "of training, with the first reading of pictures",
     "at twice the side": "how much longer a step takes when the side of pictures doubles; 4 is the work of the pixels",
     "seconds trained": "with what is taken from data before the first step, and reading",
     "pictures seen": "in training, with repetitions",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm.metrics.interval import Estimate
+from ldm.metrics.manifold import covered_by_chance
 from train.compare.table import Row, estimate_of
 from train.compare.wish import Wish
 
@@ -15,11 +16,11 @@ Scale = Mapping[str, Any] | None  # what held-out pictures reach
 
 def unranked(wish: Wish, table: Sequence[Row], scale: Scale) -> dict[str, str]:
     """Reasons, by the names of rows: those that are not comparable, and those that fool the judge."""
-    real, found, like = reached(scale), dict[str, str](), comparable(wish, table)
+    found, like = dict[str, str](), comparable(wish, table)
     for row in table:
         if row not in like:
             found[row.name] = "" if row.drawn is None else f"only {row.drawn} samples: not ranked"
-        elif fooled(row, real):
+        elif fooled(row, scale):
             found[row.name] = "like no picture: not ranked"
     return found
 
@@ -34,10 +35,20 @@ def reached(scale: Scale) -> dict[str, Estimate]:
     return {} if scale is None else {name: estimate_of(one) for name, one in scale["figures"].items()}
 
 
-def fooled(row: Row, real: Mapping[str, Estimate]) -> bool:
+def fooled(row: Row, scale: Scale) -> bool:
     """Whether hardly a sample is like a real picture, and hardly a real picture has a sample near."""
-    told = [(row.figure(name), real.get(name)) for name in ("precision", "coverage")]
-    return all(one is not None and goal is not None and one.value < FOOLED * goal.value for one, goal in told)
+    real, covered = reached(scale).get("precision"), real_coverage(row, scale)
+    told = [(row.figure("precision"), None if real is None else real.value), (row.figure("coverage"), covered)]
+    return all(one is not None and goal is not None and one.value < FOOLED * goal for one, goal in told)
+
+
+def real_coverage(row: Row, scale: Scale) -> float | None:
+    """What as many real pictures as a row drew would cover, from what those that were held out do: more cover more."""
+    told = None if scale is None else scale["figures"].get("coverage")
+    if told is None or row.drawn is None:
+        return None
+    made, real = int(told["protocol"]["made"]), int(told["protocol"]["real"])
+    return min(1.0, float(told["value"]) * covered_by_chance(row.drawn, real) / covered_by_chance(made, real))
 
 
 def by_distance(table: Sequence[Row], reasons: Mapping[str, str]) -> list[Row]:

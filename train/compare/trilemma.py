@@ -34,7 +34,8 @@ def marks(rows: Sequence[Row]) -> list[Mark]:
     for row in rows:
         kid, coverage, speed = row.figure("kid"), row.figure("coverage"), row.per_second
         if kid is not None and coverage is not None and speed:
-            found.append((row, (-math.log(max(kid.value, 1e-6)), coverage.value, math.log(speed))))
+            least = max((kid.high - kid.low) / 2, 1e-6)  # nearer than chance can tell: at zero a logarithm has no end
+            found.append((row, (-math.log(max(kid.value, least)), coverage.value, math.log(speed))))
     if len(found) < 2:
         return []
     scaled = [_scaled([told[i] for _, told in found]) for i in range(3)]

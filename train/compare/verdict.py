@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from ldm.data.survey import many, percent
 from ldm.metrics.extractors import PIXELS
 from ldm.metrics.interval import Estimate
 from ldm.metrics.measured import NEARER_NOTE
-from train.compare.ranking import Scale, comparable, fooled, reached
+from train.compare.ranking import Scale, comparable, fooled, reached, real_coverage
 from train.compare.table import Row
 from train.compare.wish import Wish
 
@@ -24,12 +25,12 @@ def in_words(wish: Wish, table: Sequence[Row], scale: Scale = None) -> Iterator[
     """A few paragraphs for the head of the page."""
     like, real = comparable(wish, table), reached(scale)
     judged = [(row, kid) for row in like if (kid := row.figure("kid")) is not None]
-    odd = [(row, kid) for row, kid in judged if fooled(row, real)]
+    odd = [(row, kid) for row, kid in judged if fooled(row, scale)]
     if sound := [pair for pair in judged if pair not in odd]:
         yield from _nearest(sound, real.get("kid"))
         yield from _choices(sound, scale)
     if judged:
-        yield from _unlike(odd, max((kid.high for _, kid in sound), default=math.inf))
+        yield from _unlike(odd, median(kid.value for _, kid in sound) if sound else math.inf)
         yield from _apart(like)
     elif any(row.drawn for row in table):
         yield f"No family drew {wish.samples:,} samples within {wish.cap} seconds, so none are ranked by distances."
@@ -41,6 +42,8 @@ def in_words(wish: Wish, table: Sequence[Row], scale: Scale = None) -> Iterator[
     if exact := [(row, row.bits) for row in table if row.bits is not None]:
         row, told = min(exact, key=lambda pair: pair[1].value)
         how = "" if row.facts.likelihood == "exact" else " (a bound)"
+        level = [other.name for other, one in exact if other is not row and one.low <= told.high]
+        how += f"; {_few(level)} cannot be told from it" if level else ""
         yield (
             f"Of those that tell a likelihood, {row.name} needs the fewest bits: {told.value:.2f} per dimension{how}. "
             "Bits say how well all pixels are foretold, most of it noise that nobody sees; they do not rank pictures."
@@ -95,15 +98,14 @@ def _choices(judged: Sequence[tuple[Row, Estimate]], scale: Scale) -> Iterator[s
 
 
 def _real_coverage(row: Row, scale: Scale) -> str:
-    """What held-out pictures reach beside a row; fewer pictures cover less."""
+    """What held-out pictures reach beside a row; more pictures cover more."""
     real = None if scale is None else scale["figures"].get("coverage")
     if real is None:
         return ""
-    count = int(real["protocol"]["made"])
-    fewer = (
-        f"{count:,} held-out ones, which are fewer and so cover less," if count < (row.drawn or 0) else "held-out ones"
-    )
-    return f", where {fewer} reach {percent(real['value'])}"
+    count, level = int(real["protocol"]["made"]), real_coverage(row, scale)
+    if level is None or count == row.drawn:
+        return f", where held-out ones reach {percent(real['value'])}"
+    return f", where as many held-out ones would reach {percent(level)} ({count:,} reach {percent(real['value'])})"
 
 
 def _unlike(odd: Sequence[tuple[Row, Estimate]], far: float) -> Iterator[str]:
@@ -176,8 +178,8 @@ def _clearly(a: Estimate, b: Estimate, by: float) -> bool:
 def _limits(wish: Wish, table: Sequence[Row]) -> str:
     protocol = next((told["protocol"] for row in table for told in row.good if "protocol" in told), None)
     by = "" if protocol is None else (
-        f" Distances are between features of samples and of {protocol['real']:,} pictures that were trained on, by "
-        f"{protocol['extractor']}."
+        f" Distances are between features of samples and of {protocol['real']:,} pictures that were trained on"
+        f"{_of_pairs(table, protocol['real'])}, by {protocol['extractor']}."
     )  # fmt: skip
     if protocol is not None and protocol["extractor"] == PIXELS:
         by += (
@@ -191,6 +193,13 @@ def _limits(wish: Wish, table: Sequence[Row]) -> str:
         f"{few}FID of {wish.samples:,} samples is higher than of endless ones (FID\u221e), and numbers of other papers "
         f"are of another protocol.{by}"
     )
+
+
+def _of_pairs(table: Sequence[Row], most: int) -> str:
+    """Figures that look at pairs take fewer pictures."""
+    found = (told["figures"].get("kid") for row in table for told in row.good if "figures" in told)
+    count = next((one["protocol"]["real"] for one in found if one is not None), most)
+    return f" ({count:,} of them for all but FID and the spectrum)" if count < most else ""
 
 
 def _few(names: Sequence[str]) -> str:

@@ -435,6 +435,26 @@ def test_the_trilemma_places_families_by_what_they_are_good_at(done: Wish) -> No
     assert picture([]) == ""
 
 
+def test_a_distance_about_zero_does_not_press_all_others_together(done: Wish) -> None:
+    one = rows(done)[0]
+    near = [json.loads(json.dumps(told)) for told in one.done]
+    table = list[Row]()
+    for name, kid in (("a", -0.02), ("b", 3.0), ("c", 14.0), ("d", 100.0)):
+        cells = [
+            {
+                **told,
+                "figures": {
+                    **told["figures"],
+                    "kid": {**told["figures"]["kid"], "value": kid, "low": kid - 1, "high": kid + 1},
+                },
+            }
+            for told in near[:1]
+        ]
+        table.append(Row(name, one.facts, tuple(cells), 1))
+    quality = [mark.quality for mark in marks(table)]
+    assert quality[0] == 1 and quality[-1] == 0 and quality[1] > 0.6 and quality[2] > 0.3
+
+
 def test_words_of_the_trilemma_cover_neither_each_other_nor_dots() -> None:
     names = shipped_families()
     dots = [Dot(name, 200 + 7 * (place % 5), 200 + 9 * (place // 5), 6) for place, name in enumerate(names)]
