@@ -63,6 +63,6 @@ def _adapters(prompt: str, fields: Mapping[str, Any]) -> Iterator[Path]:
         if isinstance(path := told.get("path"), str | Path) and told.get("weight", 1.0) != 0:
             yield find_adapter(path)
     folder = fields.get("lora_folder")
-    for name in tagged(prompt):
+    for name in dict.fromkeys(tagged(prompt)):
         with contextlib.suppress(LdmError, TypeError):
             yield find_tagged(name, Path(folder) if folder else None)

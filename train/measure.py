@@ -14,10 +14,11 @@ from torch import Tensor
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.cost import Allocations
+from ldm.models.memory import is_out_of_memory
 from train.machine import STATUS, free_memory, peak_memory
 from train.tasks.adversary import Guard
 from train.trainer import Trainer
-from train.turns import Learner, Turns, is_out_of_memory
+from train.turns import Learner, Turns
 
 CLEAR = Path("/proc/self/clear_refs")  # of Linux
 PATIENCE = 8.0  # seconds that one measured turn may be expected to take

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
+from ldm.models.memory import is_out_of_memory, release
 from train.average import Average, forget, power, store, warmed
 from train.checkpoint import State
 from train.config import OptimSettings, RunSettings
@@ -31,7 +32,7 @@ from train.processes import Processes
 from train.sharding import placed, whole
 from train.signals import Stop, Stopped, resume_command
 from train.task import Phase, Task
-from train.turns import AbandonedError, Learner, Turns, is_out_of_memory, release
+from train.turns import AbandonedError, Learner, Turns
 
 log = logging.getLogger("train.trainer")
 

@@ -6,7 +6,6 @@ out, and the wish to stop. A turn that is not taken leaves nothing behind.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import math
@@ -22,6 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
+from ldm.models.memory import is_out_of_memory, release
 from train.average import Average
 from train.config import RunSettings
 from train.draws import Draws
@@ -262,21 +262,6 @@ class Turns:
         dtype = PRECISIONS[self.run.precision]
         kind = self.processes.device.type
         return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
-
-
-def release() -> None:
-    """Gives back what an allocator keeps, after an error has let go of what it held."""
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class for its own allocators of graphics cards; drivers, libraries and the CPU say it in words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _restore(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -18,13 +18,16 @@ from app.server.masks import inverted
 from app.server.reading import client_of, object_of
 from app.server.service import Service
 from app.server.store import Job
+from app.server.taking import apart, taken_in
 from app.server.waiting import finished
 from ldm.errors import Code, LdmError
+from ldm.images import Picture
 from pipelines.a1111 import SOLVERS, SPACINGS
 from pipelines.recipe import read_recipe, recipe_of
 
 router = APIRouter(prefix="/sdapi/v1", tags=["as A1111's"])
 UPSCALERS = ("Lanczos", "Nearest")
+BULKY = ("init_images", "mask", "alwayson_scripts")  # not told again in an answer
 LATENT = ("Latent",)
 
 
@@ -85,9 +88,12 @@ async def set_options(request: Request, service: Serving) -> None:
 
 @router.post("/png-info", summary="The recipe in a picture")
 async def png_info(request: Request, service: Serving) -> dict[str, Any]:
-    given = object_of(await request.body())
-    upload = await run_in_threadpool(service.uploads.add_text, str(given.get("image", "")))
-    picture = await run_in_threadpool(service.uploads.open, upload.id)
+
+    def opened(body: bytes) -> Picture:
+        return service.uploads.open(service.uploads.add_text(str(object_of(body).get("image", ""))).id)
+
+    async with taken_in(request):
+        picture = await apart(request, opened, await request.body())
     try:
         info = recipe_of(picture).to_a1111()
     except LdmError:  # it carries none
@@ -166,17 +172,20 @@ def refreshed() -> None:
 
 
 async def _made(request: Request, service: Service, image: bool) -> JSONResponse:
-    given = object_of(await request.body())
+    def asked(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        uploads, given = service.uploads, object_of(body)
+        model = model_of(given) or _chosen(service)
+        bring, invert = (lambda text: uploads.add_text(text).id), (lambda name: inverted(uploads, name))
+        shown = {name: value for name, value in given.items() if name not in BULKY}
+        return fields_of(given, model, bring, invert, image), shown
 
-    def asked() -> dict[str, Any]:
-        uploads, model = service.uploads, model_of(given) or _chosen(service)
-        return fields_of(given, model, lambda text: uploads.add_text(text).id, lambda id: inverted(uploads, id), image)
-
-    job = await finished(service, await run_in_threadpool(asked), request)
-    return JSONResponse(await run_in_threadpool(_told, service, job, given))
+    async with taken_in(request):
+        fields, shown = await apart(request, asked, await request.body())
+    job = await finished(service, fields, request)
+    return JSONResponse(await run_in_threadpool(_told, service, job, shown))
 
 
-def _told(service: Service, job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
+def _told(service: Service, job: Job, shown: Mapping[str, Any]) -> dict[str, Any]:
     paths = [service.gallery.path(job, made.place) for made in job.pictures]
     recipes = [read_recipe(path) for path in paths]
     seeds = [recipe.seed for recipe in recipes] or [int(job.asked["seed"])]
@@ -186,12 +195,11 @@ def _told(service: Service, job: Job, given: Mapping[str, Any]) -> dict[str, Any
         "all_prompts": [recipe.prompt for recipe in recipes], "seed": seeds[0], "all_seeds": seeds,
         "width": first.width if first else 0, "height": first.height if first else 0,
         "steps": job.asked.get("steps"), "cfg_scale": job.asked.get("guidance", {}).get("scale"),
-        "batch_size": given.get("batch_size", 1), "sampler_name": first.solver if first else "",
+        "batch_size": shown.get("batch_size", 1), "sampler_name": first.solver if first else "",
         "sd_model_name": job.asked["model"], "infotexts": [recipe.to_a1111() for recipe in recipes], "job": job.id,
     }  # fmt: skip
-    shown = {name: value for name, value in given.items() if name not in ("init_images", "mask", "alwayson_scripts")}
     images = [base64.b64encode(path.read_bytes()).decode() for path in paths]
-    return {"images": images, "parameters": shown, "info": json.dumps(info)}
+    return {"images": images, "parameters": dict(shown), "info": json.dumps(info)}
 
 
 def _running(service: Service, client: str) -> list[Job]:

@@ -6,7 +6,7 @@ import base64
 import json
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -19,6 +19,7 @@ from app.server.hub import Event
 from app.server.reading import asked_of, client_of, picture_of
 from app.server.service import Service, waited
 from app.server.store import Job, State
+from app.server.taking import apart, taken_in
 from ldm.errors import Code, LdmError
 from ldm.store.describe import describe
 from ldm.store.find import whose
@@ -67,16 +68,18 @@ PICTURE_BODY = {
 @router.post("/jobs", status_code=202, tags=["jobs"], summary="Ask for pictures", openapi_extra=BODY)
 async def submit(request: Request, service: Serving) -> JSONResponse:
     """Answers at once; the pictures come in their turn."""
-    given = await asked_of(request, service.uploads)
-    job = await run_in_threadpool(service.submit, given, client_of(request))
-    return JSONResponse(service.told(job), 202, {"Location": f"/v1/jobs/{job.id}"})
+    async with taken_in(request):
+        given = await asked_of(request, service.uploads)
+        job = await apart(request, service.submit, given, client_of(request))
+    told = await run_in_threadpool(service.told, job)
+    return JSONResponse(told, 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
 @router.get("/jobs", tags=["jobs"], summary="Jobs, the newest first")
 def listed(
     service: Serving,
     state: Annotated[list[State] | None, Query()] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=200)] = 100,
     before: str | None = None,
 ) -> dict[str, Any]:
     """`before` is the id of the last one that was shown."""
@@ -114,7 +117,8 @@ async def result(service: Serving, job: str, wait: Annotated[float, Query(ge=0, 
         raise LdmError(Code.FILE, told["what"], told["why"], told["fix"])
     if len(ended.pictures) == 1:
         return _png(service, ended, ended.pictures[0].place)
-    return StreamingResponse(_zipped(service, ended), media_type="application/zip")
+    paths = [service.gallery.path(ended, made.place) for made in ended.pictures]
+    return StreamingResponse(_zipped(paths), media_type="application/zip")
 
 
 @router.get("/jobs/{job}/pictures/{place}", tags=["jobs"], summary="A picture, with its recipe inside")
@@ -125,7 +129,8 @@ def picture(service: Serving, job: str, place: int) -> FileResponse:
 @router.post("/uploads", status_code=201, tags=["pictures"], summary="Bring a picture", openapi_extra=PICTURE_BODY)
 async def upload(request: Request, service: Serving) -> dict[str, Any]:
     """Its id stands for it in requests."""
-    kept = await picture_of(request, service.uploads)
+    async with taken_in(request):
+        kept = await picture_of(request, service.uploads)
     return {"id": kept.id, "width": kept.width, "height": kept.height}
 
 
@@ -175,12 +180,12 @@ def _png(service: Service, job: Job, place: int) -> FileResponse:
     return FileResponse(path, media_type="image/png", filename=path.name, content_disposition_type="inline")
 
 
-def _zipped(service: Service, job: Job) -> Iterator[bytes]:
+def _zipped(paths: Sequence[Path]) -> Iterator[bytes]:
     """All pictures of a job; the file has no name, so that nothing is left of it."""
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for made in job.pictures:
-                archive.write(service.gallery.folder / made.file, made.file)
+            for path in paths:
+                archive.write(path, path.name)
         file.seek(0)
         yield from _chunks(file)
 
@@ -194,7 +199,7 @@ async def _events(service: Service, name: str, previews: bool) -> AsyncIterator[
     event: Event | None = None
     with service.hub.listener(name, previews) as listener:  # before the first look, so that nothing falls between
         job = await run_in_threadpool(service.jobs.job, name)
-        yield _event("job", service.told(job))
+        yield _event("job", await run_in_threadpool(service.told, job))
         if job.state not in ("queued", "running"):
             yield _event("end", {"state": job.state} | ({} if job.error is None else {"error": dict(job.error)}))
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,17 +17,20 @@ from app.server.limits import Limits
 from app.server.uploads import Uploads
 from ldm.config.explain import explain
 from ldm.errors import Code, LdmError
+from ldm.models.prompt import tagged
 from ldm.store.describe import describe
 from ldm.store.shards import read_json
-from pipelines.request import ControlUse, Request
+from pipelines.request import MAX_PROMPT_BYTES, ControlUse, Request
 from pipelines.suited import request_of, settled
 
 DEFAULT_MODEL = "emoji"
 HERE = ("wildcards", "lora_folder")  # folders of this machine are no caller's business
 SIDES = {"xl": 1024, "sd2": 768}  # of single files, which do not tell; else 512
+TAG = re.compile(r"<lora:[^>]*>")  # adapters swap weights at each call, so jobs of one kind have the same
 MAX_SEED = 2**53  # what any JSON reader keeps exactly
 
 Named = Annotated[str, Field(min_length=1, max_length=200)]
+Words = Annotated[str, Field(max_length=MAX_PROMPT_BYTES)]
 Brought = Annotated[str, Field(description="The id of an upload, or a picture in base64 (a data URL, or bare).")]
 
 
@@ -61,11 +65,14 @@ Ask: type[Strict] = create_model(
         Request,
         model=Named,
         seed=Annotated[int, Field(ge=-1, lt=2**63, description="-1: any")],
+        prompt=Words,
+        negative=Words,
+        sigmas=Annotated[tuple[float, ...], Field(max_length=1000)],
         image=Brought,
         mask=Brought,
-        controls=tuple[AskedControl, ...],
-        loras=tuple[AskedLora, ...],
-        embeddings=tuple[Named, ...],
+        controls=Annotated[tuple[AskedControl, ...], Field(max_length=8)],
+        loras=Annotated[tuple[AskedLora, ...], Field(max_length=16)],
+        embeddings=Annotated[tuple[Named, ...], Field(max_length=16)],
         refiner=Named,
     ),
 )
@@ -99,9 +106,15 @@ class Understanding:
             asked["seed"] = secrets.randbelow(MAX_SEED - int(asked.get("count", 1)))
         for use in (asked, *asked.get("controls", ())):
             use |= {name: self.uploads.found(use[name]) for name in ("image", "mask") if name in use}
+        self._check_pictures(asked)
+        for name in tagged(f"{asked.get('prompt', '')} {asked.get('negative', '')}"):
+            self.catalog.adapter(name)
         request = self.request(asked)
         size = self.size(asked["model"], request)
-        return Understood(asked, request, _kind(asked, request, size), self.limits.check(request, size))
+        work = self.limits.check(request, size)
+        if (batch := self.limits.batch(request, size)) < request.batch:
+            asked["batch"] = batch
+        return Understood(asked, request, _kind(asked, request, size), work)
 
     def request(self, asked: Mapping[str, Any]) -> Request:
         """The request of what was kept: names become paths, ids become pictures."""
@@ -124,6 +137,14 @@ class Understanding:
         """Width and height of the latent work: as asked, else what the model was made for."""
         side = 0 if request.width and request.height else own_side(self.catalog.model(model))
         return request.width or side, request.height or side
+
+    def _check_pictures(self, asked: Mapping[str, Any]) -> None:
+        """All pictures of a request lie in memory at once."""
+        named = {use[name] for use in (asked, *asked.get("controls", ())) for name in ("image", "mask") if name in use}
+        sizes = [self.uploads.size(name) for name in named]
+        if (pixels := sum(width * height for width, height in sizes)) > self.limits.input_pixels:
+            why = f"They have {pixels:,} pixels together; the limit is {self.limits.input_pixels:,}."
+            raise LdmError(Code.USAGE, "The pictures of the request are too large.", why, "Send smaller ones.")
 
     def _lora(self, use: Mapping[str, Any]) -> dict[str, Any]:
         weights = {name: value for name, value in use.items() if name != "name"}
@@ -154,5 +175,6 @@ def _kind(asked: Mapping[str, Any], request: Request, size: tuple[int, int]) -> 
     if request.exact or request.controls or request.tile is not None or request.hires is not None:
         return ""
     guided = request.guidance.scale > 1
-    told = [asked["model"], size, guided, asked.get("loras"), asked.get("embeddings"), request.prediction]
+    tags = sorted(TAG.findall(f"{request.prompt} {request.negative or ''}"))
+    told = [asked["model"], size, guided, asked.get("loras"), tags, asked.get("embeddings"), request.prediction]
     return json.dumps(told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ldm.errors import Code, LdmError
@@ -21,7 +22,7 @@ from ldm.store.find import (
 from ldm.store.header import printable
 
 SHOWN = 12  # names in an error
-MODELS = ("model folder", "single file")
+MODELS, ADAPTERS = ("model folder", "single file"), ("lora", "textual inversion")
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,23 @@ class Catalog:
 
     def models(self) -> dict[str, Path]:
         """Whatever pictures can be made with."""
-        own = {name: path for name, path in self._own(self.models_folder).items() if _kind(path) in MODELS}
         pulled = {name: path for name in fetched_ids() if (path := fetched(name)) is not None}
-        return {name: find_model(name) for name in shipped()} | pulled | own
+        others = pulled | self._own(self.models_folder)
+        return {name: find_model(name) for name in shipped()} | {n: p for n, p in others.items() if is_model(p)}
 
     def controls(self, model: str | None = None) -> dict[str, Path]:
         """Controls by name: those inside the model under their short names too."""
-        own = {name: path for name, path in self._own(self.models_folder).items() if _kind(path) == "controlnet"}
+        own = {name: path for name, path in self._own(self.models_folder).items() if kind_of(path) == "controlnet"}
         beside = {name: find_model(name) for name in shipped_beside() if model is None or whose(name) == model}
-        found = {name: path for name, path in beside.items() if _kind(path) == "controlnet"} | own
+        found = {name: path for name, path in beside.items() if kind_of(path) == "controlnet"} | own
         home = None if model is None else self.model(model)
         inside = {name: path for name, path in controls_inside().items() if home is None or path.parent == home}
         return found | inside
 
     def adapters(self) -> dict[str, Path]:
-        """Adapters and embeddings by the names of their files."""
-        return shipped_adapters() | self._own(self.adapters_folder, only_files=True)
+        """Adapters and embeddings by the names of their files; what cannot be read is none yet."""
+        own = self._own(self.adapters_folder, only_files=True)
+        return shipped_adapters() | {name: path for name, path in own.items() if kind_of(path) in ADAPTERS}
 
     def model(self, name: str) -> Path:
         return _named("model", name, self.models())
@@ -85,8 +87,20 @@ def _named(what: str, name: str, there: dict[str, Path]) -> Path:
     )
 
 
-def _kind(path: Path) -> str:
-    """`model folder`, `controlnet`, ...: as its headers tell."""
+def is_model(path: Path) -> bool:
+    """Whether pictures can be made with it: it has a U-Net and an autoencoder, and its headers can be read."""
+    return kind_of(path) in MODELS and (path.is_file() or all((path / part).is_dir() for part in ("unet", "vae")))
+
+
+def kind_of(path: Path) -> str:
+    """`model folder`, `controlnet`, `lora`, ...: as its headers tell."""
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    return _kind(path, stamp)
+
+
+@lru_cache(maxsize=1024)
+def _kind(path: Path, stamp: int) -> str:
+    """Read again where it has changed."""
     try:
         return describe(path).kind
     except (LdmError, OSError):

@@ -10,12 +10,14 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any
 
 import numpy as np
@@ -38,28 +40,41 @@ class Decoder:
         self._lock = Lock()
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._closed = False
 
     def decode(self, data: bytes) -> Picture:
         """The picture in these bytes, as `open_image` has it; every refusal is an `LdmError`."""
         with self._lock:
             pipe = self._begun()
+            late = Timer(self.seconds, self._kill)  # also of one that stops in the middle of a message
+            late.daemon = True
+            began = time.monotonic()
+            late.start()
             try:
                 pipe.send_bytes(data)
-                if not pipe.poll(self.seconds):
-                    raise TimeoutError
                 return _understood(pipe.recv_bytes())
-            except (OSError, EOFError, TimeoutError) as error:
+            except (OSError, EOFError) as error:
                 self._end()
-                slow = isinstance(error, TimeoutError)
+                slow = time.monotonic() - began >= self.seconds
                 why = f"It took more than {self.seconds:g} s." if slow else "The decoder broke off."
                 fix = "Open it in an editor, and save it again as PNG or JPEG."
                 raise LdmError(Code.REFUSED, "The picture cannot be decoded.", why, fix) from error
+            finally:
+                late.cancel()
 
     def close(self) -> None:
+        """For good: who still waits is refused."""
+        self._closed = True
         with self._lock:
             self._end()
 
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
     def _begun(self) -> Connection:
+        if self._closed:
+            raise LdmError(Code.RESOURCE, "The server is ending.", "No picture is read now.", "Send it again later.")
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._end()
             context = multiprocessing.get_context("spawn")
@@ -87,7 +102,8 @@ def serve(pipe: Connection, max_pixels: int) -> None:
 
 
 def _confine() -> None:
-    """It writes no file, and has memory for one picture."""
+    """It writes no file, and has memory for one picture. Ctrl-C is meant for the server, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

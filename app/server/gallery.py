@@ -25,6 +25,8 @@ class Gallery:
         """Writes a picture; a partial one has another name than the finished one."""
         recipe, partial = result.recipe, result.recipe.partial
         path = self.folder / _name(job, place, partial)
+        if not partial:
+            (self.folder / _name(job, place, True)).unlink(missing_ok=True)
         if not path.exists():  # else its server ended before it could tell of it, and it is the same picture
             save_image(result.picture, path, text=chunks(recipe, False, result.picture.text))
         return Made(place, path.name, _told(recipe, result.picture.size), partial)
@@ -43,7 +45,10 @@ class Gallery:
         """The file of a picture of a job."""
         for made in job.pictures:
             if made.place == place:
-                return self.folder / made.file
+                if (path := self.folder / made.file).is_file():
+                    return path
+                why = "Somebody removed its file."
+                raise LdmError(Code.FILE, f"Picture {place} of job {job.id} is gone.", why, "Ask for it again.")
         what = f"Job {job.id} has no picture {place}."
         why = f"It has {len(job.pictures)} of {job.count} so far."
         raise LdmError(Code.FILE, what, why, "Wait for it, or ask for another.")

@@ -66,8 +66,8 @@ class Doors:
             raise RefusedError(421, f"{name[:80] if len(given) == 1 else 'That'!r} is no name of ours.", why, fix)
         site = headers.get("sec-fetch-site", ["none"])
         origin = headers.get("origin", [])
-        foreign = len(origin) > 1 or (origin and urlsplit(origin[0]).netloc.lower() != given[0].lower())
-        if foreign or any(told not in ("same-origin", "none") for told in site):
+        foreign = any(place_of(told) != given[0].lower() for told in origin)
+        if foreign or len(origin) > 1 or any(told not in ("same-origin", "none") for told in site):
             why = "Only pages of this server itself may use it from a browser."
             raise RefusedError(403, "The request comes from a page of another site.", why, "Open this server's page.")
 
@@ -96,6 +96,14 @@ def hostname(host: str) -> str:
     try:
         parts = urlsplit(f"//{host}")
         return "" if parts.username or parts.path or parts.query else (parts.hostname or "").rstrip(".").lower()
+    except ValueError:
+        return ""
+
+
+def place_of(origin: str) -> str:
+    """Host and port of an origin; empty where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 
@@ -156,15 +164,17 @@ class Body:
 
     def __init__(self, receive: Receive, limits: Limits, headers: dict[str, list[str]]) -> None:
         self._receive, self._limits = receive, limits
-        self._bytes, self._whole = 0, False
-        self._until = time.monotonic() + limits.body_seconds
         told = headers.get("content-length", ["0"])[0]
         if told.isdecimal() and int(told[:20]) > limits.body:
             raise self._too_large()
+        self._bytes, self._whole = 0, told == "0" and "transfer-encoding" not in headers  # else one is still to come
+        self._until: float | None = None
 
     async def receive(self) -> Message:
         if self._whole:  # what comes now is the end of the connection, whenever that is
             return await self._receive()
+        if self._until is None:  # who reads begins to wait now
+            self._until = time.monotonic() + self._limits.body_seconds
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
         except TimeoutError:

@@ -49,7 +49,8 @@ class Listener:
 
     def _take(self, event: Event) -> None:
         if event.kind in ("progress", "preview"):  # a newer one stands for an older one
-            self._events = [old for old in self._events if old.kind != event.kind]
+            place = event.data.get("place")
+            self._events = [old for old in self._events if (old.kind, old.data.get("place")) != (event.kind, place)]
         self._events = [*self._events, event][-MOST:]
         self._there.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,7 +24,9 @@ class Limits(BaseModel):
     output_pixels: Count = 2_000_000  # of a picture that is made, with its margins and its second pass
     steps: Count = 150  # of a picture, the second pass included
     pictures: Count = 100  # of a job
-    work: Count = 1_000_000_000  # pixels x steps x pictures of a job
+    work: Count = 1_000_000_000  # pixels x steps x pictures of a job, more for tiles, controls and the like
+    batch_pixels: Count = 4_000_000  # of pictures that share a call of the network
+    stored: Count = 10 << 30  # bytes of uploads that are kept
     waiting: Count = 32  # jobs in the queue
     connections: Count = 256
     header_seconds: Seconds = 10.0  # until the head of a request is there
@@ -32,16 +35,13 @@ class Limits(BaseModel):
 
     def check(self, request: Request, size: tuple[int, int]) -> float:
         """Refuses what is too much work; else how much it is. `size` is that of the latent work."""
-        width, height = size
-        if request.image is not None:
-            left, top, right, bottom = request.pad
-            own = getattr(request.image, "size", size)
-            width, height = max(width, own[0] + left + right), max(height, own[1] + top + bottom)
+        width, height = self._drawn(request, size)
+        steps = max(request.steps, len(request.sigmas or ())) * (2 if request.solver == "heun" else 1)
         if request.hires is not None:
-            width, height = (round(side * request.hires.scale) for side in (width, height))
-        steps = request.steps + (0 if request.hires is None else request.hires.steps or request.steps)
+            steps += request.hires.steps or request.steps
         pixels = width * height
-        work = pixels * steps * request.count
+        branches = 1 + len(request.controls) + (request.guidance.pag > 0)
+        work = round(pixels * steps * request.count * branches * _overlapping(request, width, height))
         self._most("width x height", pixels, self.output_pixels, "pixels of a picture", "Ask for a smaller one.")
         self._most("steps", steps, self.steps, "steps of a picture", "Ask for fewer.")
         self._most("count", request.count, self.pictures, "pictures of a job", "Ask for fewer, and again for more.")
@@ -56,7 +56,35 @@ class Limits(BaseModel):
             f"{self.body_seconds:g} s, {self.idle_seconds:g} s idle"
         )
 
+    def batch(self, request: Request, size: tuple[int, int]) -> int:
+        """How many pictures of a request share a call: as asked, as far as memory is meant to go. None is changed."""
+        width, height = self._drawn(request, size)
+        return max(1, min(request.batch, self.batch_pixels // (width * height)))
+
+    @staticmethod
+    def _drawn(request: Request, size: tuple[int, int]) -> tuple[int, int]:
+        """The sides of what is made: those of the latent work, or of the user's picture where that stays."""
+        width, height = size
+        stays = request.mask is not None or any(request.pad) or not (request.width and request.height)
+        if request.image is not None and stays:
+            left, top, right, bottom = request.pad
+            own = getattr(request.image, "size", size)
+            width, height = max(width, own[0] + left + right), max(height, own[1] + top + bottom)
+        if request.hires is not None:
+            width, height = (round(side * request.hires.scale) for side in (width, height))
+        return width, height
+
     @staticmethod
     def _most(name: str, asked: int, most: int, what: str, fix: str) -> None:
         if asked > most:
             raise LdmError(Code.USAGE, f"{name} is too much: {asked:,}.", f"The limit is {most:,} {what}.", fix)
+
+
+def _overlapping(request: Request, width: int, height: int) -> float:
+    """How many times as many pixels tiles compute, since neighbours overlap."""
+    if request.tile is None:
+        return 1.0
+    size = request.tile.size
+    step = max(1, size - (size // 4 if request.tile.overlap is None else request.tile.overlap))
+    across, down = (1 + max(0, math.ceil((side - size) / step)) for side in (width, height))
+    return max(1.0, across * down * size * size / (width * height))

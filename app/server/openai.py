@@ -20,6 +20,7 @@ from app.server.problems import STATUS
 from app.server.reading import form_of, object_of
 from app.server.service import Service
 from app.server.store import Job
+from app.server.taking import apart, taken_in
 from app.server.waiting import finished
 from ldm.config.explain import explain
 from ldm.errors import Code, LdmError
@@ -55,7 +56,8 @@ class Asked(BaseModel):
 @router.post("/generations", summary="Pictures of a prompt, as OpenAI's clients ask for them")
 async def generations(request: Request, service: Serving) -> JSONResponse:
     try:
-        asked = _asked(object_of(await request.body()))
+        async with taken_in(request):
+            asked = _asked(await apart(request, object_of, await request.body()))
         return await _answer(service, request, asked, _fields(asked))
     except LdmError as error:
         return _failed(error)
@@ -65,23 +67,27 @@ async def generations(request: Request, service: Serving) -> JSONResponse:
 async def edits(request: Request, service: Serving) -> JSONResponse:
     """The whole picture changes where neither it nor a mask is transparent."""
     try:
-        texts, files = await form_of(request)
-        asked = _asked(_nested(texts))
-        fields = _fields(asked)
-        images = [data for name in ("image", "image[]") for data in files.get(name, ())]
-        if len(images) != 1:
-            why = "One picture is edited at a time."
-            raise LdmError(Code.USAGE, f"The form has {len(images)} pictures.", why, "Send one as image.")
-        image = (await run_in_threadpool(service.uploads.add, images[0])).id
-        shown = (await run_in_threadpool(service.uploads.add, files["mask"][0])).id if "mask" in files else image
-        mask = await run_in_threadpool(from_alpha, service.uploads, shown)
-        if mask is None and "mask" in files:
-            why = "It paints where it is transparent, and it nowhere is."
-            raise LdmError(Code.USAGE, "The mask has no transparent part.", why, "Erase what is to be painted.")
-        fields |= {"image": image} | ({} if mask is None else {"mask": mask, "strength": 1.0})
-        return await _answer(service, request, asked, fields | (asked.ldm or {}))
+        async with taken_in(request):
+            texts, files = await form_of(request)
+            asked = _asked(_nested(texts))
+            fields = await apart(request, _pictures, service, files) | _fields(asked)
+        return await _answer(service, request, asked, fields)
     except LdmError as error:
         return _failed(error)
+
+
+def _pictures(service: Service, files: Mapping[str, list[bytes]]) -> dict[str, Any]:
+    """Picture and mask of an edit: what is transparent is painted."""
+    images = [data for name in ("image", "image[]") for data in files.get(name, ())]
+    if len(images) != 1:
+        why = "One picture is edited at a time."
+        raise LdmError(Code.USAGE, f"The form has {len(images)} pictures.", why, "Send one as image.")
+    image = service.uploads.add(images[0]).id
+    mask = from_alpha(service.uploads, service.uploads.add(files["mask"][0]).id if "mask" in files else image)
+    if mask is None and "mask" in files:
+        why = "It paints where it is transparent, and it nowhere is."
+        raise LdmError(Code.USAGE, "The mask has no transparent part.", why, "Erase what is to be painted.")
+    return {"image": image} | ({} if mask is None else {"mask": mask, "strength": 1.0})
 
 
 def _asked(given: Mapping[str, Any]) -> Asked:

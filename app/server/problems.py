@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
-from app.errors import as_ldm_error
+from app.server.failing import told_of, without_folders
 from ldm.errors import Code, LdmError
 
 log = logging.getLogger("ldm.server")
@@ -38,9 +39,9 @@ async def of_ldm(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, LdmError)
     headers = {}
     if error.code is Code.BUSY:
-        service = request.app.state.service
-        headers["Retry-After"] = str(max(1, round(service.seconds())))
-    return problem(error, headers=headers)
+        seconds = await run_in_threadpool(request.app.state.service.seconds)
+        headers["Retry-After"] = str(max(1, round(seconds)))
+    return problem(without_folders(error), headers=headers)
 
 
 async def of_http(request: Request, error: Exception) -> JSONResponse:
@@ -54,4 +55,4 @@ async def of_http(request: Request, error: Exception) -> JSONResponse:
 async def of_bug(request: Request, error: Exception) -> JSONResponse:
     """What nobody foresaw."""
     log.error("an error of ours", exc_info=error)
-    return problem(as_ldm_error(error, ["serve", request.url.path]))
+    return problem(told_of(error))

@@ -16,11 +16,12 @@ def patient(limits: Limits) -> type[H11Protocol]:
         """A connection says something within `idle_seconds`, and the head of its request within `header_seconds`."""
 
         _limit: asyncio.TimerHandle | None = None
+        _stuck: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > limits.connections:
-                transport.close()
+                transport.abort()
                 return
             self._close_after(limits.idle_seconds)
 
@@ -33,6 +34,7 @@ def patient(limits: Limits) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._relax()
+            self._move_on()
             super().connection_lost(exc)
 
         def _asked(self) -> bool:
@@ -50,7 +52,27 @@ def patient(limits: Limits) -> type[H11Protocol]:
                 self._limit = None
 
         def _late(self) -> None:
-            if not self._asked() and not self.transport.is_closing():
-                self.transport.close()
+            if not self._asked():
+                self.transport.abort()
+
+        def pause_writing(self) -> None:
+            """The other side reads nothing: what it asked for is not kept for ever."""
+            super().pause_writing()
+            self._stuck = self.loop.call_later(limits.body_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._move_on()
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            """Closing waits until all is read, which is not waited for either."""
+            super().timeout_keep_alive_handler()
+            self._move_on()
+            self._stuck = self.loop.call_later(limits.body_seconds, self.transport.abort)
+
+        def _move_on(self) -> None:
+            if self._stuck is not None:
+                self._stuck.cancel()
+                self._stuck = None
 
     return Patient

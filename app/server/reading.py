@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.server.guard import RefusedError
+from app.server.taking import apart
 from app.server.uploads import Upload, Uploads
 from ldm.errors import Code, LdmError
 
@@ -22,21 +22,21 @@ async def asked_of(request: Request, uploads: Uploads) -> dict[str, Any]:
     """The request that a body holds, its pictures uploaded on the way."""
     kind = _kind(request)
     if kind == "application/json":
-        return object_of(await request.body())
+        return await apart(request, object_of, await request.body())
     if kind != "multipart/form-data":
         raise _unread(kind, "application/json or multipart/form-data")
-    form = dict(await _form(request))
-    given = object_of(str(form.pop(PART, "{}")).encode("utf-8", "replace"))
-    for name, value in form.items():
-        if not isinstance(value, UploadFile):
-            raise LdmError(
-                Code.USAGE,
-                f"The part {name[:40]!r} is no file.",
-                f"A form has one part {PART!r} with JSON, and files.",
-                f"Put it into {PART!r}.",
-            )
+    texts, files = await form_of(request)
+    told = [*files.pop(PART, ()), *([texts.pop(PART).encode()] if PART in texts else ())]
+    given = await apart(request, object_of, told[0]) if told else {}
+    if texts:
+        what, why = f"The part {next(iter(texts))[:40]!r} is no file.", f"A form has one part {PART!r}, and files."
+        raise LdmError(Code.USAGE, what, why, f"Put it into {PART!r}, as JSON.")
+    for name, several in files.items():
+        if len(several) != 1:
+            what, why = f"The form has {len(several)} files {name[:40]!r}.", "One picture belongs in each place."
+            raise LdmError(Code.USAGE, what, why, "Send one.")
         place, key = _place(given, name)
-        place[key] = (await _kept(value, uploads)).id
+        place[key] = (await apart(request, uploads.add, several[0])).id
     return given
 
 
@@ -44,15 +44,14 @@ async def picture_of(request: Request, uploads: Uploads) -> Upload:
     """The one picture of a body: the body itself, or the file of a form."""
     kind = _kind(request)
     if kind == "multipart/form-data":
-        files = [part for part in (await _form(request)).values() if isinstance(part, UploadFile)]
+        files = [data for several in (await form_of(request))[1].values() for data in several]
         if len(files) != 1:
             why = "One picture is taken at a time."
             raise LdmError(Code.USAGE, f"The form has {len(files)} files.", why, "Send one file.")
-        return await _kept(files[0], uploads)
+        return await apart(request, uploads.add, files[0])
     if not kind.startswith("image/") and kind != "application/octet-stream":
         raise _unread(kind, "a picture (image/png, ...) or multipart/form-data")
-    data = await request.body()
-    return await run_in_threadpool(uploads.add, data)
+    return await apart(request, uploads.add, await request.body())
 
 
 async def form_of(request: Request) -> tuple[dict[str, str], dict[str, list[bytes]]]:
@@ -74,10 +73,6 @@ async def _form(request: Request) -> FormData:
     except HTTPException as error:
         said = str(error.detail).rstrip(".")
         raise LdmError(Code.USAGE, "The form cannot be read.", f"{said}.", "Send fewer parts, or JSON.") from error
-
-
-async def _kept(file: UploadFile, uploads: Uploads) -> Upload:
-    return await run_in_threadpool(uploads.add, await file.read())
 
 
 def _place(given: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:

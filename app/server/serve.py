@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 import uvicorn
 
-from app.server.guard import LOOPBACK, Doors, is_loopback
+from app.server.guard import LOOPBACK, Doors, hostname, is_loopback
 from app.server.limits import Limits
 from app.server.protocol import patient
 from app.server.service import Service, opened
@@ -102,9 +102,9 @@ def doors_of(asked: Asked) -> Doors:
             "Everybody who reaches that address could use this machine and see its pictures.",
             f"Set {TOKEN} to a long random word, or name a file that holds one: --token-file FILE.",
         )
-    names = {*LOOPBACK, *(name.lower() for name in asked.names)}
+    names = {*LOOPBACK, asked.host.lower(), *(hostname(name) for name in asked.names)}
     if not local:
-        names |= {asked.host.lower(), socket.gethostname().lower()}
+        names.add(socket.gethostname().lower())
     return Doors(frozenset(names), token, addresses=not local)
 
 

@@ -19,6 +19,7 @@ from app.server.limits import Limits
 from app.server.store import Job, Jobs
 from app.server.uploads import Uploads
 from app.server.worker import Worker
+from ldm.errors import Code, LdmError
 from train.lock import Lock
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Service:
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
         """A request that is understood, in the queue."""
+        if not self.worker.alive:
+            why = "Its worker has ended; its log says why."
+            raise LdmError(
+                Code.RESOURCE, "Nothing can be made now.", why, "Whoever runs the server may start it again."
+            )
         told = self.understanding(given)
         job = self.jobs.submit(client, told.kind, told.asked, told.request.count, told.work)
         self.worker.wake()
@@ -55,6 +61,7 @@ class Service:
         if self.jobs.withdraw(name):
             self.hub.tell(name, Event("end", {"state": "cancelled"}))
         elif self.jobs.job(name).state == "running":
+            self.jobs.unwanted(name)
             self.worker.cancel(name, keep)
         return self.jobs.job(name)
 
@@ -95,13 +102,20 @@ def opened(
     """A service with its worker; one at a time in a folder. What ran when the last one ended is queued again."""
     with ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(Lock(folder))
+        try:
+            stack.enter_context(Lock(folder))
+        except LdmError as error:
+            if error.code is not Code.BUSY:
+                raise
+            why = "One server at a time keeps its jobs and pictures there."
+            raise LdmError(Code.BUSY, error.what, why, "Stop it first, or choose another --out.") from error
+        sweep(folder / PICTURES, folder / UPLOADS)
         jobs = Jobs(folder / JOBS, limits.waiting)
         stack.callback(jobs.close)
         jobs.again()
         decoder = Decoder(limits.input_pixels)
         stack.callback(decoder.close)
-        catalog, uploads, hub = Catalog(models, adapters), Uploads(folder / UPLOADS, decoder), Hub()
+        catalog, uploads, hub = Catalog(models, adapters), Uploads(folder / UPLOADS, decoder, limits.stored), Hub()
         understanding = Understanding(catalog, uploads, limits)
         gallery = Gallery(folder / PICTURES)
 
@@ -109,7 +123,7 @@ def opened(
             from app.server.shelf import Shelf
             from app.server.together import Together
 
-            shelf = Shelf(half_of_memory() if memory is None else memory, device, dtype)
+            shelf = Shelf(memory, device, dtype)
             return Together(jobs, understanding, shelf, gallery, hub)
 
         worker = Worker(jobs, together)
@@ -118,10 +132,11 @@ def opened(
         yield Service(limits, catalog, uploads, jobs, gallery, hub, understanding, worker)
 
 
-def half_of_memory() -> float:
-    import psutil
-
-    return float(psutil.virtual_memory().total) / 2
+def sweep(*folders: Path) -> None:
+    """Removes what a kill in the middle of writing left: nobody else writes here."""
+    for folder in folders:
+        for path in folder.glob(".ldm-*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 async def waited(service: Service, name: str, seconds: float) -> Job:

@@ -22,13 +22,15 @@ from ldm.errors import Code, LdmError
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 VERSION = 1
+TRIES = 5  # how often a job may take the server along
 _TABLES = """
 create table jobs (
   number integer primary key, id text unique not null, client text not null, state text not null, kind text not null,
   asked text not null, count integer not null, cost real not null, turn real not null,
-  created real not null, started real, ended real, error text
+  created real not null, started real, ended real, error text, tries integer not null default 0, unwanted integer
 );
 create index jobs_by_state on jobs (state, turn);
+create index jobs_by_client on jobs (client, state);
 create table pictures (
   job integer not null references jobs (number) on delete cascade, place integer not null,
   file text not null, told text not null, partial integer not null, primary key (job, place)
@@ -130,7 +132,7 @@ class Jobs:
             if row is None:
                 what, why = f"There is no job {name[:64]!r}.", "No job has that id; deleted ones are forgotten."
                 raise LdmError(Code.FILE, what, why, "List the jobs to see which there are.")
-            return self._job(row)
+            return self._job(row, self._pictures([row["number"]]).get(row["number"], ()))
 
     def next(self, kind: str | None = None) -> Job | None:
         """The job whose turn it is, now running; with `kind`, only if it is of that kind: nobody is overtaken."""
@@ -151,6 +153,7 @@ class Jobs:
                 " partial=excluded.partial where pictures.partial",
                 (picture.place, picture.file, json.dumps(picture.told), int(picture.partial), name),
             )
+            self._db.execute("update jobs set tries=0 where id=?", (name,))
 
     def end(self, name: str, state: State, error: LdmError | None = None) -> bool:
         """The job is over; whether it was not before: what has ended stays as it ended."""
@@ -168,9 +171,34 @@ class Jobs:
             cancelled = "update jobs set state='cancelled', ended=? where id=? and state='queued'"
             return self._db.execute(cancelled, (time.time(), name)).rowcount == 1
 
-    def again(self) -> int:
-        """What ran when the server ended is queued again, with the turn that it had; how many jobs that is."""
+    def begun(self, name: str) -> None:
+        """A job is about to be computed; `again` counts how often that was the last that was heard of it."""
         with self._whole():
+            self._db.execute("update jobs set tries=tries+1 where id=?", (name,))
+
+    def unwanted(self, name: str) -> None:
+        """A job that runs is to end, whatever becomes of the server until then."""
+        with self._whole():
+            self._db.execute("update jobs set unwanted=1 where id=? and state='running'", (name,))
+
+    def again(self) -> int:
+        """What ran when the server ended is queued again, with the turn that it had; how many jobs that is. Not what
+        nobody wants any more, nor what has taken the server along again and again."""
+        error = LdmError(
+            Code.RESOURCE,
+            "The server ended while it made this job.",
+            f"That was so {TRIES} times, so it is not tried again; memory may be short.",
+            "Ask for a smaller picture, or for fewer at a time.",
+        )
+        told, now = json.dumps(error.as_dict()), time.time()
+        with self._whole():
+            self._db.execute(
+                "update jobs set state='cancelled', ended=? where state='running' and unwanted is not null", (now,)
+            )
+            self._db.execute(
+                "update jobs set state='failed', ended=?, error=? where state='running' and tries>=?",
+                (now, told, TRIES),
+            )
             return self._db.execute("update jobs set state='queued', started=null where state='running'").rowcount
 
     def list(self, states: Sequence[State] = (), limit: int = 100, before: str | None = None) -> list[Job]:
@@ -183,7 +211,9 @@ class Jobs:
                 chosen += " and number < (select number from jobs where id=?)"
             told = (*states, *(() if before is None else (before,)), limit)
             rows = self._db.execute(f"select * from jobs where {chosen} order by number desc limit ?", told).fetchall()
-            return [self._job(row) for row in rows]
+            numbers = [row["number"] for row in rows]
+            found = self._pictures(numbers)
+            return [self._job(row, found.get(row["number"], ())) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -208,9 +238,15 @@ class Jobs:
         with self._lock:
             self._db.close()
 
-    def _job(self, row: sqlite3.Row) -> Job:
-        found = self._db.execute("select * from pictures where job=? order by place", (row["number"],)).fetchall()
-        pictures = tuple(Made(p["place"], p["file"], json.loads(p["told"]), bool(p["partial"])) for p in found)
+    def _pictures(self, jobs: Sequence[int]) -> dict[int, tuple[Made, ...]]:
+        """Those of several jobs at once."""
+        marks, made = ",".join("?" * len(jobs)), dict[int, tuple[Made, ...]]()
+        for p in self._db.execute(f"select * from pictures where job in ({marks}) order by job, place", tuple(jobs)):
+            one = Made(p["place"], p["file"], json.loads(p["told"]), bool(p["partial"]))
+            made[p["job"]] = (*made.get(p["job"], ()), one)
+        return made
+
+    def _job(self, row: sqlite3.Row, pictures: tuple[Made, ...]) -> Job:
         told = {key: row[key] for key in ("id", "client", "state", "kind", "count", "created", "started", "ended")}
         error = None if row["error"] is None else json.loads(row["error"])
         return Job(**told, asked=json.loads(row["asked"]), error=error, pictures=pictures)
@@ -219,10 +255,18 @@ class Jobs:
     def _whole(self) -> Iterator[None]:
         """All of it or nothing."""
         with self._lock:
-            self._db.execute("begin immediate")
             try:
+                self._db.execute("begin immediate")
                 yield
-            except BaseException:
-                self._db.execute("rollback")
+                self._db.execute("commit")
+            except BaseException as error:
+                if self._db.in_transaction:  # a full disk ends it by itself
+                    self._db.execute("rollback")
+                if isinstance(error, sqlite3.Error):
+                    raise _unwritten(error) from error
                 raise
-            self._db.execute("commit")
+
+
+def _unwritten(error: sqlite3.Error) -> LdmError:
+    why = f"The database says: {error}."
+    return LdmError(Code.RESOURCE, "The list of jobs cannot be written.", why, "Free some space where it lies.")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from app.errors import as_ldm_error
 from app.server.asking import Understanding
+from app.server.failing import told_of
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
 from app.server.shelf import Shelf
@@ -73,7 +73,7 @@ class Together:
     def fail(self, error: Exception) -> None:
         """What nobody foresaw ends the jobs under way, and no others."""
         for doing in self._doing.values():
-            self._end(doing.job, "failed", as_ldm_error(error, ["serve"]))
+            self._end(doing.job, "failed", told_of(error))
         self._doing.clear()
 
     def _join(self, gathering: Gathering[Told], job: Job) -> None:
@@ -85,8 +85,9 @@ class Together:
             pipeline = self.shelf.pipeline(self.understanding.catalog.model(job.asked["model"]))
             run = Run(_steps(pipeline, request, job.missing))
         except Exception as error:
-            self._end(job, "failed", as_ldm_error(error, ["serve"]))
+            self._end(job, "failed", told_of(error))
             return
+        self.jobs.begun(job.id)
         self._doing[run] = Doing(job, made=job.count - len(job.missing))
         gathering.runs.append(run)
 
@@ -104,14 +105,14 @@ class Together:
         try:
             for result in told.step.partial():
                 self._keep(doing, told.moved, result)
-        except LdmError as error:  # it was not wanted any more, so that is no failure
-            log.warning("what job %s had so far was not kept: %s", doing.job.id, error.what)
+        except Exception as error:  # it was not wanted any more, so that is no failure
+            log.warning("what job %s had so far was not kept: %s", doing.job.id, error)
 
     def _heard(self, gathering: Gathering[Told], run: Run[Told], told: Told | Ended) -> None:
         doing = self._doing[run]
         if isinstance(told, Ended):
             del self._doing[run]
-            failed = None if told.error is None else as_ldm_error(told.error, ["serve"])
+            failed = None if told.error is None else told_of(told.error)
             self._end(doing.job, "done" if failed is None else "failed", failed)
             return
         doing.last = told
@@ -119,10 +120,10 @@ class Together:
             for result in told.step.done:
                 self._keep(doing, told.moved, result)
                 doing.made += 1
-        except LdmError as error:  # a full disk, say: this job ends, others go on
+        except Exception as error:  # a full disk, say: this job ends, others go on
             del self._doing[run]
             gathering.leave(run)
-            self._end(doing.job, "failed", error)
+            self._end(doing.job, "failed", told_of(error))
             return
         self._tell(doing, told)
 
@@ -142,8 +143,11 @@ class Together:
         now = time.monotonic()
         if step.clean is not None and now - doing.previewed > PREVIEW_SECONDS and self.hub.watched(name):
             doing.previewed = now
-            for offset, array in enumerate(step.preview()):
-                self.hub.tell(name, Event("preview", {"place": first + offset, "png": _png(from_rgb(array))}))
+            try:
+                for offset, array in enumerate(step.preview()):
+                    self.hub.tell(name, Event("preview", {"place": first + offset, "png": _png(from_rgb(array))}))
+            except Exception as error:  # only a look at it
+                log.warning("job %s has no preview: %s", name, error)
 
     def _end(self, job: Job, state: State, error: LdmError | None = None) -> None:
         if self.jobs.end(job.id, state, error):

@@ -18,7 +18,7 @@ from ldm.images.save import new_file
 
 ID = re.compile(r"[0-9a-f]{64}")
 DATA_URL = re.compile(r"data:image/[a-z.+-]{1,20};base64,")
-KEPT = 8  # decoded pictures in memory
+CACHED = 256 << 20  # bytes of decoded pictures
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class Upload:
 class Uploads:
     """Every method may be called from any thread."""
 
-    def __init__(self, folder: Path, decoder: Decoder) -> None:
-        self.folder, self.decoder = folder, decoder
+    def __init__(self, folder: Path, decoder: Decoder, most: int) -> None:
+        self.folder, self.decoder, self.most = folder, decoder, most  # bytes that are kept
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._sizes: dict[str, tuple[int, int]] = {}
         self._lock, self._writing = Lock(), Lock()
+        self._stored = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
 
     def add(self, data: bytes) -> Upload:
         """Decoded first: what is no picture is not kept."""
@@ -47,8 +49,13 @@ class Uploads:
             raise LdmError(Code.REFUSED, error.what, error.why, error.fix) from error
         with self._writing:
             if not (path := self.folder / name).exists():
-                with new_file(path) as file:
-                    file.write(data)
+                self._check_room(len(data))
+                try:
+                    with new_file(path) as file:
+                        file.write(data)
+                except LdmError as error:
+                    raise LdmError(Code.RESOURCE, "The picture cannot be kept.", error.why, error.fix) from error
+                self._stored += len(data)
         return Upload(name, picture.width, picture.height)
 
     def add_text(self, text: str) -> Upload:
@@ -68,9 +75,8 @@ class Uploads:
         if not ID.fullmatch(text):
             return self.add_text(text).id
         if not (self.folder / text).is_file():
-            raise LdmError(
-                Code.USAGE, f"There is no upload {text[:12]}...", "No picture has that id.", "Send it again."
-            )
+            what = f"There is no upload {text[:12]}..."
+            raise LdmError(Code.USAGE, what, "No picture has that id.", "Send it again.")
         return text
 
     def open(self, name: str) -> Picture:
@@ -88,13 +94,30 @@ class Uploads:
             raise LdmError(Code.FILE, f"The upload {name[:12]}... is gone.", why, "Send the picture again.") from error
         return self._decoded(name, data)
 
+    def size(self, name: str) -> tuple[int, int]:
+        """Width and height of an upload; decoded for it only where that has not been done since the start."""
+        with self._lock:
+            known = self._sizes.get(name)
+        return self.open(name).size if known is None else known
+
+    def _check_room(self, more: int) -> None:
+        if self._stored + more > self.most:
+            why = f"Uploads take {self._stored / 1e9:.1f} GB, and no more than {self.most / 1e9:.1f} are kept."
+            fix = "Whoever runs the server can remove old ones from its folder uploads, and start it again."
+            raise LdmError(Code.RESOURCE, "There is no room for another picture.", why, fix)
+
     def _decoded(self, name: str, data: bytes) -> Picture:
         with self._lock:
             if name in self._pictures:
                 return self._pictures[name]
-        picture = replace(self.decoder.decode(data), name=f"{name[:12]}", sha256=name)
+        picture = replace(self.decoder.decode(data), name=name[:12], sha256=name)
         with self._lock:
+            self._sizes[name] = picture.size
             self._pictures[name] = picture
-            while len(self._pictures) > KEPT:
+            while len(self._pictures) > 1 and sum(map(_bytes, self._pictures.values())) > CACHED:
                 self._pictures.popitem(last=False)
         return picture
+
+
+def _bytes(picture: Picture) -> int:
+    return picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.server.reading import client_of
 from app.server.service import Service
 from app.server.store import Job
+from app.server.taking import apart
 from ldm.errors import Code, LdmError
 
 LOOK = 5.0  # seconds between two looks at a job of which nothing is heard
@@ -24,7 +25,7 @@ class GoneError(Exception):
 
 async def finished(service: Service, given: Mapping[str, Any], request: Request) -> Job:
     """The job of a request when it has come to its end; its failure is an error here."""
-    job = await run_in_threadpool(service.submit, given, client_of(request))
+    job = await apart(request, service.submit, given, client_of(request))
     gone = asyncio.ensure_future(_gone(request))
     try:
         ended = await _end(service, job.id, gone)

@@ -15,6 +15,7 @@ from app.server.guard import Doors, Guard, RefusedError, refusal
 from app.server.metrics import metrics
 from app.server.problems import of_bug, of_http, of_ldm, problem
 from app.server.service import Service
+from app.server.taking import prepare
 from app.server.waiting import GoneError
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
@@ -27,6 +28,7 @@ def app_of(service: Service) -> FastAPI:
     """Without a guard around it; `guarded` has one."""
     app = FastAPI(title=TITLE, version=__version__, summary=SUMMARY, docs_url=None, redoc_url=None)
     app.state.service = service
+    prepare(app)
     for router in (api.router, openai.router, a1111.router, a1111_controlnet.router):
         app.include_router(router)
     app.add_exception_handler(LdmError, of_ldm)
@@ -37,7 +39,7 @@ def app_of(service: Service) -> FastAPI:
     app.add_exception_handler(Exception, of_bug)
 
     @app.get("/healthz", tags=["server"], summary="Whether it works")
-    def healthz() -> JSONResponse:
+    async def healthz() -> JSONResponse:
         alive = service.worker.alive
         return JSONResponse({"status": "ok" if alive else "the worker has ended"}, 200 if alive else 503)
 

@@ -60,16 +60,25 @@ class Worker:
             return
         while not self._ending.is_set():
             self._awake.clear()
-            if (job := self.jobs.next()) is None:
-                self._no_more_wanted()  # what is not running needs no end
-                self._awake.wait(REST)
-                continue
-            began = time.monotonic()
             try:
-                together.make(job, self._ending.is_set, self._no_more_wanted)
-            except Exception as error:  # the thread goes on whatever happens: nobody else could
+                self._turn(together)
+            except Exception:  # a full disk, say: the thread goes on whatever happens, for nobody else could
                 log.exception("the worker failed")
-                together.fail(error)
+                self._awake.wait(REST)
+
+    def _turn(self, together: Together) -> None:
+        """The next job with those that join it, or a rest."""
+        if (job := self.jobs.next()) is None:
+            self._no_more_wanted()  # what is not running needs no end
+            self._awake.wait(REST)
+            return
+        began = time.monotonic()
+        try:
+            together.make(job, self._ending.is_set, self._no_more_wanted)
+        except Exception as error:
+            log.exception("jobs could not be made")
+            together.fail(error)
+        finally:
             self.busy_seconds += time.monotonic() - began
 
     def _no_more_wanted(self) -> dict[str, bool]:

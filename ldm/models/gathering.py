@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm.diffusion.level import Level
 from ldm.diffusion.sample import Prediction
 from ldm.models.latent import Cond, Network
+from ldm.models.memory import is_out_of_memory, release
 
 T = TypeVar("T")
 
@@ -148,17 +149,28 @@ class Gathering(Generic[T]):
 
 
 def _make(lot: Sequence[tuple[Run[Any], Call]]) -> None:
-    """One call for all, and to each run its share of what the network says; an error is told to each."""
-    try:
-        joined = _joined([call for _, call in lot])
-        said = joined.network(joined.x, joined.level, joined.conds)
-        shares = list(zip(*(_shares(one, [len(call.x) for _, call in lot]) for one in said), strict=True))
-    except Exception as error:
-        for run, _ in lot:
-            run.answer(error)
+    """One call for all, and to each run its share of what the network says; an error is told to each. Where memory does
+    not suffice for all together, halves are tried: what fits alone does not fail because others came."""
+    told = _told([call for _, call in lot])
+    if isinstance(told, Exception) and len(lot) > 1 and is_out_of_memory(told):
+        del told  # with all that it holds
+        release()
+        half = len(lot) // 2
+        for part in (lot[:half], lot[half:]):
+            _make(part)
         return
-    for (run, _), share in zip(lot, shares, strict=True):
-        run.answer(list(share))
+    for place, (run, _) in enumerate(lot):
+        run.answer(told if isinstance(told, Exception) else list(told[place]))
+
+
+def _told(calls: Sequence[Call]) -> list[tuple[Prediction, ...]] | Exception:
+    """What the network says, apart again for each call, or its error."""
+    try:
+        joined = _joined(calls)
+        said = joined.network(joined.x, joined.level, joined.conds)
+        return list(zip(*(_shares(one, [len(call.x) for call in calls]) for one in said), strict=True))
+    except Exception as error:
+        return error
 
 
 def _joined(calls: Sequence[Call]) -> Call:

@@ -159,3 +159,20 @@ def test_a_run_that_leaves_lets_go_of_what_it_holds(unet: UNet) -> None:
 def test_outside_of_a_run_a_gathered_network_is_the_network(unet: UNet) -> None:
     for one, other in zip(walk(gathered(unet, 0), 1, 2), walk(unet, 1, 2), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_fits_alone_does_not_fail_because_others_came(unet: UNet) -> None:
+    rows = list[int]()
+
+    def small(x: Tensor, level: Level, conds: Sequence[Cond]) -> list[Prediction]:
+        rows.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return unet(x, level, conds)
+
+    gathering = Gathering[Tensor](most=16)
+    gathering.runs = [Run(walk(gathered(small, 0), seed, 1)) for seed in range(5)]
+    said = together(gathering)
+    assert rows == [5, 2, 3, 1, 2]
+    for seed, told in enumerate(said.values()):
+        torch.testing.assert_close(told[0], next(walk(unet, seed, 1)), atol=1e-5, rtol=1e-5)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import Code, LdmError
+from ldm.models.memory import is_out_of_memory, release
 from ldm.store.write import staged
 from train.compare.cells import Cell, cells, file_of, task_of
 from train.compare.growth import step_seconds
@@ -21,7 +22,6 @@ from train.report import read_story
 from train.run import opened
 from train.signals import Stop
 from train.tasks.family import FamilyTask
-from train.turns import is_out_of_memory, release
 
 PLAN = "plan.json"
 PILOT = 0.02  # of the budget, about, which a pace is taken from,

@@ -14,6 +14,7 @@ from typing import Any
 from ldm.data.source import Source
 from ldm.data.survey import Finding
 from ldm.errors import Code, LdmError
+from ldm.models.memory import release
 from ldm.store.write import remove, staged
 from train.config import RunFile
 from train.log import Listener
@@ -33,7 +34,6 @@ from train.personal.watching import Watching
 from train.run import Run, opened
 from train.signals import Stop
 from train.trainer import Action, Step
-from train.turns import release
 
 log = logging.getLogger("train.personal")
 AT_ONCE = 8  # class pictures

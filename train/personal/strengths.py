@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ldm.errors import Code, LdmError
 from ldm.images import save_image
+from ldm.models.memory import is_out_of_memory, release
 from ldm.store.find import LORA_WEIGHTS
 from ldm.store.write import remove
 from pipelines.pipeline import Pipeline
@@ -19,7 +20,6 @@ from train.personal.plan import Plan
 from train.personal.verdict import Checkpoint
 from train.signals import Stop, resume_command
 from train.tasks.subject_files import WORD
-from train.turns import is_out_of_memory, release
 
 log = logging.getLogger("train.personal")
 WEIGHTS = (0.5, 0.75, 1.0, 1.25)  # of the chosen checkpoint

@@ -21,6 +21,7 @@ from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.images import from_rgb, open_image, save_image
 from ldm.metrics.features import squares
+from ldm.models.memory import is_out_of_memory, release
 from ldm.store.sampling import read_sampling
 from ldm.store.shards import read_json
 from ldm.store.weights import load_weights
@@ -36,7 +37,6 @@ from train.signals import resume_command
 from train.tasks.sampling import Look, start_noise
 from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
-from train.turns import is_out_of_memory, release
 
 log = logging.getLogger("train.personal")
 LOOK = Look()  # where the model says nothing

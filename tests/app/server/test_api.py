@@ -70,6 +70,26 @@ def test_several_pictures_come_as_an_archive(http: httpx.Client) -> None:
     assert first == http.get(f"/v1/jobs/{job}/pictures/0").content
 
 
+def test_an_answer_may_take_longer_than_a_body(open_service: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with open_service(Limits(body_seconds=0.3)) as service, listened(service) as http:
+        job = submitted(http, count=2)
+        gate.wait()
+        threading.Timer(1.0, gate.go, (9,)).start()
+        result = http.get(f"/v1/jobs/{job}/result", params={"wait": 60})
+    with zipfile.ZipFile(io.BytesIO(result.content)) as archive:
+        assert len(archive.namelist()) == 2 and archive.testzip() is None
+
+
+def test_a_picture_that_somebody_removed_is_told_of(http: httpx.Client, service: Service) -> None:
+    job = submitted(http, count=2)
+    assert http.get(f"/v1/jobs/{job}/result", params={"wait": 60}).status_code == 200
+    service.gallery.path(service.jobs.job(job), 1).unlink()
+    for path in (f"/v1/jobs/{job}/pictures/1", f"/v1/jobs/{job}/result"):
+        answer = http.get(path)
+        assert answer.status_code == 404 and "removed" in answer.text and "/" not in answer.json()["title"]
+
+
 def test_a_job_tells_how_it_goes_on(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     monkeypatch.setattr("app.server.together.PREVIEW_SECONDS", 0.0)
@@ -178,6 +198,9 @@ def test_the_documentation_needs_nobody_else(http: httpx.Client) -> None:
         ("POST", "/v1/uploads", {"json": {}}, 415, "picture"),
         ("POST", "/v1/uploads", {"content": b"GIF89a", "headers": {"content-type": "image/gif"}}, 422, ""),
         ("POST", "/v1/uploads", {"files": {"a": png(), "b": png()}}, 422, "2 files"),
+        ("POST", "/v1/uploads", {"files": [("a", png()), ("a", png())]}, 422, "2 files"),
+        ("POST", "/v1/jobs", {"files": [("image", png()), ("image", png())]}, 422, "2 files"),
+        ("POST", "/v1/jobs", {"data": {"prompt": "a"}, "files": {"image": png()}}, 422, "no file"),
     ],
 )
 def test_every_error_is_a_problem_with_a_fix(
@@ -198,7 +221,8 @@ def test_a_bug_is_told_without_its_insides(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(type(service), "told", lambda *_: {}["secret"])
     answer = http.post("/v1/jobs", json=QUICK)
-    assert answer.status_code == 500 and answer.json()["code"] == "bug" and "File " not in answer.text
+    assert answer.status_code == 500 and answer.json()["code"] == "bug"
+    assert not any(inside in answer.text for inside in ("secret", "KeyError", "File ", str(tmp_path)))
     assert len(list((tmp_path / "outputs").glob("*.log"))) == 1
 
 

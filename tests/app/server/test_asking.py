@@ -37,7 +37,7 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.fixture
 def understand(tmp_path: Path, decoder: Decoder) -> Understanding:
-    return Understanding(Catalog(), Uploads(tmp_path / "uploads", decoder), Limits())
+    return Understanding(Catalog(), Uploads(tmp_path / "uploads", decoder, Limits().stored), Limits())
 
 
 def test_what_is_left_out_suits_the_model_and_what_is_kept_asks_for_the_same_again(understand: Understanding) -> None:
@@ -106,7 +106,13 @@ def test_adapters_and_models_of_a_folder_are_offered_by_name(tmp_path: Path, und
         ({"width": 33}, "nearest legal size is 32"),
         ({"guidance": {"scale": float("nan")}}, "finite"),
         ({"seed": -2}, "seed"),
-        ({"prompt": "x" * 20_001}, "20000 bytes"),
+        ({"prompt": "x" * 20_001}, "20000"),
+        ({"prompt": "\u00e4" * 19_999}, "20000 bytes"),
+        ({"prompt": "<lora:no:1>" * 1500}, "no adapter"),
+        ({"sigmas": [1.0] * 1001}, "1000"),
+        ({"sigmas": [float(n) for n in range(151, 0, -1)]}, "150 steps"),
+        ({"controls": [{"model": "edges"}] * 9}, "8"),
+        ({"tile": {"size": 16, "overlap": 15}, "width": 1024, "height": 1024}, "pixels x steps"),
         ({"model": "../emoji"}, "no model"),
         ({"model": "/etc"}, "no model"),
         ({"model": "emojj"}, "Use emoji"),
@@ -131,6 +137,71 @@ def test_what_is_wrong_is_said_and_nothing_is_read(understand: Understanding, gi
         understand(given)
     assert said in str(caught.value) and caught.value.code in (Code.USAGE, Code.REFUSED)
     assert "passwd" not in str(caught.value) or "'/etc/passwd'" in str(caught.value)
+
+
+def test_what_costs_more_counts_for_more(understand: Understanding) -> None:
+    def work(**given: Any) -> float:
+        return understand({"prompt": "a", "model": "scenes", "steps": 10, "width": 256, "height": 256, **given}).work
+
+    name = understand.uploads.add(png()).id
+    plain = work()
+    assert plain == 256 * 256 * 10 and work(count=3) == 3 * plain and work(solver="heun") == 2 * plain
+    assert work(sigmas=[float(n) for n in range(20, 0, -1)]) == 2 * plain
+    assert work(controls=[{"model": "edges", "image": name}] * 2) == 3 * plain
+    assert work(hires={"scale": 2, "steps": 5}) == 4 * plain * 1.5
+    assert 2 * plain < work(tile={"size": 128}) < 3 * plain < work(tile={"size": 64, "overlap": 56})
+
+
+def test_pictures_of_a_photo_s_size_may_be_drawn_small(understand: Understanding) -> None:
+    """A size says how large the picture becomes; with a mask it stays as large as it is."""
+    name = understand.uploads.add(png((3000, 2000))).id
+    assert understand({"image": name, "width": 64, "height": 64}).work == 64 * 64 * 15
+    with pytest.raises(LdmError, match="2,000,000 pixels"):
+        understand({"image": name, "mask": name, "width": 64, "height": 64})
+
+
+def test_all_pictures_of_a_request_fit_into_memory(understand: Understanding, tmp_path: Path) -> None:
+    small = Understanding(understand.catalog, understand.uploads, Limits(input_pixels=3000))
+    one, other = (understand.uploads.add(png(colour=colour)).id for colour in ("red", "blue"))
+    controls = [{"model": "edges", "image": name} for name in (one, other, one)]
+    assert small({"model": "scenes", "controls": controls})
+    third = understand.uploads.add(png(colour="green")).id
+    with pytest.raises(LdmError, match="3,072 pixels together"):
+        small({"model": "scenes", "image": third, "controls": controls})
+    full = Uploads(tmp_path / "full", understand.uploads.decoder, most=100)
+    with pytest.raises(LdmError, match="no room") as caught:
+        full.add(png((64, 64)))
+    assert caught.value.code is Code.RESOURCE
+
+
+def test_large_pictures_share_no_call(understand: Understanding) -> None:
+    told = understand({"prompt": "a", "width": 1024, "height": 1024, "batch": 256, "count": 4, "steps": 5})
+    assert told.asked["batch"] == 3 and understand.request(told.asked).batch == 3
+
+
+def test_tags_name_what_is_offered_and_nothing_else(tmp_path: Path, understand: Understanding) -> None:
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    mine = shipped_adapters()["emoji-fast"]
+    for name in ("mine", ".hidden"):
+        (adapters / f"{name}.safetensors").write_bytes(mine.read_bytes())
+    (adapters / "half.safetensors").write_bytes(mine.read_bytes()[:1000])  # as while it is copied
+    asking = Understanding(Catalog(None, adapters), understand.uploads, Limits())
+    assert set(asking.catalog.adapters()) == {"emoji-fast", "mine"}
+    assert asking({"prompt": "a cat <lora:mine:0.5>"}).kind != asking({"prompt": "a cat <lora:mine:0.6>"}).kind
+    for name in (".hidden", "half", "../adapters/mine"):
+        with pytest.raises(LdmError, match="no adapter"):
+            asking({"prompt": f"a cat <lora:{name}:0.5>"})
+
+
+def test_a_pulled_model_of_another_kind_is_not_offered(
+    tmp_path: Path, understand: Understanding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.setattr("app.server.catalog.fetched_ids", lambda: ["somebody/bert"])
+    monkeypatch.setattr("app.server.catalog.fetched", lambda name: tmp_path / "bert")
+    assert set(understand.catalog.models()) == {"emoji", "scenes"}
 
 
 def test_an_upload_is_of_margins_too(understand: Understanding) -> None:

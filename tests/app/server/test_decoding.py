@@ -79,11 +79,19 @@ def test_a_decoder_that_dies_or_hangs_takes_nobody_along() -> None:
         with pytest.raises(LdmError, match="more than 2 s"):
             one.decode(good)
         assert one.decode(good).size == (8, 8)
+        os.kill(one._process.pid, signal.SIGSTOP)
+        with pytest.raises(LdmError, match="more than 2 s"):
+            one.decode(good + b" " * (1 << 20))  # more than a pipe holds
+        assert one.decode(good).size == (8, 8)
+        os.kill(one._process.pid, signal.SIGINT)  # a Ctrl-C is for the server
+        assert one.decode(good).size == (8, 8)
         os.kill(one._process.pid, signal.SIGKILL)
         one._process.join()
         assert one.decode(good).size == (8, 8)
     finally:
         one.close()
+    with pytest.raises(LdmError, match="ending"):
+        one.decode(good)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_with_a_token_nothing_but_health_answers_without_it(closed: httpx.Client
         {"origin": "http://evil.example"},
         {"origin": "null"},
         {"origin": "file://"},
+        {"origin": "http://[x"},
         {"origin": "http://localhost:1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
@@ -180,6 +181,23 @@ def test_who_is_slow_is_closed_and_others_are_served(open_service: Open) -> None
         assert all(end == b"" for end in ends[:10])
         assert all(end.startswith(b"HTTP/1.1 408") for end in ends[10:]), ends[10:]
         assert http.post("/v1/jobs", json=QUICK).status_code == 202
+
+
+def test_who_reads_nothing_is_not_written_to_for_ever(open_service: Open) -> None:
+    """Answers pile up on a connection whose other side asks, and never reads."""
+    limits = Limits(header_seconds=1.0, idle_seconds=1.0, body_seconds=1.0)
+    with open_service(limits) as service, listened(service) as http:
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.settimeout(30)
+            raw.connect((http.base_url.host, http.base_url.port))
+            asked, until = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 200, time.monotonic() + 60
+            with pytest.raises(OSError):
+                while time.monotonic() < until:
+                    raw.sendall(asked)
+                    time.sleep(0.05)
+                    raw.getpeername()
+        assert http.get("/healthz").status_code == 200
 
 
 def test_a_connection_that_is_kept_is_closed_when_nothing_more_comes(open_service: Open) -> None:

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -86,6 +87,8 @@ def test_a_token_opens_other_addresses(tmp_path: Path, monkeypatch: pytest.Monke
     doors = doors_of(replace(LOCAL, host="0.0.0.0", names=("Mine.Example",)))
     assert doors.token == TOKEN and doors.addresses and {"mine.example", socket.gethostname().lower()} <= doors.hosts
     assert not doors_of(LOCAL).addresses
+    assert "127.0.0.2" in doors_of(replace(LOCAL, host="127.0.0.2")).hosts
+    assert "mine.example" in doors_of(replace(LOCAL, names=("mine.example.:443",))).hosts
     with pytest.raises(LdmError, match="long and plain"):
         monkeypatch.setenv("LDM_TOKEN", "ümlaut" * 8)
         token_of(None)
@@ -103,8 +106,7 @@ def test_it_ends_when_it_is_told_to(tmp_path: Path) -> None:
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with serving(tmp_path) as (process, http):
             job = submitted(http, steps=150, count=50)
-            while http.get(f"/v1/jobs/{job}").json()["state"] == "queued":
-                time.sleep(0.02)
+            soon(http, job, lambda told: told["state"] == "running")
             process.send_signal(number)
             assert process.wait(120) == status
             assert process.stderr is not None and "Traceback" not in process.stderr.read()
@@ -119,7 +121,10 @@ def test_a_killed_server_loses_no_finished_picture_and_makes_none_twice(tmp_path
     for turn in range(min(20, 2 * torture)):
         with serving(tmp_path) as (process, http):
             jobs += [submitted(http, seed=turn * 10 + n, count=3, batch=1, steps=3) for n in range(3)]
-            time.sleep(0.3 * (turn % 7))
+            if turn % 2:
+                soon(http, jobs[-3], lambda told: bool(told["pictures"]))  # in the middle of its work
+            else:
+                time.sleep(0.3 * (turn % 7))
             for job in jobs:
                 for told in http.get(f"/v1/jobs/{job}").json()["pictures"]:
                     path = tmp_path / "outputs" / "server" / "pictures" / f"{job}-{told['place']:04d}.png"
@@ -134,7 +139,16 @@ def test_a_killed_server_loses_no_finished_picture_and_makes_none_twice(tmp_path
                 time.sleep(0.05)
             assert told["state"] == "done" and [m["place"] for m in told["pictures"]] == [0, 1, 2]
     folder = tmp_path / "outputs" / "server" / "pictures"
+    assert made  # some were there before the last kill
     assert {path.name for path in folder.iterdir()} == {f"{job}-{n:04d}.png" for job in jobs for n in range(3)}
     for name, (when, data) in made.items():
         assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, data)
     assert all(read_recipe(path).pixels for path in folder.iterdir())
+
+
+def soon(http: httpx.Client, job: str, condition: Callable[[dict[str, Any]], bool]) -> None:
+    """Until it is so of a job."""
+    until = time.monotonic() + 120
+    while not condition(http.get(f"/v1/jobs/{job}").json()):
+        assert time.monotonic() < until
+        time.sleep(0.02)

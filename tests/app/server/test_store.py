@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.server.store import Job, Jobs, Made
+from app.server.store import TRIES, Job, Jobs, Made
 from ldm.errors import Code, LdmError
 
 
@@ -122,6 +122,41 @@ def test_an_error_is_told_as_it_was(jobs: Jobs) -> None:
     error = LdmError(Code.MODEL, "what", "why", "fix")
     jobs.end(job.id, "failed", error)
     assert jobs.job(job.id).error == error.as_dict()
+
+
+def test_a_job_that_takes_its_server_along_is_not_tried_for_ever(jobs: Jobs) -> None:
+    asked = submit(jobs, "a", count=2)
+    for _ in range(TRIES - 1):
+        assert jobs.next() is not None
+        jobs.begun(asked.id)
+        assert jobs.again() == 1
+    assert jobs.next() is not None
+    jobs.made(asked.id, Made(0, "a.png", {}))  # it gets on
+    for turn in range(TRIES):
+        jobs.begun(asked.id)
+        assert jobs.again() == int(turn < TRIES - 1)
+        assert turn == TRIES - 1 or jobs.next() is not None
+    ended = jobs.job(asked.id)
+    assert ended.state == "failed" and ended.error is not None and "not tried again" in ended.error["why"]
+
+
+def test_what_nobody_wants_does_not_go_on_after_a_restart(jobs: Jobs) -> None:
+    wanted, unwanted = submit(jobs, "a"), submit(jobs, "b")
+    assert jobs.next() is not None and jobs.next() is not None
+    jobs.unwanted(unwanted.id)
+    assert jobs.again() == 1
+    assert (jobs.job(wanted.id).state, jobs.job(unwanted.id).state) == ("queued", "cancelled")
+
+
+def test_a_database_that_cannot_be_written_is_told_of_and_goes_on(jobs: Jobs) -> None:
+    jobs._db.execute("pragma max_page_count=1")
+    with pytest.raises(LdmError, match="list of jobs") as caught:
+        for _ in range(1000):
+            submit(jobs, "a", "x" * 1000)
+            jobs.end(jobs.list(limit=1)[0].id, "cancelled")
+    assert caught.value.code is Code.RESOURCE
+    jobs._db.execute("pragma max_page_count=1000000")
+    assert submit(jobs, "a").state == "queued"
 
 
 def test_lists_are_newest_first_and_go_on_where_the_last_ended(jobs: Jobs) -> None:

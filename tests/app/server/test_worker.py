@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from app.server.gallery import Gallery
+from app.server.hub import Hub
 from app.server.service import Service
 from app.server.shelf import Shelf
-from app.server.store import Job
+from app.server.store import Job, Jobs
 from app.server.together import Together, _part, _spans
 from ldm.errors import Code, LdmError
 from ldm.images import open_image
@@ -22,6 +23,7 @@ from ldm.store.find import find_model, shipped_adapters
 from pipelines.pipeline import Pipeline
 from pipelines.recipe import read_recipe
 from pipelines.request import Request
+from pipelines.steps import Step
 from tests.app.server.conftest import QUICK, Open, ended, made
 
 
@@ -219,6 +221,24 @@ def test_what_fails_fails_alone_and_says_why(
             assert job.state == "failed" and job.error and "error of this program" in job.error["why"]
         assert list((tmp_path / "outputs").glob("ldm-error-*.log"))
         assert made(service, QUICK).pictures
+
+
+def test_a_look_that_fails_and_a_database_that_is_full_end_nobody(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, take = [True], Jobs.next
+
+    def full(self: Jobs, kind: str | None = None) -> Job | None:
+        if broken:
+            broken.clear()
+            raise LdmError(Code.RESOURCE, "The list of jobs cannot be written.", "It is full.", "Free some space.")
+        return take(self, kind)
+
+    monkeypatch.setattr(Jobs, "next", full)
+    monkeypatch.setattr(Step, "preview", lambda step: 1 / 0)
+    monkeypatch.setattr("app.server.together.PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(Hub, "watched", lambda *_: True)
+    assert made(service, QUICK).state == "done" and not broken and service.worker.alive
 
 
 def test_models_make_room_for_each_other() -> None:

@@ -1,0 +1,28 @@
+"""Errors as callers may know them: what, why and fix, without the insides of the program or folders of its machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.errors import as_ldm_error
+from ldm.errors import Code, LdmError
+
+HOME = Path(__file__).resolve().parents[2]  # of this program
+
+
+def told_of(error: Exception) -> LdmError:
+    """Of a bug only that it is one: the log has the rest."""
+    told = as_ldm_error(error, ["serve"])
+    if told.code is Code.BUG:
+        why = "This is an error of this program, not of yours; whoever runs the server finds more in its outputs/."
+        return LdmError(Code.BUG, "Something failed that should not.", why, "Report it with what you asked for.")
+    return without_folders(told)
+
+
+def without_folders(error: LdmError) -> LdmError:
+    """Names of files, without where they lie."""
+    roots = sorted({str(HOME), str(Path.cwd()), str(Path.home())} - {"/"}, key=len, reverse=True)
+    texts = [error.what, error.why, error.fix]
+    for root in roots:
+        texts = [text.replace(f"{root}/", "") for text in texts]
+    return LdmError(error.code, *texts)
