@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from app import commands, commands_adapter, commands_compare, commands_personal, commands_serve, errors
+from app import commands, commands_adapter, commands_batch, commands_compare, commands_personal, commands_serve, errors
 from app.validation import did_you_mean
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
@@ -36,6 +36,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("personalize", commands_personal.personalize, "Teach a model your own subject from a few photos."),
     Entry("compare", commands_compare.compare, "Compare families of generative models on your pictures."),
     Entry("evaluate", commands_compare.evaluate, "Measure a model or a folder of pictures against a data set."),
+    Entry("batch", commands_batch.batch, "Make many pictures from a file, on one machine or many."),
     Entry("serve", commands_serve.serve, "Make pictures for other programs, over HTTP."),
     Entry("data", commands.data, "Look at a set of pictures before training on it."),
     Entry("doctor", commands.doctor, "Check this installation."),

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from app.server.failing import told_of, without_folders
+from app.failing import told_of, without_folders
 from ldm.errors import Code, LdmError
 
 log = logging.getLogger("ldm.server")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from app.failing import told_of
 from app.server.asking import Understanding
-from app.server.failing import told_of
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
 from app.server.shelf import Shelf

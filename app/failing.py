@@ -7,7 +7,7 @@ from pathlib import Path
 from app.errors import as_ldm_error
 from ldm.errors import Code, LdmError
 
-HOME = Path(__file__).resolve().parents[2]  # of this program
+HOME = Path(__file__).resolve().parents[1]  # of this program
 
 
 def told_of(error: Exception) -> LdmError:

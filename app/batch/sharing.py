@@ -1,0 +1,99 @@
+"""The chunks of a batch among processes: by a launcher's ranks, or as actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.batch.source import Source
+from app.batch.store import Store
+from ldm.errors import Code, LdmError
+
+if TYPE_CHECKING:
+    from app.batch.making import Maker
+
+BLOCKS = 10_000  # of Ray Data at most; each is a few chunks where there are more
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a process must know to make a chunk."""
+
+    source: Source
+    store: Store
+    model: str
+    device: str
+    dtype: str
+    together: int
+
+    def maker(self) -> Maker:
+        from app.batch.making import Maker
+
+        return Maker(self.source, self.store, self.model, self.device, self.dtype, self.together)
+
+
+def here(plan: Plan, chunks: list[int], wanted: Callable[[], bool]) -> Iterator[dict[str, int]]:
+    """Those of this process, one after another. Each process of a launch takes every so many-th chunk."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = [chunk for chunk in chunks if chunk % world == rank]
+    maker = plan.maker() if mine else None
+    for chunk in mine:
+        if maker is None or not wanted() or (told := maker.chunk(chunk, wanted)) is None:
+            return
+        yield told
+
+
+class Worker:
+    """An actor: its model is loaded once. One that dies is started again, and its chunks are gone on with."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.maker = plan.maker()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"told": json.dumps(self.maker.chunk(int(row["chunk"])))}
+
+
+def on_ray(
+    plan: Plan, chunks: list[int], where: str, cpus: int, workers: int | None, wanted: Callable[[], bool]
+) -> Iterator[dict[str, int]]:
+    """On all machines of a cluster that have room, as Ray Data feeds them."""
+    ray = _ray()
+    address = None if where == "local" else where
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    own = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(cpus)}}
+    try:
+        ray.init(address=address, runtime_env=own, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        what, why = f"No Ray cluster answers at {where!r}.", f"{str(error).splitlines()[0]}."
+        raise LdmError(Code.USAGE, what, why, "Start one with `ray start --head`, or write --ray local.") from error
+    try:
+        room = ray.cluster_resources()
+        cards = int(room.get("GPU", 0))
+        most = workers or max(1, cards or int(room.get("CPU", 1)) // cpus)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        rows = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=min(len(chunks), BLOCKS))
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
+        made = rows.map(Worker, fn_constructor_args=(plan,), compute=pool, num_cpus=cpus, num_gpus=1 if cards else 0)
+        for row in made.iter_rows():
+            yield json.loads(row["told"])
+            if not wanted():
+                return
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        what, why = "--ray cannot be used.", f"{error.name or 'Ray'} is not installed."
+        raise LdmError(Code.USAGE, what, why, "Run pip install 'ldm[ray]'.") from error
+    return ray

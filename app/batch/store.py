@@ -1,0 +1,140 @@
+"""Where the pictures of a batch go: a folder, or whatever fsspec reaches. A chunk is done when its manifest is there.
+
+OUT/batch.json          what the batch is: it is not gone on with as another one
+OUT/pictures/3f/3f….png pictures by the hash of what was asked for, or OUT/shards/000012.tar of webdataset
+OUT/manifest/000012.jsonl   a line for each request of a chunk, written last
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import secrets
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import fsspec
+
+from ldm.errors import Code, LdmError
+
+Format = Literal["files", "webdataset"]
+BATCH = "batch.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Every write is whole or not there."""
+
+    url: str
+    format: Format = "files"
+
+    def begin(self, told: Mapping[str, Any]) -> None:
+        """The batch is this one from now on; another one is refused."""
+        if (there := self.told()) is None:
+            if any(not name.startswith(BATCH) for name in self._names("")):  # another process may be writing ours
+                why = "It is not empty, and holds no batch."
+                raise LdmError(Code.FILE, f"{self.url} cannot be used.", why, "Choose a new --out.")
+            self._write(BATCH, json.dumps(told, indent=2).encode() + b"\n")
+            return
+        different = sorted(name for name in told.keys() | there.keys() if told.get(name) != there.get(name))
+        if different:
+            how = "differ" if len(different) > 1 else "differs"
+            what = f"{self.url} holds another batch: {', '.join(different)} {how}."
+            why = f"There {different[0]} is {str(there.get(different[0]))[:80]}."
+            raise LdmError(Code.DIFFERENT, what, why, "Give the same command, or choose another --out.")
+
+    def told(self) -> dict[str, Any] | None:
+        data = self._read(BATCH)
+        return None if data is None else dict(json.loads(data))
+
+    def done(self) -> set[int]:
+        """Chunks whose manifests are there."""
+        names = (name.removesuffix(".jsonl") for name in self._names("manifest"))
+        return {int(name) for name in names if name.isdecimal()}
+
+    def manifest(self, chunk: int) -> list[dict[str, Any]]:
+        data = self._read(f"manifest/{chunk:06d}.jsonl") or b""
+        return [json.loads(line) for line in data.splitlines()]
+
+    def finish(self, chunk: int, lines: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> None:
+        """The pictures of a chunk that are not there yet, and then its manifest."""
+        if self.format == "webdataset":
+            self._write(f"shards/{chunk:06d}.tar", _tar(lines, pictures))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self._write(f"manifest/{chunk:06d}.jsonl", text.encode())
+
+    def keep(self, name: str, data: bytes) -> None:
+        """A picture as soon as it is done, where pictures are files."""
+        if self.format == "files":
+            self._write(place_of(name), data)
+
+    def has(self, name: str) -> bool:
+        return self.format == "files" and self._fs.exists(self._at(place_of(name)))
+
+    def picture(self, name: str) -> bytes | None:
+        return self._read(place_of(name))
+
+    @property
+    def _fs(self) -> Any:
+        try:
+            return fsspec.core.url_to_fs(self.url)[0]
+        except (ValueError, ImportError) as error:
+            raise LdmError(Code.USAGE, f"--out {self.url} cannot be reached.", f"{error}.", "Name a folder.") from error
+
+    def _at(self, name: str) -> str:
+        return posixpath.join(fsspec.core.url_to_fs(self.url)[1], name) if name else fsspec.core.url_to_fs(self.url)[1]
+
+    def _names(self, folder: str) -> list[str]:
+        fs, at = self._fs, self._at(folder)
+        fs.invalidate_cache()
+        return sorted(posixpath.basename(name) for name in fs.ls(at, detail=False)) if fs.isdir(at) else []
+
+    def _read(self, name: str) -> bytes | None:
+        fs, at = self._fs, self._at(name)
+        return bytes(fs.cat_file(at)) if fs.exists(at) else None
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Under another name first, where a name is given in one act; an object of a bucket appears whole by itself."""
+        fs, at = self._fs, self._at(name)
+        local = "file" in fs.protocol or "local" in fs.protocol
+        stage = f"{at}.tmp-{secrets.token_hex(6)}" if local else at
+        try:
+            fs.makedirs(posixpath.dirname(at), exist_ok=True)
+            fs.pipe_file(stage, data)
+            if local:
+                fs.mv(stage, at)
+        except OSError as error:
+            if local and fs.exists(stage):
+                fs.rm(stage)
+            why = f"{error.strerror or error}."
+            raise LdmError(
+                Code.RESOURCE, f"{name} cannot be written to {self.url}.", why, "Free some space."
+            ) from error
+
+
+def place_of(name: str) -> str:
+    """Two letters of a hash are a folder: a million names in one are too many."""
+    return f"pictures/{name[:2]}/{name}.png"
+
+
+def _tar(lines: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> bytes:
+    """A shard of webdataset: NAME.png, NAME.txt (the prompt) and NAME.json (the request) beside each other."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in _members(lines, pictures):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def _members(lines: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    for line in lines:
+        for name in line.get("pictures", ()):
+            if name in pictures:
+                yield f"{name}.png", pictures[name]
+                yield f"{name}.txt", str(line.get("prompt", "")).encode()
+                yield f"{name}.json", json.dumps(line).encode()
