@@ -72,9 +72,10 @@ class Together:
 
     def fail(self, error: Exception) -> None:
         """What nobody foresaw ends the jobs under way, and no others."""
-        for doing in self._doing.values():
+        under_way = list(self._doing.values())
+        self._doing.clear()  # first: what cannot be written down either is over all the same
+        for doing in under_way:
             self._end(doing.job, "failed", told_of(error))
-        self._doing.clear()
 
     def _join(self, gathering: Gathering[Told], job: Job) -> None:
         try:
