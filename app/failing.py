@@ -16,6 +16,9 @@ def told_of(error: Exception) -> LdmError:
     if told.code is Code.BUG:
         why = "This is an error of this program, not of yours; whoever runs the server finds more in its outputs/."
         return LdmError(Code.BUG, "Something failed that should not.", why, "Report it with what you asked for.")
+    if told.code is Code.RESOURCE and "--" in told.fix:  # options of the command line are no words of a request
+        fix = "Ask for a smaller picture, for fewer at a time, or for tiles."
+        told = LdmError(told.code, told.what, told.why, fix)
     return without_folders(told)
 
 

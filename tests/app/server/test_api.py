@@ -81,6 +81,16 @@ def test_an_answer_may_take_longer_than_a_body(open_service: Open, monkeypatch: 
         assert len(archive.namelist()) == 2 and archive.testzip() is None
 
 
+def test_why_a_job_failed_is_its_result(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("pipelines.pipeline.Pipeline.run", full)
+    answer = http.get(f"/v1/jobs/{submitted(http)}/result", params={"wait": 60})
+    told = answer.json()
+    assert answer.status_code == 507 and "memory" in told["title"] and "--" not in told["fix"]
+
+
 def test_a_picture_that_somebody_removed_is_told_of(http: httpx.Client, service: Service) -> None:
     job = submitted(http, count=2)
     assert http.get(f"/v1/jobs/{job}/result", params={"wait": 60}).status_code == 200
