@@ -8,16 +8,18 @@ Throughput is a ratio: so many callers at once against one after another, on the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import socket
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +188,47 @@ def step_seconds(http: httpx.Client) -> float:
     return (many - few) / 40
 
 
+def beside_slow_ones(http: httpx.Client) -> dict[str, Any]:
+    """F17: fifty heads that dribble, ten connections on which nothing comes, ten bodies that stall; how long others
+    wait for a list of jobs, at the 95th of 100, beside them and without."""
+
+    def waits() -> float:
+        spent = list[float]()
+        for _ in range(200):
+            began = time.perf_counter()
+            http.get("/v1/jobs", params={"limit": 1}).raise_for_status()
+            spent.append(time.perf_counter() - began)
+        return sorted(spent)[int(0.95 * len(spent))]
+
+    before = waits()
+    where = (http.base_url.host, http.base_url.port)
+    with ExitStack() as stack:
+        raws = [stack.enter_context(socket.create_connection(where)) for _ in range(70)]
+        for raw in raws[60:]:
+            raw.sendall(b"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        ending = threading.Event()
+
+        def dribble() -> None:
+            while not ending.wait(0.2):
+                for raw in raws[:50]:
+                    with contextlib.suppress(OSError):
+                        raw.sendall(b"G")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        beside = waits()
+        ending.set()
+        thread.join()
+    return {"95 % wait less than": round(before, 4), "beside 70 slow ones": round(beside / before, 2)}
+
+
 def measure(pictures: int, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "server"
         with served(folder) as (http, process):
             told = throughput(http)
             told["more than may wait"] = overflow(http)
+            told["a list of jobs"] = beside_slow_ones(http)
             told["callers who leave"] = leaving(http, folder, count)
             told["memory"] = memory(http, process, pictures)
             return told

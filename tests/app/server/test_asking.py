@@ -139,6 +139,29 @@ def test_what_is_wrong_is_said_and_nothing_is_read(understand: Understanding, gi
     assert "passwd" not in str(caught.value) or "'/etc/passwd'" in str(caught.value)
 
 
+ADDRESSES = (
+    "http://127.0.0.1/a.png", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
+    "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[::]/", "http://0.0.0.0/", "http://localhost:22/",
+    "http://169.254.169.254/latest/meta-data/", "http://[fd00:ec2::254]/", "http://10.0.0.1/", "http://172.16.0.1/",
+    "http://192.168.0.1/", "http://example.org@127.0.0.1/", "http://127.0.0.1#@example.org/",
+    "https://example.org/a.png", "http://example.org/?to=http://127.0.0.1/", "http://127.0.0.1.example.org/",
+    "//127.0.0.1/a.png",
+    "ftp://127.0.0.1/a.png", "file:///etc/passwd", "gopher://127.0.0.1/", "data:text/html;base64,PGI+",
+    "\\\\127.0.0.1\\a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("place", ["image", "mask", "control"])
+def test_no_address_is_asked_for_a_picture(understand: Understanding, address: str, place: str) -> None:
+    """F28: the guard of the suite would fail this test at a connection or a name lookup."""
+    given: dict[str, Any] = {"prompt": "a", "model": "scenes"}
+    given |= {"controls": [{"model": "edges", "image": address}]} if place == "control" else {place: address}
+    with pytest.raises(LdmError, match="is no picture"):
+        understand(given)
+    assert not understand.uploads.folder.exists()
+
+
 def test_what_costs_more_counts_for_more(understand: Understanding) -> None:
     def work(**given: Any) -> float:
         return understand({"prompt": "a", "model": "scenes", "steps": 10, "width": 256, "height": 256, **given}).work

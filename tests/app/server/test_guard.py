@@ -160,8 +160,9 @@ def test_who_is_slow_is_closed_and_others_are_served(open_service: Open) -> None
         where = (http.base_url.host, http.base_url.port)
         raws = [stack.enter_context(socket.create_connection(where, timeout=60)) for _ in range(70)]
         dribbling, stalled = raws[:50], raws[60:]
-        for raw in stalled:
-            raw.sendall(POST + b"content-length: 100\r\n\r\n{")
+        for raw in stalled:  # large ones, of which few are taken in at a time
+            raw.sendall(POST + b"content-length: 4000000\r\n\r\n{")
+        assert http.post("/v1/jobs", json=QUICK).status_code == 202  # before those have been given up
         began, open_ones = time.monotonic(), set(dribbling)
         while open_ones and time.monotonic() - began < 30:
             for raw in list(open_ones):
