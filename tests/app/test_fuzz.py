@@ -161,6 +161,12 @@ def line(rng: random.Random) -> list[str]:
     return [*argv, "--json"] if rng.random() < 0.2 else argv
 
 
+@pytest.fixture(autouse=True)
+def no_server_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ldm serve` alone is a good command line, which does not end: here it ends as soon as it listens."""
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_command_lines_end_in_words(
     ldm: Ldm, tiny_sd1: Path, tiny_controlnet: Path, tmp_path: Path, seed: int
