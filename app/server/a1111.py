@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from app.generate import DEFAULT_MODEL
 from app.server.a1111_fields import bare, fields_of, model_of
 from app.server.api import Serving
-from app.server.asking import DEFAULT_MODEL
 from app.server.masks import inverted
 from app.server.reading import client_of, object_of
 from app.server.service import Service

@@ -113,8 +113,8 @@ async def result(service: Serving, job: str, wait: Annotated[float, Query(ge=0, 
         what, why = f"Job {ended.id} is not done.", f"It is {ended.state}."
         raise LdmError(Code.DIFFERENT, what, why, "Ask again later, or with wait=60.")
     if not ended.pictures:
-        if (told := ended.error) is not None:
-            raise LdmError(Code[told["code"].upper()], told["what"], told["why"], told["fix"])
+        if (failure := ended.failure) is not None:
+            raise failure
         what, why = f"Job {ended.id} was {ended.state}.", "It has no picture."
         raise LdmError(Code.FILE, what, why, "Ask for it again.")
     if len(ended.pictures) == 1:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from app.generate import DEFAULT_MODEL
 from app.server.catalog import Catalog
 from app.server.limits import Limits
 from app.server.uploads import Uploads
@@ -23,7 +24,6 @@ from ldm.store.shards import read_json
 from pipelines.request import MAX_PROMPT_BYTES, ControlUse, Request
 from pipelines.suited import request_of, settled
 
-DEFAULT_MODEL = "emoji"
 HERE = ("wildcards", "lora_folder")  # folders of this machine are no caller's business
 SIDES = {"xl": 1024, "sd2": 768}  # of single files, which do not tell; else 512
 TAG = re.compile(r"<lora:[^>]*>")  # adapters swap weights at each call, so jobs of one kind have the same

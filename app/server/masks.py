@@ -9,11 +9,12 @@ from PIL import Image
 
 from app.server.uploads import Uploads
 from ldm.images import Picture
-from pipelines.hole import mask_values
 
 
 def inverted(uploads: Uploads, name: str) -> str:
     """The upload of the opposite of a mask."""
+    from pipelines.hole import mask_values  # late: it brings torch, and a server answers from the start
+
     return _kept(uploads, 1 - mask_values(uploads.open(name)))
 
 

@@ -70,6 +70,12 @@ class Job:
         there = {made.place for made in self.pictures if not made.partial}
         return [place for place in range(self.count) if place not in there]
 
+    @property
+    def failure(self) -> LdmError | None:
+        """Why it failed, as the error that it was."""
+        told = self.error
+        return None if told is None else LdmError(Code[told["code"].upper()], told["what"], told["why"], told["fix"])
+
 
 class Jobs:
     """Every method is whole by itself and may be called from any thread."""

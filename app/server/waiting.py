@@ -14,7 +14,6 @@ from app.server.reading import client_of
 from app.server.service import Service
 from app.server.store import Job
 from app.server.taking import apart
-from ldm.errors import Code, LdmError
 
 LOOK = 5.0  # seconds between two looks at a job of which nothing is heard
 
@@ -36,9 +35,8 @@ async def finished(service: Service, given: Mapping[str, Any], request: Request)
         gone.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await gone
-    if ended.state == "failed" and ended.error is not None:
-        told = ended.error
-        raise LdmError(Code[told["code"].upper()], told["what"], told["why"], told["fix"])
+    if (failure := ended.failure) is not None:
+        raise failure
     return ended
 
 

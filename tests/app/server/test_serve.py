@@ -72,6 +72,15 @@ def test_what_cannot_be_served_is_said(ldm: Ldm, words: tuple[str, ...], status:
     assert not Path("outputs").exists() and "secret" not in done.err
 
 
+def test_a_server_answers_before_torch_is_there() -> None:
+    """What is heavy is brought in by the worker's thread."""
+    code = (
+        "import sys, app.server.serve; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_a_port_that_is_taken_is_said(ldm: Ldm) -> None:  # noqa: F811
     with listening("127.0.0.1", 0) as taken:
         done = ldm("serve", "--port", taken.getsockname()[1])
