@@ -128,7 +128,7 @@ class Request(Record):
 
     controls: tuple[ControlUse, ...] = ()
     loras: tuple[LoraUse, ...] = ()
-    lora_folder: Path | None = None  # where `<lora:name:weight>` tags are looked up
+    lora_folder: Path | dict[str, Path] | None = None  # where `<lora:name:weight>` tags are looked up; files by name
     embeddings: tuple[Path, ...] = ()
     wildcards: Path | None = None  # folder of `__file__` wildcards
     hires: HiresUse | None = None

@@ -62,7 +62,7 @@ def _adapters(prompt: str, fields: Mapping[str, Any]) -> Iterator[Path]:
         told = use if isinstance(use, Mapping) else vars(use) if isinstance(use, BaseModel) else {}
         if isinstance(path := told.get("path"), str | Path) and told.get("weight", 1.0) != 0:
             yield find_adapter(path)
-    folder = fields.get("lora_folder")
+    given = fields.get("lora_folder")
     for name in dict.fromkeys(tagged(prompt)):
         with contextlib.suppress(LdmError, TypeError):
-            yield find_tagged(name, Path(folder) if folder else None)
+            yield find_tagged(name, given if isinstance(given, Mapping) else Path(given) if given else None)

@@ -107,8 +107,6 @@ class Understanding:
         for use in (asked, *asked.get("controls", ())):
             use |= {name: self.uploads.found(use[name]) for name in ("image", "mask") if name in use}
         self._check_pictures(asked)
-        for name in tagged(f"{asked.get('prompt', '')} {asked.get('negative', '')}"):
-            self.catalog.adapter(name)
         request = self.request(asked)
         size = self.size(asked["model"], request)
         work = self.limits.check(request, size)
@@ -129,8 +127,8 @@ class Understanding:
             fields["controls"] = [self._control(use, model, fields.get("image")) for use in fields["controls"]]
         if "refiner" in fields:
             fields["refiner"] = str(self.catalog.model(fields["refiner"]))
-        if self.catalog.adapters_folder is not None:
-            fields["lora_folder"] = self.catalog.adapters_folder
+        if tags := set(tagged(f"{prompt} {fields.get('negative', '')}")):
+            fields["lora_folder"] = {name: self.catalog.adapter(name) for name in tags}
         return request_of(prompt, settled(self.catalog.model(model), prompt, fields))
 
     def size(self, model: str, request: Request) -> tuple[int, int]:

@@ -27,30 +27,32 @@ MODELS, ADAPTERS = ("model folder", "single file"), ("lora", "textual inversion"
 
 @dataclass(frozen=True)
 class Catalog:
-    """The models and adapters that ship, those that were pulled, and those in two folders of the user's."""
+    """The models and adapters that ship, those that were pulled, those in two folders of the user's, and those in the
+    server's own folder. Of two with one name the first in this order is meant."""
 
     models_folder: Path | None = None  # each folder or file in it is a model or a control
     adapters_folder: Path | None = None  # each file in it is an adapter or an embedding
+    own_models: Path | None = None  # the same two, of what callers brought and what was made here
+    own_adapters: Path | None = None
 
     def models(self) -> dict[str, Path]:
         """Whatever pictures can be made with."""
         pulled = {name: path for name in fetched_ids() if (path := fetched(name)) is not None}
-        others = pulled | self._own(self.models_folder)
-        return {name: find_model(name) for name in shipped()} | {n: p for n, p in others.items() if is_model(p)}
+        others = {n: p for n, p in _first(pulled, self._beside()).items() if is_model(p)}
+        return _first({name: find_model(name) for name in shipped()}, others)
 
     def controls(self, model: str | None = None) -> dict[str, Path]:
         """Controls by name: those inside the model under their short names too."""
-        own = {name: path for name, path in self._own(self.models_folder).items() if kind_of(path) == "controlnet"}
         beside = {name: find_model(name) for name in shipped_beside() if model is None or whose(name) == model}
-        found = {name: path for name, path in beside.items() if kind_of(path) == "controlnet"} | own
+        found = _first(beside, self._beside())
         home = None if model is None else self.model(model)
         inside = {name: path for name, path in controls_inside().items() if home is None or path.parent == home}
-        return found | inside
+        return _first(inside, {name: path for name, path in found.items() if kind_of(path) == "controlnet"})
 
     def adapters(self) -> dict[str, Path]:
         """Adapters and embeddings by the names of their files; what cannot be read is none yet."""
-        own = self._own(self.adapters_folder, only_files=True)
-        return shipped_adapters() | {name: path for name, path in own.items() if kind_of(path) in ADAPTERS}
+        folders = (self._inside(folder, only_files=True) for folder in (self.adapters_folder, self.own_adapters))
+        return _first(shipped_adapters(), {n: p for n, p in _first(*folders).items() if kind_of(p) in ADAPTERS})
 
     def model(self, name: str) -> Path:
         return _named("model", name, self.models())
@@ -61,9 +63,13 @@ class Catalog:
     def adapter(self, name: str) -> Path:
         return _named("adapter", name, self.adapters())
 
+    def _beside(self) -> dict[str, Path]:
+        """What lies in both folders for models."""
+        return _first(self._inside(self.models_folder), self._inside(self.own_models))
+
     @staticmethod
-    def _own(folder: Path | None, only_files: bool = False) -> dict[str, Path]:
-        """What lies in a folder of the user's; hidden files and what leads out of it do not."""
+    def _inside(folder: Path | None, only_files: bool = False) -> dict[str, Path]:
+        """What lies in a folder; hidden files and what leads out of it do not. A folder hides a file of its name."""
         if folder is None or not folder.is_dir():
             return {}
         home = folder.resolve()
@@ -72,6 +78,14 @@ class Catalog:
         files = {path.stem: path for path in inside if path.is_file() and path.suffix == ".safetensors"}
         folders = {path.name: path for path in inside if path.is_dir() and any(path.glob("*.json"))}
         return files if only_files else files | folders
+
+
+def _first(*lists: dict[str, Path]) -> dict[str, Path]:
+    """All of them; of one name the first."""
+    found: dict[str, Path] = {}
+    for there in lists:
+        found |= {name: path for name, path in there.items() if name not in found}
+    return found
 
 
 def _named(what: str, name: str, there: dict[str, Path]) -> Path:

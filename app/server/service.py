@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from app.server.together import Together
 
 JOBS, PICTURES, UPLOADS = "jobs.sqlite", "pictures", "uploads"  # in the folder of a server
+MODELS, ADAPTERS = "models", "adapters"  # there too: what callers brought, and what was made here
 SECONDS = 5.0  # that a job is thought to take, before any has been made
 
 
@@ -115,7 +116,8 @@ def opened(
         jobs.again()
         decoder = Decoder(limits.input_pixels)
         stack.callback(decoder.close)
-        catalog, uploads, hub = Catalog(models, adapters), Uploads(folder / UPLOADS, decoder, limits.stored), Hub()
+        catalog = Catalog(models, adapters, folder / MODELS, folder / ADAPTERS)
+        uploads, hub = Uploads(folder / UPLOADS, decoder, limits.stored), Hub()
         understanding = Understanding(catalog, uploads, limits)
         gallery = Gallery(folder / PICTURES)
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ldm.config import maker
@@ -68,12 +69,17 @@ def find_adapter(path: str | Path) -> Path:
     return shipped_adapters().get(str(path), path)
 
 
-def find_tagged(name: str, folder: Path | None) -> Path:
+def find_tagged(name: str, folder: Path | Mapping[str, Path] | None) -> Path:
     """The file of a `<lora:name:weight>` tag: in the given folder, else in `$LDM_HOME/loras` or `loras/` here; or one
-    that ships."""
+    that ships. Where files are given by name, no folder is looked into."""
     home = os.environ.get("LDM_HOME")
-    folders = [folder] if folder else [*([Path(home) / "loras"] if home else []), Path("loras")]
     known: list[str] = []
+    if isinstance(folder, Mapping):
+        if name in folder:
+            return folder[name]
+        known, folders = [*folder], []
+    else:
+        folders = [folder] if folder else [*([Path(home) / "loras"] if home else []), Path("loras")]
     for place in folders:
         files = {p.stem: p for p in sorted(place.glob("*.safetensors"))} if place.is_dir() else {}
         if name in files:
@@ -86,7 +92,7 @@ def find_tagged(name: str, folder: Path | None) -> Path:
     raise LdmError(
         Code.FILE,
         f"adapter {name!r} of the prompt's <lora:...> tag was not found",
-        f"looked for {name}.safetensors in {', '.join(str(f) for f in folders)}",
+        f"looked for {name}.safetensors in {', '.join(str(f) for f in folders) or 'what was given by name'}",
         f"Write <lora:{near[0]}:...>."
         if near
         else "Put the file there, name its folder with --lora-folder, or give the file with --lora.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,30 @@ def test_tags_name_what_is_offered_and_nothing_else(tmp_path: Path, understand: 
     for name in (".hidden", "half", "../adapters/mine"):
         with pytest.raises(LdmError, match="no adapter"):
             asking({"prompt": f"a cat <lora:{name}:0.5>"})
+
+
+def test_of_two_things_with_one_name_the_shipped_one_is_meant_then_the_users_then_the_servers_own(
+    tmp_path: Path, understand: Understanding
+) -> None:
+    mine = shipped_adapters()["emoji-fast"].read_bytes()
+    users, own = tmp_path / "users", tmp_path / "own"
+    for folder, names in ((users, ("emoji-fast", "both", "theirs")), (own, ("emoji-fast", "both", "brought"))):
+        for kind in ("models", "adapters"):
+            (folder / kind).mkdir(parents=True)
+        for name in names:
+            (folder / "adapters" / f"{name}.safetensors").write_bytes(mine)
+            shutil.copytree(find_model("scenes"), folder / "models" / name.replace("emoji-fast", "emoji"))
+    catalog = Catalog(users / "models", users / "adapters", own / "models", own / "adapters")
+    there = catalog.adapters()
+    assert there.pop("emoji-fast") == shipped_adapters()["emoji-fast"]
+    homes = {"both": users, "theirs": users, "brought": own}
+    assert there == {name: home / "adapters" / f"{name}.safetensors" for name, home in homes.items()}
+    models = catalog.models()
+    assert models.pop("emoji") == find_model("emoji") and models.pop("scenes") == find_model("scenes")
+    assert models == {name: home / "models" / name for name, home in homes.items()}
+    asking = Understanding(catalog, understand.uploads, Limits())
+    tags = "".join(f"<lora:{name}:0.5>" for name in ("emoji-fast", *homes))
+    assert asking({"prompt": f"a cat {tags}"}).request.lora_folder == catalog.adapters()
 
 
 def test_a_pulled_model_of_another_kind_is_not_offered(
