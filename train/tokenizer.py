@@ -20,7 +20,7 @@ from ldm.models.prompt import clean
 from ldm.models.tokenizer import clip_tokenizer
 from ldm.store.clip import write_tokenizer
 from ldm.store.find import find_model
-from ldm.store.folder import tokenizer_at
+from ldm.store.tokenizers import tokenizer_at
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

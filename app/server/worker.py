@@ -28,6 +28,7 @@ class Worker:
         self._begin = together
         self._unwanted: dict[str, bool] = {}  # jobs to end -> whether what is under way is kept
         self._awake, self._ending, self._lock = Flag(), Flag(), Lock()
+        self._there = Flag()
         self._thread = Thread(target=self._work, name="ldm-worker", daemon=True)
 
     def start(self) -> None:
@@ -46,6 +47,10 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def bring_in(self, seconds: float = 60.0) -> None:
+        """Waits until what is heavy has been imported: of two threads that do so at once one may see half of it."""
+        self._there.wait(seconds)
+
     def cancel(self, name: str, keep: bool) -> None:
         """Ends a job before its next step; with `keep` the pictures under way are kept as far as they are."""
         with self._lock:
@@ -58,6 +63,8 @@ class Worker:
         except Exception:  # nothing can be made, and /healthz says so
             log.exception("the worker could not begin")
             return
+        finally:
+            self._there.set()
         while not self._ending.is_set():
             self._awake.clear()
             try:

@@ -25,9 +25,9 @@ from ldm.models.open_clip_image import open_clip_image_model
 from ldm.models.open_clip_text import open_clip_text_model
 from ldm.models.tokenizer import CLIPS_OWN, clip_tokenizer
 from ldm.store.find import OPEN_CLIP
-from ldm.store.folder import tokenizer_at
 from ldm.store.header import printable
 from ldm.store.shards import read_json
+from ldm.store.tokenizers import tokenizer_at
 from ldm.store.weights import Weights, load_weights
 from ldm.store.write import staged, write_weights
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTokenizer
 
 from ldm.diffusion.level import Kind
 from ldm.errors import Code, LdmError
@@ -19,6 +18,7 @@ from ldm.store.header import printable
 from ldm.store.names import Piece
 from ldm.store.parts import Parts, Tower
 from ldm.store.shards import read_json
+from ldm.store.tokenizers import load_tokenizer
 from ldm.store.weights import Weights, load_weights
 
 STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "controlnet": "diffusion_pytorch_model",
@@ -179,38 +179,6 @@ def _towers(path: Path, classes: Mapping[str, str], dtype: torch.dtype, notes: l
             "Fetch the whole model again.",
         )
     return tuple(towers)
-
-
-def load_tokenizer(path: Path, suffix: str) -> CLIPTokenizer:
-    """The folder's own tokenizer, from its files alone; the shipped CLIP one if it has none."""
-    folder = path / f"tokenizer{suffix}"
-    if not folder.is_dir():
-        from ldm.models.tokenizer import clip_tokenizer
-
-        gelu = read_config(path / f"text_encoder{suffix}").get("hidden_act") == "gelu"
-        return clip_tokenizer(pad_token="!" if gelu else "<|endoftext|>")  # towers of open_clip pad with token 0
-    return tokenizer_at(folder)
-
-
-def tokenizer_at(folder: Path) -> CLIPTokenizer:
-    """The CLIP tokenizer in a folder, from its files alone."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
-        if (folder / name).is_file() and "auto_map" in read_json(folder / name, 20_000_000):
-            raise LdmError(
-                Code.REFUSED,
-                f"{folder / name} is refused: it holds the key 'auto_map'.",
-                "Such keys make other programs run code.",
-                "Get the model from a source that you trust.",
-            )
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises many kinds here, and a damaged tokenizer is the user's to mend
-        raise LdmError(
-            Code.FILE,
-            f"{folder} is not a CLIP tokenizer.",
-            f"{type(error).__name__}: {printable(str(error), 200)}.",
-            "Restore vocab.json and merges.txt, or tokenizer.json, of the original model.",
-        ) from error
 
 
 def _scheduler(path: Path) -> dict[str, Any]:

@@ -188,6 +188,13 @@ def _network(
     return network, notes
 
 
+def tower_configs(path: Path) -> list[dict[str, Any]]:
+    """The configurations of the text towers in a file, from its header alone."""
+    weights = load_weights(path)
+    layout = layout_of(weights)
+    return [dict(layout.configs[place.role]) for place in _places(weights, layout.family)]
+
+
 def _towers(weights: Weights, layout: Layout, dtype: torch.dtype, notes: list[str]) -> tuple[Tower, ...]:
     from ldm.models.tokenizer import clip_tokenizer
 

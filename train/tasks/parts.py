@@ -20,9 +20,10 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.store.build import NETWORKS, build, known_class
 from ldm.store.configs import config_path
 from ldm.store.find import find_model
-from ldm.store.folder import load_component, load_tokenizer
+from ldm.store.folder import load_component
 from ldm.store.parts import load_vae
 from ldm.store.shards import read_json
+from ldm.store.tokenizers import load_tokenizer
 from ldm.store.write import staged, write_weights
 from train.tokenizer import open_tokenizer
 
