@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +40,27 @@ OPTIONS = {
 def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quiet: bool) -> int:
     """Trains, or goes on, or tells what an earlier command like this one has left; or only what it would cost."""
     wish = _wish(fields)
-    from app.training_view import JsonView, QuietView, View, heard
+    from app.personal_json import PersonalJson, cost_told, plan_told
+    from app.training_view import QuietView, View, heard
     from train.signals import Stop, Stopped, resume_command
 
-    view: QuietView = JsonView() if as_json else QuietView() if quiet else View(0)
+    lines = PersonalJson()
+    view: QuietView = lines if as_json else QuietView() if quiet else View(0)
+    found: list[Finding] = []
+
+    def is_planned(plan: Plan, findings: Sequence[Finding]) -> None:
+        found.extend(findings)
+        if as_json and not dry_run:
+            lines.say({"plan": plan_told(plan, findings)})
+        elif not as_json and not quiet:
+            _tell_plan(view, plan, findings)
+
+    def costs(plan: Plan, cost: Cost) -> None:
+        if as_json and not dry_run:
+            lines.say({"cost": cost_told(cost)})
+        elif not as_json and not quiet:
+            _tell_cost(view, plan, cost)
+
     with heard(view), Stop() as stop, view:
         try:
             from train.personal.learn import Hooks, foreseen
@@ -53,8 +69,8 @@ def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quie
             stop.check()
             speaks = not as_json and not quiet
             hooks = Hooks(
-                planned=lambda plan, findings: _tell_plan(view, plan, findings) if speaks else None,
-                costs=lambda plan, cost: _tell_cost(view, plan, cost) if speaks else None,
+                planned=is_planned,
+                costs=costs,
                 begun=view.begin,
                 stepped=view.step,
                 measured=lambda told: _tell_measures(view, told, as_json, speaks),
@@ -64,7 +80,7 @@ def personalize(fields: Mapping[str, Any], *, dry_run: bool, as_json: bool, quie
             if dry_run:
                 plan, cost = foreseen(wish, hooks)
                 if as_json:
-                    typer.echo(json.dumps({"out": str(wish.out), "steps": plan.steps, "cost": asdict(cost)}))
+                    lines.say({"out": str(wish.out), **plan_told(plan, found), "cost": cost_told(cost)})
                 return 0
             made = learn(wish, hooks, stop)
         except LdmError as error:

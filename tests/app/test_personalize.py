@@ -122,15 +122,28 @@ def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_
 def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, learn: Ldm) -> None:
     told = learn("--method", "inversion", "--prior", 0, "--out", "word", "--json")
     assert told.status == 0, told
-    result = json.loads(told.out.splitlines()[-1])["result"]
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    kinds = [next(iter(line)) for line in lines]
+    assert kinds[:2] == ["plan", "cost"] and lines[0]["plan"]["steps"] == 6 and "findings" in lines[0]["plan"]
+    assert kinds.index("cost") < kinds.index("run") < kinds.index("progress") < kinds.index("result")
+    far = [line["progress"] for line in lines if "progress" in line]
+    assert far[-1] == {"what": "steps", "done": 6, "total": 6}
+    result = lines[-1]["result"]
     assert [Path(f).name for f in result["files"]] == ["zwx-circle-word.safetensors"]
     drawn = ldm("generate", "zwx circle", "--steps", 2, "--embedding", result["files"][0], "--model", "scenes")
     assert drawn.status == 0, drawn.err
 
 
 def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(learn: Ldm, tmp_path: Path) -> None:
+    Image.new("RGB", (12, 12), "red").save(tmp_path / "photos" / "small.png")
     told = learn("--dry-run", "--json")
     assert told.status == 0 and told.json["steps"] == 6 and told.json["cost"]["training"] > 0
+    cost = told.json["cost"]
+    assert cost["total"] == pytest.approx(cost["training"] + cost["looking"] + cost["prior"])
+    small = [finding for finding in told.json["findings"] if "small.png" in str(finding["cases"])]
+    assert small and all({"kind", "level", "what", "fix", "cases"} <= set(finding) for finding in small)
+    assert told.json["notes"] == []
+    assert told.json["prompts"] == ["zwx circle", "zwx circle red"]
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
