@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from ldm.errors import Code, LdmError
 
-NEEDED = ("fastapi", "multipart", "prometheus_client", "uvicorn")
+NEEDED = ("fastapi", "gradio", "multipart", "prometheus_client", "uvicorn")
 
 
 def needed() -> None:

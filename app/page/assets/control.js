@@ -1,0 +1,179 @@
+// Control: scribbles and pictures that guide what is made, each with its own detector, weight and span.
+import {$, api, el, kept, tell, trying, upload} from "./core.js";
+import {chooser, takes} from "./drop.js";
+import {heard, modelNow} from "./form.js";
+import {Painter} from "./painter.js";
+import {receives} from "./picture.js";
+
+const MOST = 4;
+const INK = "#ffffff";
+let models = {}; // model -> {side, controls}
+let hints = {}; // detector -> what it does
+let controls = []; // of the page
+
+export function start() {
+  $("ldm-control-add").addEventListener("click", () => add());
+  receives("control", (brought) => trying(async () => {
+    const free = controls.find((one) => !one.painter.painted() && !one.image) || add();
+    await free?.bring(brought, brought.url);
+  }));
+  trying(async () => {
+    for (const one of (await api("/v1/models")).data) models[one.id] = one;
+    hints = (await api("/v1/options")).hints;
+    for (const was of kept.get("controls", [null])) await add(was);
+    heard(() => controls.forEach((one) => one.offer()));
+  });
+}
+
+function remember() {
+  kept.set("controls", controls.map((one) => one.told()));
+}
+
+function add(was = null) {
+  if (controls.length >= MOST) return void tell(`${MOST} controls are the most.`);
+  const one = new Control(was);
+  controls.push(one);
+  $("ldm-control-list").append(one.place);
+  remember();
+  return one;
+}
+
+class Control {
+  constructor(was) {
+    this.image = null; // an upload; else the sheet is drawn on
+    const [label, input] = chooser("Bring a picture");
+    this.model = el("select", {onchange: () => this.suit()});
+    this.hint = el("select", {onchange: () => (this.explain(), remember())});
+    this.about = el("small", {});
+    this.weight = el("input", {type: "range", min: "0", max: "2", step: "0.05"});
+    this.weight.value = was?.weight ?? 1;
+    this.from = el("input", {type: "number", min: "0", max: "1", step: "0.05", value: String(was?.start ?? 0)});
+    this.to = el("input", {type: "number", min: "0", max: "1", step: "0.05", value: String(was?.end ?? 1)});
+    this.seen = el("div", {class: "ldm-seen", "aria-live": "polite"});
+    const weight = el("output", {}, Number(this.weight.value).toFixed(2));
+    this.weight.addEventListener("input", () => ((weight.textContent = Number(this.weight.value).toFixed(2)), remember()));
+    for (const one of [this.from, this.to]) one.addEventListener("change", remember);
+    const act = (text, call) => el("button", {class: "ldm-quiet", onclick: call}, text);
+    const board = el("div", {});
+    this.place = el("article", {class: "ldm-control", "aria-label": "A control"},
+      el("div", {class: "ldm-control-sheet"}, board),
+      el("div", {class: "ldm-fields"},
+        el("label", {}, "Control", this.model), el("label", {}, "Made of it", this.hint), this.about,
+        el("label", {}, "Weight", this.weight, weight),
+        el("label", {class: "ldm-pair"}, "From", this.from), el("label", {class: "ldm-pair"}, "to", this.to),
+        el("div", {class: "ldm-actions"}, label, act("Empty sheet", () => this.sheet()), act("Preview", () => trying(() => this.preview())),
+          act("Remove", () => this.remove())), this.seen));
+    this.painter = new Painter(board, {ink: INK, onChange: () => remember()});
+    takes(this.place, input, (files) => trying(async () => this.bring(await upload(files[0]), URL.createObjectURL(files[0]))));
+    this.was = was;
+    this.offer();
+    this.sheet();
+    if (was) trying(() => this.restore(was));
+  }
+
+  // Those controls that fit the model of the form.
+  offer() {
+    const {controls: names = [], side = 64} = models[modelNow()] || {};
+    if (this.offered === `${modelNow()}`) return;
+    this.offered = modelNow();
+    this.side = side;
+    const before = this.model.value || this.was?.model;
+    this.model.replaceChildren(...names.map((name) => el("option", {value: name}, name)));
+    if (names.includes(before)) this.model.value = before;
+    if (!names.length) this.model.replaceChildren(el("option", {value: ""}, "none fits this model"));
+    this.hint.replaceChildren(el("option", {value: "none"}, "nothing: it is a hint already"),
+      ...Object.keys(hints).filter((name) => name !== "none").map((name) => el("option", {value: name}, name)));
+    if (this.was?.hint) this.hint.value = this.was.hint;
+    this.explain();
+  }
+
+  explain() {
+    const told = hints[this.hint.value];
+    this.about.textContent = typeof told === "string" ? told : told?.what || "";
+  }
+
+  suit() {
+    remember();
+  }
+
+  sheet() {
+    this.image = null;
+    this.painter.blank(this.side, this.side);
+    this.painter.setSize(Math.max(1, this.side / 32));
+    this.hint.value = "none";
+    this.explain();
+    remember();
+  }
+
+  async bring(brought, src) {
+    this.image = brought.id;
+    await this.painter.load(src);
+    if (this.hint.value === "none") this.hint.value = Object.keys(hints).includes("canny") ? "canny" : "none";
+    this.explain();
+    remember();
+  }
+
+  // The upload that stands for it: what was brought with what was drawn over it.
+  async picture() {
+    const drawn = this.painter.painted();
+    if (this.image && !drawn) return this.image;
+    if (!drawn) return null;
+    const made = el("canvas", {});
+    Object.assign(made, {width: this.painter.width, height: this.painter.height});
+    const pen = made.getContext("2d");
+    pen.drawImage(this.painter.base, 0, 0);
+    pen.drawImage(this.painter.layer, 0, 0);
+    return (await upload(await new Promise((done) => made.toBlob(done, "image/png")))).id;
+  }
+
+  async use() {
+    const image = await this.picture();
+    if (!image || !this.model.value) return null;
+    const use = {model: this.model.value, image, hint: this.hint.value, weight: Number(this.weight.value)};
+    if (Number(this.from.value) > 0) use.start = Number(this.from.value);
+    if (Number(this.to.value) < 1) use.end = Number(this.to.value);
+    return use;
+  }
+
+  async preview() {
+    const image = await this.picture();
+    if (!image) return tell("Draw something, or bring a picture first.");
+    const shown = await api("/v1/hints", {json: {image, hint: this.hint.value, width: this.side, height: this.side}});
+    const url = URL.createObjectURL(shown);
+    this.seen.replaceChildren(el("img", {src: url, alt: "What the control sees", class: "ldm-pixels", onload: () => URL.revokeObjectURL(url)}));
+  }
+
+  told() {
+    const sheet = this.painter.base.width && this.image ? this.painter.base.toDataURL("image/png") : null;
+    return {model: this.model.value, hint: this.hint.value, weight: Number(this.weight.value), start: Number(this.from.value),
+      end: Number(this.to.value), image: this.image, strokes: this.painter.kept(),
+      sheet: sheet && sheet.length < 1_500_000 ? sheet : null};
+  }
+
+  async restore(was) {
+    if (was.sheet) {
+      await this.painter.load(was.sheet);
+      this.image = was.image;
+    }
+    if (was.strokes) await this.painter.restore(was.strokes);
+    this.hint.value = was.hint || "none";
+    this.explain();
+  }
+
+  remove() {
+    controls = controls.filter((one) => one !== this);
+    this.place.remove();
+    if (!controls.length) add();
+    remember();
+  }
+}
+
+export async function more() {
+  const uses = (await Promise.all(controls.map((one) => one.use()))).filter(Boolean);
+  if (!uses.length) {
+    const lacking = controls.some((one) => one.painter.painted() || one.image);
+    tell(lacking ? "This model has no control: choose another model." : "Draw a few lines first, or bring a picture.", "error");
+    return null;
+  }
+  return {request: {controls: uses}};
+}

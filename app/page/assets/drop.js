@@ -1,0 +1,64 @@
+// A picture that is dropped anywhere (or pasted): its recipe fills the form. Places that take pictures take it themselves.
+import {$, api, el, tell, trying} from "./core.js";
+import {fill} from "./form.js";
+import {open, current} from "./sections.js";
+
+const WITH_FORM = ["create", "edit", "control", "compare"];
+const filesOf = (event) => [...(event.dataTransfer?.files || [])];
+const within = (event) => event.target.closest?.("[data-takes]");
+
+export function start() {
+  let deep = 0;
+  const shade = $("ldm-drop");
+  const show = (on) => (shade.hidden = !on);
+  window.addEventListener("dragenter", (event) => {
+    if (![...(event.dataTransfer?.types || [])].includes("Files")) return;
+    deep += 1;
+    show(!within(event));
+  });
+  window.addEventListener("dragleave", () => (deep = Math.max(0, deep - 1)) || show(false));
+  window.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    show(!within(event));
+  });
+  window.addEventListener("drop", (event) => {
+    event.preventDefault();
+    deep = 0;
+    show(false);
+    if (!within(event) && filesOf(event).length) read(filesOf(event)[0]);
+  });
+}
+
+export async function read(file) {
+  const told = await trying(() => api("/v1/recipes", {body: file, headers: {"content-type": file.type || "application/octet-stream"}}));
+  if (!told) return;
+  fill(told.request);
+  if (!WITH_FORM.includes(current())) open("create");
+  tell(`The form has the settings of ${file.name} (${FROM[told.source] || told.source}).`);
+  for (const note of told.notes) tell(note);
+}
+
+const FROM = {ldm: "made here", a1111: "from A1111", comfyui: "from ComfyUI"};
+
+// A place that takes pictures: by dropping, by pasting while it has the focus, and by choosing files.
+export function takes(place, input, call) {
+  place.dataset.takes = "pictures";
+  const chosen = (files) => {
+    const pictures = files.filter((file) => file.type.startsWith("image/"));
+    if (pictures.length) call(pictures);
+    else if (files.length) tell("That is no picture.", "error");
+  };
+  place.addEventListener("dragover", () => place.classList.add("ldm-over"));
+  for (const kind of ["dragleave", "drop"]) place.addEventListener(kind, () => place.classList.remove("ldm-over"));
+  place.addEventListener("drop", (event) => chosen(filesOf(event)));
+  place.addEventListener("paste", (event) => chosen([...(event.clipboardData?.files || [])]));
+  input?.addEventListener("change", () => {
+    chosen([...input.files]);
+    input.value = "";
+  });
+}
+
+export const chooser = (label, {several = false} = {}) => {
+  const input = el("input", {type: "file", accept: "image/*", multiple: several, class: "ldm-file"});
+  return [el("label", {class: "ldm-quiet ldm-choose"}, label, input), input];
+};

@@ -1,0 +1,166 @@
+// Personalize: photos, what the doctor finds, what it costs, how it goes, what it brought.
+import {$, api, bytes, duration, el, kept, trying, upload} from "./core.js";
+import * as adapters from "./adapters.js";
+import {chart} from "./chart.js";
+import {chooser, takes} from "./drop.js";
+import {fill} from "./form.js";
+import {onOpen, open} from "./sections.js";
+
+const ENDED = ["done", "failed", "cancelled"];
+let photos = []; // {id, src}
+const watched = new Map(); // training -> its events
+
+export function start() {
+  const [label, input] = chooser("Choose files", {several: true});
+  $("ldm-photos-bring").append(label);
+  takes($("ldm-photos-bring"), input, (files) => trying(() => bring(files)));
+  $("ldm-learn").addEventListener("submit", (event) => {
+    event.preventDefault();
+    trying(plan);
+  });
+  const was = kept.get("learn", {});
+  photos = was.photos || [];
+  for (const name of ["token", "steps", "name"]) $(`ldm-learn-${name}`).value = was[name] || "";
+  $("ldm-learn").addEventListener("input", remember);
+  show();
+  onOpen("personalize", () => trying(refresh));
+}
+
+const remember = () => kept.set("learn", {photos, ...Object.fromEntries(["token", "steps", "name"].map((name) => [name, $(`ldm-learn-${name}`).value]))});
+
+async function bring(files) {
+  for (const file of files) {
+    const {id} = await upload(file);
+    if (!photos.some((one) => one.id === id)) photos.push({id, name: file.name, src: await small(file)});
+  }
+  $("ldm-plan").replaceChildren();
+  show();
+  remember();
+}
+
+// A small copy to be shown, also after a reload.
+async function small(file) {
+  const image = await createImageBitmap(file);
+  const scale = Math.min(1, 96 / Math.max(image.width, image.height));
+  const sheet = el("canvas", {});
+  Object.assign(sheet, {width: Math.max(1, image.width * scale), height: Math.max(1, image.height * scale)});
+  sheet.getContext("2d").drawImage(image, 0, 0, sheet.width, sheet.height);
+  return sheet.toDataURL("image/png");
+}
+
+function show() {
+  $("ldm-photos").replaceChildren(...photos.map((one, i) => el("li", {}, el("img", {src: one.src, alt: `Picture ${i + 1}: ${one.name}`}),
+    el("button", {class: "ldm-icon", "aria-label": `Without ${one.name}`, onclick: () => {
+      photos = photos.filter((other) => other !== one);
+      show();
+      remember();
+    }}, "×"))));
+}
+
+function asked() {
+  const steps = Number($("ldm-learn-steps").value);
+  const name = $("ldm-learn-name").value.trim();
+  return {photos: photos.map((one) => one.id), token: $("ldm-learn-token").value, model: $("ldm-learn-model").value || "emoji",
+    ...(steps ? {steps} : {}), ...(name ? {name} : {})};
+}
+
+async function plan() {
+  const place = $("ldm-plan");
+  place.replaceChildren(el("p", {class: "ldm-lead"}, "Looking at them, and measuring how fast this machine is ..."));
+  let told;
+  try {
+    told = await api("/v1/trainings", {json: {...asked(), dry: true}});
+  } catch (error) {
+    place.replaceChildren();
+    throw error;
+  }
+  const begin = el("button", {class: "ldm-primary", onclick: () => trying(async () => {
+    begin.disabled = true;
+    try {
+      watch(await api("/v1/trainings", {json: asked()}));
+      place.replaceChildren();
+    } finally {
+      begin.disabled = false;
+    }
+  })}, "Begin");
+  const cost = told.cost || {};
+  const time = cost.total ? `at most about ${duration(cost.total)}` : "how long it takes could not be measured";
+  place.replaceChildren(el("div", {class: "ldm-card"}, el("strong", {}, `${told.steps.toLocaleString()} steps, ${time}`),
+    el("span", {class: "ldm-lead"}, cost.memory ? `memory ${bytes(cost.memory)} of ${bytes(cost.free)}, disk ${bytes(cost.disk)}` : ""),
+    cost.fits === false ? el("p", {class: "ldm-bad"}, "It may not fit into memory.") : null,
+    el("ul", {class: "ldm-findings"}, (told.notes || []).map((one) => el("li", {}, one)), (told.findings || []).map(finding)), begin));
+}
+
+const finding = ({level, what, cases = [], fix}) => el("li", {class: level === "error" ? "ldm-bad" : ""}, el("b", {}, `${level}: `), what,
+  cases.length ? ` (${cases.slice(0, 4).map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join("; ")})` : "", fix ? `; ${fix}` : "");
+
+async function refresh() {
+  const {data} = await api("/v1/models");
+  const select = $("ldm-learn-model");
+  const now = select.value || kept.get("form", {}).model;
+  select.replaceChildren(...data.map(({id}) => el("option", {value: id}, id)));
+  if (data.some(({id}) => id === now)) select.value = now;
+  const {trainings} = await api("/v1/trainings");
+  $("ldm-trainings").replaceChildren(...trainings.map((one) => el("article", {id: `ldm-training-${one.id}`, class: "ldm-card"})));
+  for (const one of trainings) draw(one);
+  for (const one of trainings.slice(0, 6)) trying(async () => draw(await api(`/v1/trainings/${one.id}`)));
+  trainings.filter((one) => !ENDED.includes(one.state)).forEach(watch);
+}
+
+function watch(training) {
+  if (!$(`ldm-training-${training.id}`)) $("ldm-trainings").prepend(el("article", {id: `ldm-training-${training.id}`, class: "ldm-card"}));
+  draw(training);
+  if (watched.has(training.id)) return;
+  const source = new EventSource(`/v1/trainings/${training.id}/events`);
+  watched.set(training.id, source);
+  const again = () => trying(async () => draw(await api(`/v1/trainings/${training.id}`)));
+  for (const kind of ["state", "progress", "measured"]) source.addEventListener(kind, again);
+  source.addEventListener("end", async () => {
+    source.close();
+    watched.delete(training.id);
+    await again();
+    adapters.refresh();
+  });
+}
+
+function draw(one) {
+  const place = $(`ldm-training-${one.id}`);
+  if (!place) return;
+  const open = place.querySelector("details")?.open;
+  const going = !ENDED.includes(one.state);
+  const act = (label, call) => el("button", {class: "ldm-quiet", onclick: () => trying(call)}, label);
+  const post = (what) => async () => watch(await api(`/v1/trainings/${one.id}/${what}`, {method: "POST"}));
+  const doing = one.doing?.what ? `${one.doing.what} ${one.doing.done ?? ""} of ${one.doing.total ?? ""}; ` : "";
+  const said = one.cancelling ? "saving, and ending" : {queued: "waits for its turn", planning: "looking at the pictures", done: "done", failed: "failed", cancelled: "stopped"}[one.state]
+    || `${doing}step ${one.step} of ${one.steps}${one.eta ? `, about ${duration(one.eta)} left` : ""}`;
+  const actions = el("div", {class: "ldm-actions"});
+  if (going) actions.append(act("Stop, and keep what was learned", post("cancel")));
+  if (["failed", "cancelled"].includes(one.state)) actions.append(act("Go on", post("resume")));
+  if (one.adapter) actions.append(act("Use it", () => use(one)));
+  if (one.report) actions.append(el("a", {class: "ldm-quiet", href: one.report, target: "_blank", rel: "noopener"}, "Report"));
+  if (!going) actions.append(act("Forget", async () => (await api(`/v1/trainings/${one.id}`, {method: "DELETE"}), place.remove())));
+  place.replaceChildren(el("strong", {}, `${one.request?.token || ""} on ${one.request?.model || "emoji"}`), el("span", {role: "status", class: "ldm-lead"}, said),
+    going ? el("progress", {max: String(one.steps || 1), value: String(one.step || 0), "aria-label": "How far it is"}) : null,
+    one.verdict ? el("p", {class: one.verdict.flags?.length ? "ldm-bad" : "ldm-good"}, one.verdict.verdict) : null,
+    one.error ? el("p", {class: "ldm-bad"}, [one.error.what, one.error.why, one.error.fix].filter(Boolean).join(" ")) : null,
+    actions, one.curves ? curves(one.curves) : null, one.samples?.length ? samples(one.samples, open) : null);
+}
+
+const curves = (told) => el("div", {class: "ldm-curves"},
+  told.loss?.length > 1 ? chart("Loss", {loss: smooth(told.loss), validation: told.validation || []}) : null,
+  told.subject?.length ? chart("Measures", {subject: told.subject, prompt: told.prompt || [], drift: told.drift || [], copies: told.copies || []}) : null);
+
+// The mean of the last steps: single losses say little.
+function smooth(points) {
+  let mean = points[0][1];
+  return points.map(([step, value]) => [step, (mean = 0.95 * mean + 0.05 * value)]);
+}
+
+const samples = (steps, shown) => el("details", {open: shown !== false}, el("summary", {}, "The same prompts at each look"), ...steps.map(({step, pictures}) => el("div", {class: "ldm-row"},
+  el("small", {}, `step ${step}`), pictures.slice(0, 8).map((url) => el("img", {src: url, alt: `At step ${step}`, loading: "lazy"})))));
+
+async function use(one) {
+  await adapters.refresh();
+  fill({prompt: one.request.token, model: one.request.model || "emoji", loras: [{name: one.adapter, weight: 1}]});
+  open("create");
+}

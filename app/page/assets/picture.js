@@ -1,0 +1,104 @@
+// What can be done with a picture that was made, and a closer look at it.
+import {$, api, el, tell, trying, upload} from "./core.js";
+import {fill} from "./form.js";
+import {open} from "./sections.js";
+
+const removed = [];
+export const onRemoved = (call) => removed.push(call);
+
+export function actions(picture, {trashed = false} = {}) {
+  const act = (label, call, title) => el("button", {class: "ldm-quiet", title: title || label, onclick: call}, label);
+  if (trashed) return el("div", {class: "ldm-actions"}, act("Restore", () => restore(picture)));
+  return el("div", {class: "ldm-actions"},
+    act("Use settings", () => useSettings(picture), "Fill the form with the settings that made it"),
+    act("Edit", () => sendTo("edit", picture), "Paint on it"),
+    act("Control", () => sendTo("control", picture), "Let it guide another picture"),
+    el("a", {class: "ldm-quiet", href: picture.url, download: `${picture.job.slice(0, 8)}-${picture.place}.png`}, "Save"),
+    act("Delete", () => remove(picture), "To the trash"));
+}
+
+export async function useSettings(picture) {
+  const told = await trying(() => api(`${picture.url}/recipe`));
+  if (!told) return;
+  fill(told.asked);
+  open("create");
+  tell("The form has its settings.");
+}
+
+const receivers = {};
+export const receives = (section, call) => (receivers[section] = call);
+
+// The picture becomes an upload, and the section takes it.
+export async function sendTo(section, picture) {
+  const brought = await trying(async () => upload(await api(picture.url)));
+  if (!brought) return;
+  close();
+  open(section);
+  receivers[section]?.({...brought, url: picture.url});
+}
+
+async function remove(picture) {
+  const gone = await trying(async () => (await api(picture.url, {method: "DELETE"}), true));
+  if (!gone) return;
+  close();
+  for (const one of document.querySelectorAll(`[data-picture="${picture.job}/${picture.place}"]`)) one.remove();
+  document.querySelector(`#ldm-now [data-place="${picture.place}"]`)?.remove();
+  const toasts = $("ldm-toasts");
+  const back = el("button", {class: "ldm-quiet", onclick: () => (restore(picture), back.parentElement.remove())}, "Undo");
+  toasts.append(el("div", {class: "ldm-toast"}, el("p", {}, "It is in the trash."), back));
+  setTimeout(() => back.parentElement?.remove(), 8000);
+  removed.forEach((call) => call());
+}
+
+async function restore(picture) {
+  await trying(() => api(`${picture.url}/restore`, {method: "POST"}));
+  removed.forEach((call) => call());
+}
+
+// A closer look: arrows go to the neighbours, Escape closes.
+let around = [];
+export function look(picture, neighbours = [picture]) {
+  around = neighbours;
+  let dialog = $("ldm-look");
+  if (!dialog) {
+    dialog = el("dialog", {id: "ldm-look", "aria-label": "A picture"});
+    dialog.addEventListener("keydown", (event) => {
+      const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+      if (step && around.length > 1) go(step);
+    });
+    dialog.addEventListener("click", (event) => event.target === dialog && close());
+    document.body.append(dialog);
+  }
+  show(dialog, picture);
+  if (!dialog.open) dialog.showModal();
+}
+
+function go(step) {
+  const dialog = $("ldm-look");
+  const at = around.findIndex((one) => one.url === dialog.dataset.url) + step;
+  show(dialog, around[(at + around.length) % around.length]);
+}
+
+async function show(dialog, picture) {
+  dialog.dataset.url = picture.url;
+  const told = el("div", {class: "ldm-recipe"}, "...");
+  dialog.replaceChildren(
+    el("div", {class: "ldm-look-bar"}, el("button", {class: "ldm-icon", "aria-label": "Close", onclick: close}, "×")),
+    el("img", {src: picture.url, alt: picture.prompt || `seed ${picture.seed}`, class: picture.width <= 256 ? "ldm-pixels" : ""}),
+    actions(picture), told);
+  const recipe = await trying(() => api(`${picture.url}/recipe`));
+  if (recipe && dialog.dataset.url === picture.url) told.replaceChildren(recipeTable(recipe.recipe, recipe.asked));
+}
+
+const SHOWN = ["prompt", "negative", "seed", "steps", "solver", "spacing", "width", "height"];
+function recipeTable(recipe, asked) {
+  const rows = SHOWN.filter((name) => recipe[name] !== null && recipe[name] !== undefined && recipe[name] !== "")
+    .map((name) => el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, String(recipe[name]))));
+  rows.push(el("tr", {}, el("th", {scope: "row"}, "model"), el("td", {}, asked.model || "")));
+  return el("div", {}, el("table", {}, el("tbody", {}, rows)),
+    el("details", {}, el("summary", {}, "The whole recipe"), el("pre", {tabindex: "0"}, JSON.stringify(recipe, null, 1))));
+}
+
+function close() {
+  $("ldm-look")?.close();
+}

@@ -1,0 +1,146 @@
+"""The page in our app: of gradio's addresses only those that it needs, under a policy that knows no other host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.server.service import Service
+
+ASSETS = Path(__file__).parent / "assets"
+KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+# Scripts of gradio are written into its page and made from texts while it runs; where they may come from, and whom they
+# may speak to, is this server alone.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; frame-src 'self'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+)
+API = "/gradio_api"
+OPEN = ("/", "/config", "/theme.css", "/favicon.ico")
+UNDER = ("/assets/", "/static/")
+CALLS = tuple(f"{API}/{name}" for name in (
+    "info", "queue/join", "queue/data", "heartbeat/", "reset", "cancel", "startup-events", "app_id", "run/predict",
+    "call/",
+))  # fmt: skip
+REFUSED = "gradio.FileData"  # a file by its path or address: the page has no use for any
+MOST = 1 << 20  # bytes of a call
+
+
+def add_page(app: FastAPI, service: Service) -> Page:
+    """At `/`, behind everything that the app answers itself."""
+    page = Page(service)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    def asset(name: str) -> FileResponse:
+        found = {path.name: path for path in ASSETS.iterdir() if path.suffix in KINDS}
+        if name not in found:
+            raise HTTPException(404, "There is no such file")
+        path = found[name]
+        return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
+
+    app.mount("/", page)
+    return page
+
+
+class Page:
+    """Built when it is first needed: gradio takes seconds to be brought in, and the API answers before."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._app: ASGIApp | None = None
+        self._building = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if not (path in OPEN or path.startswith((*UNDER, *CALLS))):
+            raise HTTPException(404, "Not Found")
+        if path.startswith(API) and scope["method"] == "POST":
+            receive = await _checked(receive)
+        await (await self.built())(scope, receive, _with_policy(send))
+
+    async def built(self) -> ASGIApp:
+        async with self._building:
+            if self._app is None:
+                inner = await asyncio.to_thread(_mounted, self.service)
+                await self._stack.enter_async_context(inner.router.lifespan_context(inner))
+                self._app = inner
+            return self._app
+
+
+def _mounted(service: Service) -> FastAPI:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(service.gallery.folder.parent / ".gradio"))
+    import gradio as gr
+
+    from app.page.build import page_of
+    from app.page.look import theme
+
+    inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    head = '<link rel="stylesheet" href="/page/page.css"><script type="module" src="/page/ldm.js"></script>'
+    app: FastAPI = gr.mount_gradio_app(
+        inner, page_of(service), "/", theme=theme(), head=head, footer_links=[], run_history=False, ssr_mode=False,
+        pwa=False, mcp_server=False, enable_monitoring=False, show_error=True, max_file_size=1,
+        favicon_path=str(ASSETS / "icon.svg"), app_kwargs={"docs_url": None, "redoc_url": None},
+    )  # fmt: skip
+    return app
+
+
+async def _checked(receive: Receive) -> Receive:
+    """A call that names a file or an address is refused before gradio sees it, for it would fetch it."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        if len(body) > MOST:
+            raise HTTPException(413, "The call is too large")
+    if _names_a_file(body):
+        raise HTTPException(422, "Files are brought to /v1/uploads")
+    told = False
+
+    async def again() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _names_a_file(body: bytes) -> bool:
+    try:
+        told = json.loads(body or b"null")
+    except ValueError:
+        return False  # gradio refuses it itself
+    left = [told]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            if one.get("_type") == REFUSED or ("path" in one and "meta" in one):
+                return True
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    return False
+
+
+def _with_policy(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            dropped = (b"access-control-", b"content-security-policy")
+            headers = [(k, v) for k, v in message.get("headers", ()) if not k.lower().startswith(dropped)]
+            message = {**message, "headers": [*headers, (b"content-security-policy", POLICY.encode())]}
+        await send(message)
+
+    return sending
