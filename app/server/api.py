@@ -115,7 +115,8 @@ async def result(service: Serving, job: str, wait: Annotated[float, Query(ge=0, 
     if not ended.pictures:
         if (failure := ended.failure) is not None:
             raise failure
-        what, why = f"Job {ended.id} was {ended.state}.", "It has no picture."
+        why = "Its pictures were thrown away." if ended.away else "It has no picture."
+        what = f"Job {ended.id} was {ended.state}."
         raise LdmError(Code.FILE, what, why, "Ask for it again.")
     if len(ended.pictures) == 1:
         return _png(service, ended, ended.pictures[0].place)

@@ -43,15 +43,30 @@ class Gallery:
 
     def path(self, job: Job, place: int) -> Path:
         """The file of a picture of a job."""
-        for made in job.pictures:
+        for made in (*job.pictures, *job.away):
             if made.place == place:
+                if made.trash == 2:
+                    raise removed(job, place)
                 if (path := self.folder / made.file).is_file():
                     return path
-                why = "Somebody removed its file."
-                raise LdmError(Code.FILE, f"Picture {place} of job {job.id} is gone.", why, "Ask for it again.")
-        what = f"Job {job.id} has no picture {place}."
-        why = f"It has {len(job.pictures)} of {job.count} so far."
-        raise LdmError(Code.FILE, what, why, "Wait for it, or ask for another.")
+                raise gone(job, place)
+        raise never_made(job, place)
+
+
+def gone(job: Job, place: int) -> LdmError:
+    why = "Somebody removed its file."
+    return LdmError(Code.FILE, f"Picture {place} of job {job.id} is gone.", why, "Ask for it again.")
+
+
+def removed(job: Job, place: int) -> LdmError:
+    why = "It was in the trash when that was emptied."
+    return LdmError(Code.FILE, f"Picture {place} of job {job.id} was removed.", why, "Ask for it again.")
+
+
+def never_made(job: Job, place: int) -> LdmError:
+    what = f"Job {job.id} has no picture {place}."
+    why = f"It has {len(job.pictures) + len(job.away)} of {job.count} so far."
+    return LdmError(Code.FILE, what, why, "Wait for it, or ask for another.")
 
 
 def _name(job: str, place: int, partial: bool) -> str:

@@ -16,6 +16,7 @@ from app.server.decoding import Decoder
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
 from app.server.limits import Limits
+from app.server.pictures import Pictures
 from app.server.store import Job, Jobs
 from app.server.uploads import Uploads
 from app.server.worker import Worker
@@ -42,6 +43,7 @@ class Service:
     hub: Hub
     understanding: Understanding
     worker: Worker
+    pictures: Pictures
     choices: dict[str, str] = field(default_factory=dict)  # of callers whose dialect has settings between calls
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
@@ -120,6 +122,7 @@ def opened(
         uploads, hub = Uploads(folder / UPLOADS, decoder, limits.stored), Hub()
         understanding = Understanding(catalog, uploads, limits)
         gallery = Gallery(folder / PICTURES)
+        pictures = Pictures(jobs, gallery)
 
         def together() -> Together:
             from app.server.shelf import Shelf
@@ -131,7 +134,7 @@ def opened(
         worker = Worker(jobs, together)
         worker.start()
         stack.callback(worker.stop)
-        yield Service(limits, catalog, uploads, jobs, gallery, hub, understanding, worker)
+        yield Service(limits, catalog, uploads, jobs, gallery, hub, understanding, worker, pictures)
 
 
 def sweep(*folders: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,11 @@ from threading import RLock
 from typing import Any, Literal
 from uuid import uuid4
 
+from app.server.tables import prepare, searchable
 from ldm.errors import Code, LdmError
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-VERSION = 1
 TRIES = 5  # how often a job may take the server along
-_TABLES = """
-create table jobs (
-  number integer primary key, id text unique not null, client text not null, state text not null, kind text not null,
-  asked text not null, count integer not null, cost real not null, turn real not null,
-  created real not null, started real, ended real, error text, tries integer not null default 0, unwanted integer
-);
-create index jobs_by_state on jobs (state, turn);
-create index jobs_by_client on jobs (client, state);
-create table pictures (
-  job integer not null references jobs (number) on delete cascade, place integer not null,
-  file text not null, told text not null, partial integer not null, primary key (job, place)
-);
-"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +33,7 @@ class Made:
     file: str
     told: Mapping[str, Any]
     partial: bool = False
+    trash: int = 0  # 1: in the trash, 2: removed for good
 
 
 @dataclass(frozen=True)
@@ -63,11 +51,12 @@ class Job:
     ended: float | None
     error: Mapping[str, Any] | None
     pictures: tuple[Made, ...]
+    away: tuple[Made, ...] = ()  # those in the trash, and those that were removed
 
     @property
     def missing(self) -> list[int]:
-        """Places of the request that have no finished picture yet."""
-        there = {made.place for made in self.pictures if not made.partial}
+        """Places of the request that have no finished picture yet; what was thrown away is not missed."""
+        there = {made.place for made in self.pictures if not made.partial} | {made.place for made in self.away}
         return [place for place in range(self.count) if place not in there]
 
     @property
@@ -88,27 +77,18 @@ class Jobs:
         self._db.row_factory = sqlite3.Row
         for word in ("journal_mode=wal", "synchronous=normal", "foreign_keys=on", "busy_timeout=5000"):
             self._db.execute(f"pragma {word}")
-        self._prepare(path)
-
-    def _prepare(self, path: Path) -> None:
         with self._whole():
-            version = self._db.execute("pragma user_version").fetchone()[0]
-            if version == 0:
-                for statement in _TABLES.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"pragma user_version={VERSION}")
-            elif version != VERSION:
-                raise LdmError(
-                    Code.FILE,
-                    f"{path} was written by another version of this program.",
-                    f"Its tables are of version {version}, and this program knows {VERSION}.",
-                    "Move the file away, or give the server another folder.",
-                )
+            prepare(self._db, path)
+        self._look = sqlite3.connect(path, isolation_level=None, check_same_thread=False)  # keeps no writer waiting
+        self._look.row_factory = sqlite3.Row
+        self._look.execute("pragma query_only=on")
+        self._looking = RLock()
+        self.kept_back: Callable[[sqlite3.Connection], None] | None = None  # puts into the queue what waits elsewhere
 
     def submit(self, client: str, kind: str, asked: Mapping[str, Any], count: int, cost: float) -> Job:
         """A new job behind those of the same client; refused where too many wait."""
         with self._whole():
-            waiting = self._db.execute("select count(*) from jobs where state='queued'").fetchone()[0]
+            waiting = self.waiting()
             if waiting >= self.longest:
                 raise LdmError(
                     Code.BUSY,
@@ -116,13 +96,24 @@ class Jobs:
                     f"{waiting} jobs are waiting, and no more may.",
                     "Try again when some of them are done.",
                 )
-            name = uuid4().hex
-            self._db.execute(
-                "insert into jobs (id, client, state, kind, asked, count, cost, turn, created)"
-                " values (?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
-                (name, client, kind, json.dumps(asked), count, cost, self._turn(client), time.time()),
-            )
+            name = self.enter(client, kind, asked, count, cost)
         return self.job(name)
+
+    def enter(self, client: str, kind: str, asked: Mapping[str, Any], count: int, cost: float) -> str:
+        """The id of a new job, whoever waits; inside a transaction."""
+        name = uuid4().hex
+        entered = self._db.execute(
+            "insert into jobs (id, client, state, kind, asked, count, cost, turn, created)"
+            " values (?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
+            (name, client, kind, json.dumps(asked), count, cost, self._turn(client), time.time()),
+        )
+        searchable(self._db, int(entered.lastrowid or 0), asked)
+        return name
+
+    def waiting(self) -> int:
+        """How many jobs are in the queue."""
+        with self._lock:
+            return int(self._db.execute("select count(*) from jobs where state='queued'").fetchone()[0])
 
     def _turn(self, client: str) -> float:
         """When the job begins if everybody has their share: not before now, nor before the client's own are done. What
@@ -143,6 +134,8 @@ class Jobs:
     def next(self, kind: str | None = None) -> Job | None:
         """The job whose turn it is, now running; with `kind`, only if it is of that kind: nobody is overtaken."""
         with self._whole():
+            if self.kept_back is not None:
+                self.kept_back(self._db)
             row = self._db.execute("select * from jobs where state='queued' order by turn, number limit 1").fetchone()
             if row is None or (kind is not None and row["kind"] != kind):
                 return None
@@ -153,11 +146,11 @@ class Jobs:
         """A picture is there; a finished one stands in the place of a partial one, and never the other way round."""
         with self._whole():
             self._db.execute(
-                "insert into pictures (job, place, file, told, partial)"
-                " select number, ?, ?, ?, ? from jobs where id=?"
+                "insert into pictures (job, place, file, told, partial, created)"
+                " select number, ?, ?, ?, ?, ? from jobs where id=?"
                 " on conflict (job, place) do update set file=excluded.file, told=excluded.told,"
-                " partial=excluded.partial where pictures.partial",
-                (picture.place, picture.file, json.dumps(picture.told), int(picture.partial), name),
+                " partial=excluded.partial, created=excluded.created where pictures.partial and pictures.trash=0",
+                (picture.place, picture.file, json.dumps(picture.told), int(picture.partial), time.time(), name),
             )
             self._db.execute("update jobs set tries=0 where id=?", (name,))
 
@@ -240,7 +233,20 @@ class Jobs:
             before = "select count(*) from jobs where state='queued' and (turn, number) < (?, ?)"
             return int(self._db.execute(before, (row["turn"], row["number"])).fetchone()[0])
 
+    def read(self, asked: str, told: Sequence[Any] = ()) -> Sequence[sqlite3.Row]:
+        """Rows of any table, read beside whoever writes."""
+        with self._looking:
+            return self._look.execute(asked, tuple(told)).fetchall()
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """For other tables of the file: all of it or nothing."""
+        with self._whole():
+            yield self._db
+
     def close(self) -> None:
+        with self._looking:
+            self._look.close()
         with self._lock:
             self._db.close()
 
@@ -248,14 +254,15 @@ class Jobs:
         """Those of several jobs at once."""
         marks, made = ",".join("?" * len(jobs)), dict[int, tuple[Made, ...]]()
         for p in self._db.execute(f"select * from pictures where job in ({marks}) order by job, place", tuple(jobs)):
-            one = Made(p["place"], p["file"], json.loads(p["told"]), bool(p["partial"]))
+            one = Made(p["place"], p["file"], json.loads(p["told"]), bool(p["partial"]), p["trash"])
             made[p["job"]] = (*made.get(p["job"], ()), one)
         return made
 
     def _job(self, row: sqlite3.Row, pictures: tuple[Made, ...]) -> Job:
         told = {key: row[key] for key in ("id", "client", "state", "kind", "count", "created", "started", "ended")}
         error = None if row["error"] is None else json.loads(row["error"])
-        return Job(**told, asked=json.loads(row["asked"]), error=error, pictures=pictures)
+        there, away = (tuple(made for made in pictures if bool(made.trash) is gone) for gone in (False, True))
+        return Job(**told, asked=json.loads(row["asked"]), error=error, pictures=there, away=away)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
