@@ -10,7 +10,7 @@ from ldm.errors import Code, LdmError
 HOME = Path(__file__).resolve().parents[1]  # of this program
 
 
-def told_of(error: Exception) -> LdmError:
+def told_of(error: Exception, *homes: Path) -> LdmError:
     """Of a bug only that it is one: the log has the rest."""
     told = as_ldm_error(error, ["serve"])
     if told.code is Code.BUG:
@@ -19,12 +19,13 @@ def told_of(error: Exception) -> LdmError:
     if told.code is Code.RESOURCE and "--" in told.fix:  # options of the command line are no words of a request
         fix = "Ask for a smaller picture, for fewer at a time, or for tiles."
         told = LdmError(told.code, told.what, told.why, fix)
-    return without_folders(told)
+    return without_folders(told, *homes)
 
 
-def without_folders(error: LdmError) -> LdmError:
-    """Names of files, without where they lie."""
-    roots = sorted({str(HOME), str(Path.cwd()), str(Path.home())} - {"/"}, key=len, reverse=True)
+def without_folders(error: LdmError, *homes: Path) -> LdmError:
+    """Names of files, without where they lie: in this program, in folders that everybody has, or in these."""
+    known = {str(path) for home in homes for path in (home, home.resolve())}
+    roots = sorted(({str(HOME), str(Path.cwd()), str(Path.home())} | known) - {"/", "."}, key=len, reverse=True)
     texts = [error.what, error.why, error.fix]
     for root in roots:
         texts = [text.replace(f"{root}/", "") for text in texts]

@@ -20,9 +20,10 @@ import torch
 from ldm.errors import Code, LdmError
 from ldm.models.adapters.base import hint, refuse_other_base
 from ldm.store.find import LORA_WEIGHTS, OPEN_CLIP
+from ldm.store.header import HASH
 from ldm.store.parts import load_parts
 from ldm.store.weights import load_weights
-from ldm.store.write import HASH, refuse_existing, staged, write_weights
+from ldm.store.write import refuse_existing, staged, write_weights
 from train.report import read_story
 
 log = logging.getLogger("train.ship")

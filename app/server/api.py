@@ -14,15 +14,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from app.server.asking import Ask, own_side
+from app.server.asking import Ask
 from app.server.hub import Event
 from app.server.reading import asked_of, client_of, picture_of
 from app.server.service import Service, waited
 from app.server.store import Job, State
 from app.server.taking import apart, taken_in
 from ldm.errors import Code, LdmError
-from ldm.store.describe import describe
-from ldm.store.find import whose
 
 KEEP_ALIVE = 10.0  # seconds between two signs of life of a stream
 LONGEST_WAIT = 60.0  # seconds that a result is waited for
@@ -137,45 +135,9 @@ async def upload(request: Request, service: Serving) -> dict[str, Any]:
     return {"id": kept.id, "width": kept.width, "height": kept.height}
 
 
-@router.get("/models", tags=["here"], summary="Models, and the controls that fit each")
-def models(service: Serving) -> dict[str, Any]:
-    """`object`, `data` and the `id` of each are for clients of OpenAI."""
-    return {"object": "list", "data": [_model(service, name, path) for name, path in service.catalog.models().items()]}
-
-
-@router.get("/models/{name:path}", tags=["here"], summary="A model")
-def model(service: Serving, name: str) -> dict[str, Any]:
-    try:
-        return _model(service, name, service.catalog.model(name))
-    except LdmError as error:
-        raise LdmError(Code.FILE, error.what, error.why, error.fix) from error
-
-
-@router.get("/adapters", tags=["here"], summary="Adapters and embeddings")
-def adapters(service: Serving) -> dict[str, Any]:
-    found = {name: (path, describe(path)) for name, path in service.catalog.adapters().items()}
-    return {
-        "adapters": [
-            {
-                "name": name,
-                "kind": told.kind,
-                "family": told.family,
-                "model": whose(name),
-                "word": told.metadata.get("modelspec.trigger_phrase"),
-            }
-            for name, (_, told) in found.items()
-        ]
-    }
-
-
 @router.get("/limits", tags=["here"], summary="What is done for one caller at most")
 def limits(service: Serving) -> dict[str, Any]:
     return service.limits.model_dump()
-
-
-def _model(service: Service, name: str, path: Path) -> dict[str, Any]:
-    told = {"id": name, "object": "model", "created": int(path.stat().st_mtime), "owned_by": "ldm"}
-    return {**told, "side": own_side(path), "controls": sorted(service.catalog.controls(name))}
 
 
 def _png(service: Service, job: Job, place: int) -> FileResponse:

@@ -13,13 +13,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from app.generate import DEFAULT_MODEL
-from app.server.catalog import Catalog
+from app.server.catalog import Catalog, brief_of
 from app.server.limits import Limits
 from app.server.uploads import Uploads
 from ldm.config.explain import explain
 from ldm.errors import Code, LdmError
 from ldm.models.prompt import tagged
-from ldm.store.describe import describe
 from ldm.store.shards import read_json
 from pipelines.request import MAX_PROMPT_BYTES, ControlUse, Request
 from pipelines.suited import request_of, settled
@@ -165,7 +164,7 @@ def own_side(path: Path) -> int:
         halvings = len(vae.get("block_out_channels", [0] * 4)) - 1
         side: int = int(unet.get("sample_size") or 64) * 2**halvings
         return side
-    return SIDES.get(describe(path).family or "", 512)
+    return SIDES.get(brief_of(path).family or "", 512)
 
 
 def _kind(asked: Mapping[str, Any], request: Request, size: tuple[int, int]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from ldm.errors import Code, LdmError
 from ldm.store.describe import describe
@@ -23,6 +25,19 @@ from ldm.store.header import printable
 
 SHOWN = 12  # names in an error
 MODELS, ADAPTERS = ("model folder", "single file"), ("lora", "textual inversion")
+KEPT = ("modelspec.trigger_phrase", "ldm.base_name", "ldm.base_fingerprint")  # of the metadata
+Source = Literal["shipped", "pulled", "folder", "imported"]
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What is told of a file or folder in a list, from its headers."""
+
+    kind: str
+    family: str | None = None
+    size: int = 0
+    fingerprint: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,29 @@ class Catalog:
     def control(self, name: str, model: str) -> Path:
         return _named("control", name, self.controls(model))
 
+    def any_control(self, name: str) -> Path:
+        return _named("control", name, self.controls())
+
     def adapter(self, name: str) -> Path:
         return _named("adapter", name, self.adapters())
+
+    def source(self, name: str, path: Path) -> Source:
+        """Where it comes from; `imported` is whatever lies in the server's own folders."""
+        if path.parent in (self.own_models, self.own_adapters):
+            return "imported"
+        if path.parent in (self.models_folder, self.adapters_folder):
+            return "folder"
+        return "pulled" if "/" in name else "shipped"
+
+    def homes(self) -> list[Path]:
+        """Folders that no caller is told of."""
+        return [f for f in (self.models_folder, self.adapters_folder, self.own_models, self.own_adapters) if f]
+
+    def taken(self) -> set[str]:
+        """Names that mean something here, in small letters."""
+        inside = (self._inside(f) for f in (self.models_folder, self.own_models, self.adapters_folder))
+        lists = (shipped(), shipped_beside(), controls_inside(), self.adapters(), *inside)
+        return {name.casefold() for names in lists for name in names}
 
     def _beside(self) -> dict[str, Path]:
         """What lies in both folders for models."""
@@ -108,14 +144,25 @@ def is_model(path: Path) -> bool:
 
 def kind_of(path: Path) -> str:
     """`model folder`, `controlnet`, `lora`, ...: as its headers tell."""
-    stamp = path.stat().st_mtime_ns if path.exists() else 0
-    return _kind(path, stamp)
+    return brief_of(path).kind
+
+
+def brief_of(path: Path) -> Brief:
+    """Cheap: the headers are read once."""
+    return _brief(path, stamp_of(path))
+
+
+def stamp_of(path: Path) -> int:
+    """What changes with a file."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 @lru_cache(maxsize=1024)
-def _kind(path: Path, stamp: int) -> str:
+def _brief(path: Path, stamp: int) -> Brief:
     """Read again where it has changed."""
     try:
-        return describe(path).kind
+        told = describe(path)
     except (LdmError, OSError):
-        return "unreadable"
+        return Brief("unreadable")
+    kept = {name: printable(told.metadata[name]) for name in KEPT if name in told.metadata}
+    return Brief(told.kind, told.family, told.size, told.fingerprint, kept)

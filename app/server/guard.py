@@ -25,6 +25,9 @@ from app.server.problems import problem
 from ldm.errors import Code, LdmError
 
 OPEN = ("/healthz",)  # needs no token
+IMPORTS = ("POST", "/v1/imports")  # brings a file of weights: larger than all others, and as long as it goes on
+PACE = 64 << 10  # bytes of it that come within the time that any other body has in all
+HEAD = 1 << 16  # bytes of a form around its file
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; "
@@ -147,7 +150,7 @@ class Guard:
             self.doors.check_caller(headers)
             if scope["path"] not in OPEN:
                 self.doors.check_token(headers)
-            body = Body(receive, self.limits, headers)
+            body = Body(receive, self.limits, headers, (scope["method"], scope["path"]) == IMPORTS)
             await self.app(scope, body.receive, said.send)
         except RefusedError as error:
             if not said.begun:
@@ -160,12 +163,15 @@ def refusal(error: RefusedError) -> Any:
 
 
 class Body:
-    """What a caller sends: so much and no more, in so long and no longer."""
+    """What a caller sends: so much and no more, in so long and no longer. A file of weights may take its time, as long
+    as some of it comes."""
 
-    def __init__(self, receive: Receive, limits: Limits, headers: dict[str, list[str]]) -> None:
-        self._receive, self._limits = receive, limits
+    def __init__(self, receive: Receive, limits: Limits, headers: dict[str, list[str]], weights: bool = False) -> None:
+        self._receive, self._limits, self._weights = receive, limits, weights
+        self._most = limits.imported + HEAD if weights else limits.body
+        self._paced, self._left = 0, 0.0  # bytes since the clock began anew; when the last of them was handed over
         told = headers.get("content-length", ["0"])[0]
-        if told.isdecimal() and int(told[:20]) > limits.body:
+        if told.isdecimal() and int(told[:20]) > self._most:
             raise self._too_large()
         self._bytes, self._whole = 0, told == "0" and "transfer-encoding" not in headers  # else one is still to come
         self._until: float | None = None
@@ -175,6 +181,8 @@ class Body:
             return await self._receive()
         if self._until is None:  # who reads begins to wait now
             self._until = time.monotonic() + self._limits.body_seconds
+        elif self._weights:  # what the disk takes is nobody's fault
+            self._until += time.monotonic() - self._left
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
         except TimeoutError:
@@ -182,13 +190,17 @@ class Body:
             raise RefusedError(408, "The body of the request is not whole.", why, "Send it again.") from None
         self._bytes += len(message.get("body", b""))
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
-        if self._bytes > self._limits.body:
+        if self._bytes > self._most:
             raise self._too_large()
+        self._paced, self._left = self._paced + len(message.get("body", b"")), time.monotonic()
+        if self._weights and self._paced >= PACE:
+            self._paced, self._until = 0, self._left + self._limits.body_seconds
         return message
 
     def _too_large(self) -> RefusedError:
-        why = f"At most {self._limits.body >> 20} MB are taken."
-        return RefusedError(413, "The request is too large.", why, "Send smaller pictures.")
+        why = f"At most {self._most >> 20} MB are taken."
+        put = "Whoever runs the server can put the file into the folder of --models or --adapters."
+        return RefusedError(413, "The request is too large.", why, put if self._weights else "Send smaller pictures.")
 
 
 class Said:

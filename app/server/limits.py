@@ -27,6 +27,9 @@ class Limits(BaseModel):
     work: Count = 1_000_000_000  # pixels x steps x pictures of a job, more for tiles, controls and the like
     batch_pixels: Count = 4_000_000  # of pictures that share a call of the network
     stored: Count = 10 << 30  # bytes of uploads that are kept
+    imported: Count = 8 << 30  # bytes of a file of weights that is brought
+    imports: Count = 2  # such files at a time
+    library: Count = 50 << 30  # bytes of the server's own models and adapters, and of its trash
     waiting: Count = 32  # jobs in the queue
     connections: Count = 256
     header_seconds: Seconds = 10.0  # until the head of a request is there
@@ -53,7 +56,8 @@ class Limits(BaseModel):
             f"requests of {self.body >> 20} MB, pictures of {self.input_pixels / 1e6:g} Mpx in and "
             f"{self.output_pixels / 1e6:g} Mpx out, {self.steps} steps, {self.pictures} pictures a job, "
             f"{self.waiting} jobs waiting; a head within {self.header_seconds:g} s, a body within "
-            f"{self.body_seconds:g} s, {self.idle_seconds:g} s idle"
+            f"{self.body_seconds:g} s, {self.idle_seconds:g} s idle; "
+            f"imports of {self.imported / 1e9:.1f} GB, {self.imports} at a time, {self.library / 1e9:.0f} GB in all"
         )
 
     def batch(self, request: Request, size: tuple[int, int]) -> int:

@@ -41,7 +41,8 @@ async def of_ldm(request: Request, error: Exception) -> JSONResponse:
     if error.code is Code.BUSY:
         seconds = await run_in_threadpool(request.app.state.service.seconds)
         headers["Retry-After"] = str(max(1, round(seconds)))
-    return problem(without_folders(error), headers=headers)
+    homes = request.app.state.service.catalog.homes()
+    return problem(without_folders(error, *homes), headers=headers)
 
 
 async def of_http(request: Request, error: Exception) -> JSONResponse:

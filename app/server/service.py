@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from app.server.asking import Understanding
 from app.server.catalog import Catalog
+from app.server.converting import Conversions
 from app.server.decoding import Decoder
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
+from app.server.importing import Imports
+from app.server.library import Library, sweep_library
 from app.server.limits import Limits
 from app.server.pictures import Pictures
 from app.server.store import Job, Jobs
@@ -44,6 +47,9 @@ class Service:
     understanding: Understanding
     worker: Worker
     pictures: Pictures
+    library: Library
+    imports: Imports
+    conversions: Conversions
     choices: dict[str, str] = field(default_factory=dict)  # of callers whose dialect has settings between calls
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
@@ -113,6 +119,7 @@ def opened(
             why = "One server at a time keeps its jobs and pictures there."
             raise LdmError(Code.BUSY, error.what, why, "Stop it first, or choose another --out.") from error
         sweep(folder / PICTURES, folder / UPLOADS)
+        sweep_library(folder)
         jobs = Jobs(folder / JOBS, limits.waiting)
         stack.callback(jobs.close)
         jobs.again()
@@ -123,6 +130,9 @@ def opened(
         understanding = Understanding(catalog, uploads, limits)
         gallery = Gallery(folder / PICTURES)
         pictures = Pictures(jobs, gallery)
+        library = Library(folder, catalog, limits)
+        conversions = Conversions(library)
+        stack.callback(conversions.stop)
 
         def together() -> Together:
             from app.server.shelf import Shelf
@@ -134,7 +144,10 @@ def opened(
         worker = Worker(jobs, together)
         worker.start()
         stack.callback(worker.stop)
-        yield Service(limits, catalog, uploads, jobs, gallery, hub, understanding, worker, pictures)
+        yield Service(
+            limits, catalog, uploads, jobs, gallery, hub, understanding, worker, pictures, library,
+            Imports(library, limits.imports), conversions,
+        )  # fmt: skip
 
 
 def sweep(*folders: Path) -> None:

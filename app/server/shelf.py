@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from app.server.catalog import stamp_of
 from ldm.models.gathering import gathered
 from ldm.models.memory import release
 from ldm.store.describe import describe
@@ -26,9 +27,13 @@ class Shelf:
         self.loads = 0  # so far
         self.held = 0  # bytes of weights in memory
         self._pipelines: OrderedDict[Path, Pipeline] = OrderedDict()
+        self._stamps: dict[Path, int] = {}
 
     def pipeline(self, path: Path) -> Pipeline:
         """The model at a path, its calls ready to be shared."""
+        if self._stamps.get(path) != (stamp := stamp_of(path)):  # another one has come to its place
+            self._pipelines.pop(path, None)
+            self._stamps[path] = stamp
         if path not in self._pipelines:
             self._make_room(describe(path).size)  # before it is there
             pipeline = Pipeline.load(path, device=self.device, dtype=self.dtype)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from app.failing import told_of
+from app import failing
 from app.server.asking import Understanding
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
@@ -75,7 +75,7 @@ class Together:
         under_way = list(self._doing.values())
         self._doing.clear()  # first: what cannot be written down either is over all the same
         for doing in under_way:
-            self._end(doing.job, "failed", told_of(error))
+            self._end(doing.job, "failed", self._told_of(error))
 
     def _join(self, gathering: Gathering[Told], job: Job) -> None:
         try:
@@ -86,7 +86,7 @@ class Together:
             pipeline = self.shelf.pipeline(self.understanding.catalog.model(job.asked["model"]))
             run = Run(_steps(pipeline, request, job.missing))
         except Exception as error:
-            self._end(job, "failed", told_of(error))
+            self._end(job, "failed", self._told_of(error))
             return
         self.jobs.begun(job.id)
         self._doing[run] = Doing(job, made=job.count - len(job.missing))
@@ -113,7 +113,7 @@ class Together:
         doing = self._doing[run]
         if isinstance(told, Ended):
             del self._doing[run]
-            failed = None if told.error is None else told_of(told.error)
+            failed = None if told.error is None else self._told_of(told.error)
             self._end(doing.job, "done" if failed is None else "failed", failed)
             return
         doing.last = told
@@ -124,7 +124,7 @@ class Together:
         except Exception as error:  # a full disk, say: this job ends, others go on
             del self._doing[run]
             gathering.leave(run)
-            self._end(doing.job, "failed", told_of(error))
+            self._end(doing.job, "failed", self._told_of(error))
             return
         self._tell(doing, told)
 
@@ -149,6 +149,9 @@ class Together:
                     self.hub.tell(name, Event("preview", {"place": first + offset, "png": _png(from_rgb(array))}))
             except Exception as error:  # only a look at it
                 log.warning("job %s has no preview: %s", name, error)
+
+    def _told_of(self, error: Exception) -> LdmError:
+        return failing.told_of(error, *self.understanding.catalog.homes())
 
     def _end(self, job: Job, state: State, error: LdmError | None = None) -> None:
         if self.jobs.end(job.id, state, error):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import Code, LdmError
-from ldm.store.sniff import Content, content_of, refuse_pickle
+from ldm.store.sniff import Content, content_of, refuse_pickle, sniff
 
 MAX_HEADER_BYTES = 10_000_000
 MAX_TENSORS = 20_000
 MAX_DIMS = 8
+HASH = "modelspec.hash_sha256"  # in the metadata: of the data
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
@@ -74,6 +75,29 @@ def read_header(path: str | Path) -> Header:
         raise _damaged(path, str(error), _AGAIN) from None
 
 
+def header_coming(name: str, text: bytes, size: int | None) -> Header:
+    """The header of a file that is on its way, of this size; where nobody tells it, as large as the header says."""
+    try:
+        return _parse(text, size)
+    except ValueError as error:
+        raise _damaged(Path(name), str(error), _AGAIN) from None
+
+
+def refuse_start(name: str, head: bytes, size: int | None) -> int:
+    """The end of the header of a file that begins so; what is no safetensors file is refused by its first bytes."""
+    content = sniff(head, 1 << 62 if size is None else size)
+    refuse_pickle(Path(name), content)
+    if content is not Content.SAFETENSORS:
+        raise _damaged(Path(name), content.value, _remedy(content))
+    end = 8 + int.from_bytes(head[:8], "little")
+    if end - 8 > MAX_HEADER_BYTES:
+        why = f"its header claims {end - 8} bytes, more than the {MAX_HEADER_BYTES} allowed"
+        raise _damaged(Path(name), why, _AGAIN)
+    if size is not None and end > size:
+        raise _damaged(Path(name), f"it is truncated: the header ends at byte {end}, the file at byte {size}", _AGAIN)
+    return end
+
+
 _AGAIN = "Fetch or copy the file again and compare its size and hash with those its author states."
 
 
@@ -113,7 +137,7 @@ def _remedy(content: Content) -> str:
     return _AGAIN
 
 
-def _parse(text: bytes, size: int) -> Header:
+def _parse(text: bytes, size: int | None) -> Header:
     """The JSON as a `Header`; `ValueError` says in words which rule is broken."""
     listed = text.count(b'"data_offsets"')  # counted before parsing: a bloated header costs no time
     if listed > MAX_TENSORS:
@@ -133,6 +157,8 @@ def _parse(text: bytes, size: int) -> Header:
         raise ValueError(f"it lists {len(raw)} tensors, more than the {MAX_TENSORS} allowed")
     tensors = {name: _entry(name, value) for name, value in raw.items()}
     start = 8 + len(text)
+    if size is None:
+        size = start + max((entry.end for entry in tensors.values()), default=0)
     _cover(tensors, size - start)
     return Header(tensors, metadata, start, size)
 

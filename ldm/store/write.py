@@ -23,11 +23,10 @@ from torch import Tensor
 
 from ldm.errors import Code, LdmError
 from ldm.store.find import PEFT_CONFIG, PEFT_WEIGHTS
-from ldm.store.header import read_header
+from ldm.store.header import HASH, read_header
 from ldm.store.weights import TORCH
 
 _NAMES = {dtype: name for name, dtype in TORCH.items()}
-HASH = "modelspec.hash_sha256"
 _ELSEWHERE = "Choose another folder or name."
 _DENIED = "Choose a folder that you may write into, or change its permissions."
 _REMEDIES = {

@@ -34,8 +34,8 @@ class Summary:
     words: tuple[str, ...]  # trigger words, most frequent first
 
 
-def inspect(adapter: Adapter) -> Summary:
-    """Everything that the tensors and the metadata tell."""
+def inspect(adapter: Adapter, norms: bool = True) -> Summary:
+    """Everything that the tensors and the metadata tell; `norms` take a look at all numbers."""
     squares: defaultdict[str, float] = defaultdict(float)
     ranks: Counter[str] = Counter()
     alphas: Counter[str] = Counter()
@@ -45,11 +45,12 @@ def inspect(adapter: Adapter) -> Summary:
         where = part.component or "any"
         targets[f"{where}: {re.sub(r'[.][0-9]+$', '', part.path).rsplit('.', 1)[-1]}"] += 1
         if part.delta is not None:
-            squares[block(where, part.path)] += part.delta.norm() ** 2
+            if norms:
+                squares[block(where, part.path)] += part.delta.norm() ** 2
             ranks[str(part.delta.rank or "full")] += 1
             alphas["none" if part.delta.alpha is None else f"{part.delta.alpha:g}"] += 1
             parameters += sum(tensor.numel() for tensor in part.delta.factors.values())
-    norms = {block: math.sqrt(value) for block, value in sorted(squares.items())}
+    by_block = {block: math.sqrt(value) for block, value in sorted(squares.items())}
     family, reason = adapter.base.family, adapter.base.reason
     widths = {part.shape[1] for part in adapter.parts if part.shape and part.path.endswith("attn2.to_k")}
     if family is None and len(widths) == 1 and (family := family_of_width(width := widths.pop())):
@@ -64,7 +65,7 @@ def inspect(adapter: Adapter) -> Summary:
         ranks=dict(ranks.most_common()),
         alphas=dict(alphas.most_common()),
         targets=dict(targets.most_common()),
-        norms=norms,
+        norms=by_block,
         norm=math.sqrt(sum(squares.values())),
         family=family,
         fingerprint=adapter.base.fingerprint,
