@@ -19,6 +19,7 @@ from app.server.reading import client_of, object_of
 from app.server.service import Service
 from app.server.store import Job
 from app.server.taking import apart, taken_in
+from app.server.uploads import bytes_of
 from app.server.waiting import finished
 from ldm.errors import Code, LdmError
 from ldm.images import Picture
@@ -90,7 +91,7 @@ async def set_options(request: Request, service: Serving) -> None:
 async def png_info(request: Request, service: Serving) -> dict[str, Any]:
 
     def opened(body: bytes) -> Picture:
-        return service.uploads.open(service.uploads.add_text(str(object_of(body).get("image", ""))).id)
+        return service.uploads.look(bytes_of(str(object_of(body).get("image", ""))))
 
     async with taken_in(request):
         picture = await apart(request, opened, await request.body())

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from app.server import words
-from app.server.api import Serving
+from app.server import recipes, words
+from app.server.api import PICTURE_BODY, Serving
 from app.server.asking import Ask
-from app.server.reading import object_of
-from app.server.taking import taken_in
+from app.server.reading import file_of, object_of
+from app.server.taking import apart, taken_in
 
 router = APIRouter(prefix="/v1")
 
@@ -30,3 +30,10 @@ async def tokens(request: Request, service: Serving) -> dict[str, Any]:
     async with taken_in(request):
         given = object_of(await request.body())
     return await run_in_threadpool(words.tokens, service, given)
+
+
+@router.post("/recipes", tags=["beside"], summary="The recipe in a picture, as a request", openapi_extra=PICTURE_BODY)
+async def recipe(request: Request, service: Serving) -> dict[str, Any]:
+    """Of pictures made here, by A1111 or by ComfyUI; `notes` tell what could not be taken over."""
+    async with taken_in(request):
+        return await apart(request, recipes.recipe, service, await file_of(request))

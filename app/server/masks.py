@@ -15,7 +15,7 @@ def inverted(uploads: Uploads, name: str) -> str:
     """The upload of the opposite of a mask."""
     from pipelines.hole import mask_values  # late: it brings torch, and a server answers from the start
 
-    return _kept(uploads, 1 - mask_values(uploads.open(name)))
+    return kept(uploads, 1 - mask_values(uploads.open(name)))
 
 
 def from_alpha(uploads: Uploads, name: str) -> str | None:
@@ -23,10 +23,11 @@ def from_alpha(uploads: Uploads, name: str) -> str | None:
     picture: Picture = uploads.open(name)
     if picture.alpha is None or not (picture.alpha < np.iinfo(picture.alpha.dtype).max).any():
         return None
-    return _kept(uploads, 1 - picture.alpha.astype(np.float32) / np.iinfo(picture.alpha.dtype).max)
+    return kept(uploads, 1 - picture.alpha.astype(np.float32) / np.iinfo(picture.alpha.dtype).max)
 
 
-def _kept(uploads: Uploads, mask: np.ndarray) -> str:
+def kept(uploads: Uploads, mask: np.ndarray) -> str:
+    """The upload of a mask [H,W] in 0..1."""
     file = io.BytesIO()
     Image.fromarray(np.rint(mask * 255).astype(np.uint8)).save(file, "PNG")
     return uploads.add(file.getvalue()).id

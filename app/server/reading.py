@@ -41,17 +41,22 @@ async def asked_of(request: Request, uploads: Uploads) -> dict[str, Any]:
 
 
 async def picture_of(request: Request, uploads: Uploads) -> Upload:
-    """The one picture of a body: the body itself, or the file of a form."""
+    """The one picture of a body."""
+    return await apart(request, uploads.add, await file_of(request))
+
+
+async def file_of(request: Request) -> bytes:
+    """The one picture of a body as it came: the body itself, or the file of a form."""
     kind = _kind(request)
     if kind == "multipart/form-data":
         files = [data for several in (await form_of(request))[1].values() for data in several]
         if len(files) != 1:
             why = "One picture is taken at a time."
             raise LdmError(Code.USAGE, f"The form has {len(files)} files.", why, "Send one file.")
-        return await apart(request, uploads.add, files[0])
+        return files[0]
     if not kind.startswith("image/") and kind != "application/octet-stream":
         raise _unread(kind, "a picture (image/png, ...) or multipart/form-data")
-    return await apart(request, uploads.add, await request.body())
+    return await request.body()
 
 
 async def form_of(request: Request) -> tuple[dict[str, str], dict[str, list[bytes]]]:

@@ -42,11 +42,8 @@ class Uploads:
 
     def add(self, data: bytes) -> Upload:
         """Decoded first: what is no picture is not kept."""
-        name = hashlib.sha256(data).hexdigest()
-        try:
-            picture = self._decoded(name, data)
-        except LdmError as error:  # what a caller brings is no file of ours
-            raise LdmError(Code.REFUSED, error.what, error.why, error.fix) from error
+        picture = self.look(data)
+        name = picture.sha256
         with self._writing:
             if not (path := self.folder / name).exists():
                 self._check_room(len(data))
@@ -58,26 +55,29 @@ class Uploads:
                 self._stored += len(data)
         return Upload(name, picture.width, picture.height)
 
+    def look(self, data: bytes) -> Picture:
+        """The picture in these bytes, which are not kept."""
+        try:
+            return self._decoded(hashlib.sha256(data).hexdigest(), data)
+        except LdmError as error:  # what a caller brings is no file of ours
+            raise LdmError(Code.REFUSED, error.what, error.why, error.fix) from error
+
     def add_text(self, text: str) -> Upload:
         """Base64, as a data URL or bare. An address is refused: nothing is fetched."""
-        found = DATA_URL.match(text)
-        try:
-            data = base64.b64decode(text[found.end() :] if found else text, validate=True)
-        except (binascii.Error, ValueError):
-            data = b""
-        if not data:
-            why = "It is neither the id of an upload nor a picture in base64; addresses are not fetched."
-            raise LdmError(Code.USAGE, f"{text[:40]!r} is no picture.", why, "Send the picture to /v1/uploads first.")
-        return self.add(data)
+        return self.add(bytes_of(text))
 
     def found(self, text: str) -> str:
         """The id of a picture that is named by its id or brought along in base64."""
         if not ID.fullmatch(text):
             return self.add_text(text).id
-        if not (self.folder / text).is_file():
+        if not self.has(text):
             what = f"There is no upload {text[:12]}..."
             raise LdmError(Code.USAGE, what, "No picture has that id.", "Send it again.")
         return text
+
+    def has(self, name: str) -> bool:
+        """Whether an id is that of a picture which is here."""
+        return ID.fullmatch(name) is not None and (self.folder / name).is_file()
 
     def open(self, name: str) -> Picture:
         """The picture of an id."""
@@ -117,6 +117,19 @@ class Uploads:
             while len(self._pictures) > 1 and sum(map(_bytes, self._pictures.values())) > CACHED:
                 self._pictures.popitem(last=False)
         return picture
+
+
+def bytes_of(text: str) -> bytes:
+    """The file in a text of base64, as a data URL or bare."""
+    found = DATA_URL.match(text)
+    try:
+        data = base64.b64decode(text[found.end() :] if found else text, validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        why = "It is neither the id of an upload nor a picture in base64; addresses are not fetched."
+        raise LdmError(Code.USAGE, f"{text[:40]!r} is no picture.", why, "Send the picture to /v1/uploads first.")
+    return data
 
 
 def _bytes(picture: Picture) -> int:

@@ -4,7 +4,7 @@ from ldm.models.prompt.chunks import BACKTRACK, MAX_CHUNKS, Layout, Token, lay_o
 from ldm.models.prompt.clean import MAX_BYTES, check_size, clean
 from ldm.models.prompt.explain import Explanation, explain
 from ldm.models.prompt.parse import DIALECTS, Prompt, parse
-from ldm.models.prompt.resolve import Lora, Resolved, resolve, tagged
+from ldm.models.prompt.resolve import Lora, Resolved, resolve, retagged, tagged
 from ldm.models.prompt.weights import MAX_WEIGHT, Dialect, Piece, Section
 from ldm.models.prompt.words import remark, says, vocabulary
 
@@ -30,6 +30,7 @@ __all__ = [
     "parse",
     "remark",
     "resolve",
+    "retagged",
     "says",
     "tagged",
     "vocabulary",

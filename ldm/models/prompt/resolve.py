@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,17 @@ def resolve(template: str, *, seed: int, wildcards: Path | None = None) -> Resol
 def tagged(template: str) -> list[str]:
     """The adapters that a template names in tags, as it stands."""
     return [match.group(1).partition(":")[0].strip() for match in _LORA.finditer(template)]
+
+
+def retagged(template: str, named: Callable[[str], str | None]) -> str:
+    """A template whose tags name adapters otherwise; without those that have no name any more."""
+
+    def one(match: re.Match[str]) -> str:
+        name, colon, rest = match.group(1).partition(":")
+        now = named(name.strip())
+        return match.group() if now == name.strip() else "" if now is None else f"<lora:{now}{colon}{rest}>"
+
+    return _LORA.sub(one, template)
 
 
 def _lora(inside: str) -> Lora:

@@ -1,0 +1,80 @@
+"""What a recipe names, among what is here: by its name, its fingerprint, or the hash of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ldm.errors import LdmError
+from ldm.store.describe import describe
+from pipelines.recipe import ModelId, source_hash
+
+LEAST = 10  # digits of a hash that mean something; A1111 writes so many
+HASHED = 16 << 30  # bytes of weights that are hashed in search of one model
+
+
+class Found(NamedTuple):
+    """A name of this server; `same`: whether it is sure to be the very one."""
+
+    name: str
+    same: bool
+
+
+def find_model(told: ModelId, there: Mapping[str, Path]) -> Found | None:
+    """A model or a control. Files are hashed only where nothing else tells: other programs write that hash."""
+    wanted = told.fingerprint.lower()
+    named = [name for name, path in there.items() if told.name and told.name in (name, path.name, path.stem)]
+    order = [*named, *(name for name in there if name not in named)]
+    for name in order if len(wanted) >= LEAST else ():
+        if (_fingerprint(there[name], _stamp(there[name])) or "").startswith(wanted):
+            return Found(name, True)
+    if named:
+        return Found(named[0], False)
+    return _hashed(wanted, there)
+
+
+def find_adapter(name: str, sha256: str, there: Mapping[str, Path]) -> Found | None:
+    """An adapter or embedding by the name of its file and its hash."""
+    stem, wanted = name.removesuffix(".safetensors"), sha256.lower()
+    order = [*([stem] if stem in there else []), *(other for other in there if other != stem)]
+    for other in order if len(wanted) >= LEAST else ():
+        if _hash(there[other], _stamp(there[other])).startswith(wanted):
+            return Found(other, True)
+    return Found(stem, not wanted) if stem in there else None
+
+
+def _hashed(wanted: str, there: Mapping[str, Path]) -> Found | None:
+    left = HASHED
+    for name, path in _files(there) if len(wanted) >= LEAST else ():
+        if (left := left - path.stat().st_size) < 0:
+            return None
+        if _hash(path, _stamp(path)).startswith(wanted):
+            return Found(name, True)
+    return None
+
+
+def _files(there: Mapping[str, Path]) -> Iterable[tuple[str, Path]]:
+    return ((name, path) for name, path in there.items() if path.is_file())
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@lru_cache(maxsize=1024)
+def _fingerprint(path: Path, stamp: int) -> str | None:
+    """Read again where it has changed."""
+    try:
+        return describe(path).fingerprint
+    except (LdmError, OSError):
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _hash(path: Path, stamp: int) -> str:
+    try:
+        return source_hash(path)
+    except LdmError:
+        return ""
