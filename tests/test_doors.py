@@ -31,10 +31,11 @@ CALLS: dict[str, tuple[str, ...]] = {
     "accelerator.save_state": (),
     "accelerator.accumulate": (),
 }
+CHILDREN = ("app/server/learning/process.py",)  # trainings of a server: its other helper imports torch
 IMPORTS: dict[str, tuple[str, ...]] = {
     "yaml": ("ldm/config/",),
     "safetensors": ("ldm/store/", "train/"),
-    "subprocess": ("ldm/store/convert.py", "train/compare/children.py", "benchmarks/"),
+    "subprocess": ("ldm/store/convert.py", "train/compare/children.py", *CHILDREN, "benchmarks/"),
     "huggingface_hub": ("ldm/store/",),
     **dict.fromkeys(("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ()),
     "httpx": ("benchmarks/serve.py",),  # a caller of the server, on this machine

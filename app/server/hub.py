@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal
 
-Kind = Literal["progress", "preview", "picture", "end"]
+Kind = Literal["progress", "preview", "picture", "state", "measured", "end"]
 MOST = 64  # events that a slow listener may lag behind; older ones are left out, the last ones never
 
 

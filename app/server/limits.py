@@ -31,6 +31,9 @@ class Limits(BaseModel):
     imports: Count = 2  # such files at a time
     library: Count = 50 << 30  # bytes of the server's own models and adapters, and of its trash
     waiting: Count = 32  # jobs in the queue
+    trainings: Count = 8  # in their queue
+    training_photos: Count = 100
+    training_steps: Count = 20_000
     connections: Count = 256
     header_seconds: Seconds = 10.0  # until the head of a request is there
     body_seconds: Seconds = 30.0  # until its body is there
@@ -55,8 +58,8 @@ class Limits(BaseModel):
         return (
             f"requests of {self.body >> 20} MB, pictures of {self.input_pixels / 1e6:g} Mpx in and "
             f"{self.output_pixels / 1e6:g} Mpx out, {self.steps} steps, {self.pictures} pictures a job, "
-            f"{self.waiting} jobs waiting; a head within {self.header_seconds:g} s, a body within "
-            f"{self.body_seconds:g} s, {self.idle_seconds:g} s idle; "
+            f"{self.waiting} jobs waiting, {self.training_steps:,} steps a training; a head within "
+            f"{self.header_seconds:g} s, a body within {self.body_seconds:g} s, {self.idle_seconds:g} s idle; "
             f"imports of {self.imported / 1e9:.1f} GB, {self.imports} at a time, {self.library / 1e9:.0f} GB in all"
         )
 

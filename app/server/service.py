@@ -18,6 +18,7 @@ from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
 from app.server.importing import Imports
 from app.server.library import Library, sweep_library
+from app.server.learning.trainings import Trainings
 from app.server.limits import Limits
 from app.server.pictures import Pictures
 from app.server.store import Job, Jobs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 JOBS, PICTURES, UPLOADS = "jobs.sqlite", "pictures", "uploads"  # in the folder of a server
 MODELS, ADAPTERS = "models", "adapters"  # there too: what callers brought, and what was made here
+TRAININGS = "trainings"
 SECONDS = 5.0  # that a job is thought to take, before any has been made
 
 
@@ -46,6 +48,7 @@ class Service:
     hub: Hub
     understanding: Understanding
     worker: Worker
+    trainings: Trainings
     pictures: Pictures
     library: Library
     imports: Imports
@@ -144,8 +147,11 @@ def opened(
         worker = Worker(jobs, together)
         worker.start()
         stack.callback(worker.stop)
+        trainings = Trainings(folder / TRAININGS, folder / ADAPTERS, catalog, uploads, limits, device)
+        trainings.start()
+        stack.callback(trainings.stop)
         yield Service(
-            limits, catalog, uploads, jobs, gallery, hub, understanding, worker, pictures, library,
+            limits, catalog, uploads, jobs, gallery, hub, understanding, worker, trainings, pictures, library,
             Imports(library, limits.imports), conversions,
         )  # fmt: skip
 
