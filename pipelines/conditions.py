@@ -164,7 +164,7 @@ def controls(
     """Hints at work size, each made by its detector from the picture that it was given; masks at latent size."""
     made = []
     for use, network in zip(uses, networks, strict=True):
-        hint = make_hint(use.hint, companion(use.image, size, canvas))
+        hint = hint_of(use.hint, use.image, size, canvas)
         tensor = torch.from_numpy(np.ascontiguousarray(hint.transpose(2, 0, 1))).float()[None]
         mask = None
         if use.mask is not None:
@@ -173,6 +173,11 @@ def controls(
             mask = F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(grey))[None, None].float(), factor)
         made.append(Control(network, tensor, use.weight, (use.start, use.end), mask, use.guess))
     return tuple(made)
+
+
+def hint_of(name: str, image: ImageInput, size: tuple[int, int], canvas: Canvas | None = None) -> np.ndarray:
+    """What a control is shown, [H,W,3] in 0..1: made by a detector from a picture that was brought to the work size."""
+    return make_hint(name, companion(image, size, canvas))
 
 
 def _same_size(use: ControlUse) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.server import recipes, words
+from app.server import hints, options, recipes, words
 from app.server.api import PICTURE_BODY, Serving
 from app.server.asking import Ask
 from app.server.reading import file_of, object_of
@@ -21,6 +21,7 @@ def json_of(schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+HINT = json_of(hints.AskedHint.model_json_schema())
 ASKED = json_of(Ask.model_json_schema(ref_template="#/components/schemas/{model}"))
 
 
@@ -37,3 +38,24 @@ async def recipe(request: Request, service: Serving) -> dict[str, Any]:
     """Of pictures made here, by A1111 or by ComfyUI; `notes` tell what could not be taken over."""
     async with taken_in(request):
         return await apart(request, recipes.recipe, service, await file_of(request))
+
+
+@router.get("/hints", tags=["beside"], summary="Detectors, and which of them each control was made for")
+def detectors(service: Serving) -> dict[str, Any]:
+    """`controls` tells null where the name of a control does not say it."""
+    return {"hints": hints.hints(service), "controls": hints.controls(service)}
+
+
+@router.post("/hints", tags=["beside"], summary="What a control would see of a picture", openapi_extra=HINT)
+async def hint(request: Request, service: Serving) -> Response:
+    """A PNG of the size that would be drawn."""
+    async with taken_in(request):
+        given = await apart(request, object_of, await request.body())
+        seen = await apart(request, hints.seen, service, given)
+    return Response(seen, media_type="image/png")
+
+
+@router.get("/options", tags=["beside"], summary="What there is to choose from, and what each model is given by itself")
+def choices(service: Serving) -> dict[str, Any]:
+    """`defaults` of a request that says nothing; `adapters` lists what some of them ask for instead."""
+    return options.options(service)

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from app.server.catalog import brief_of, stamp_of
 from ldm.errors import LdmError
-from ldm.store.describe import describe
 from pipelines.recipe import ModelId, source_hash
 
 LEAST = 10  # digits of a hash that mean something; A1111 writes so many
@@ -28,7 +28,7 @@ def find_model(told: ModelId, there: Mapping[str, Path]) -> Found | None:
     named = [name for name, path in there.items() if told.name and told.name in (name, path.name, path.stem)]
     order = [*named, *(name for name in there if name not in named)]
     for name in order if len(wanted) >= LEAST else ():
-        if (_fingerprint(there[name], _stamp(there[name])) or "").startswith(wanted):
+        if (brief_of(there[name]).fingerprint or "").startswith(wanted):
             return Found(name, True)
     if named:
         return Found(named[0], False)
@@ -40,7 +40,7 @@ def find_adapter(name: str, sha256: str, there: Mapping[str, Path]) -> Found | N
     stem, wanted = name.removesuffix(".safetensors"), sha256.lower()
     order = [*([stem] if stem in there else []), *(other for other in there if other != stem)]
     for other in order if len(wanted) >= LEAST else ():
-        if _hash(there[other], _stamp(there[other])).startswith(wanted):
+        if _hash(there[other], stamp_of(there[other])).startswith(wanted):
             return Found(other, True)
     return Found(stem, not wanted) if stem in there else None
 
@@ -50,7 +50,7 @@ def _hashed(wanted: str, there: Mapping[str, Path]) -> Found | None:
     for name, path in _files(there) if len(wanted) >= LEAST else ():
         if (left := left - path.stat().st_size) < 0:
             return None
-        if _hash(path, _stamp(path)).startswith(wanted):
+        if _hash(path, stamp_of(path)).startswith(wanted):
             return Found(name, True)
     return None
 
@@ -59,21 +59,9 @@ def _files(there: Mapping[str, Path]) -> Iterable[tuple[str, Path]]:
     return ((name, path) for name, path in there.items() if path.is_file())
 
 
-def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-@lru_cache(maxsize=1024)
-def _fingerprint(path: Path, stamp: int) -> str | None:
-    """Read again where it has changed."""
-    try:
-        return describe(path).fingerprint
-    except (LdmError, OSError):
-        return None
-
-
 @lru_cache(maxsize=1024)
 def _hash(path: Path, stamp: int) -> str:
+    """Read again where it has changed."""
     try:
         return source_hash(path)
     except LdmError:
