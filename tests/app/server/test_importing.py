@@ -151,6 +151,20 @@ def test_what_is_no_usable_file_is_refused_and_leaves_nothing(http: httpx.Client
     assert kept(own) == []
 
 
+def test_the_reason_is_heard_by_who_listens_only_when_all_is_sent(http: httpx.Client, own: Path) -> None:
+    pickle = b"\x80\x02}q\x00." + b"x" * (64 << 20)
+    with raw(http) as line:  # as browsers do: what comes before is lost where the connection is closed meanwhile
+        line.sendall(POST + f"content-length: {len(pickle)}\r\n\r\n".encode() + pickle)
+        answer = line.recv(1 << 16)
+        while answer.endswith(b"\r\n\r\n"):  # its head came alone
+            answer += line.recv(1 << 16)
+        assert answer.startswith(b"HTTP/1.1 422") and b"ldm models convert" in answer
+    with raw(http) as line:  # who waits to be asked for the body sends none
+        line.sendall(POST + b"expect: 100-continue\r\ncontent-length: 99999999999\r\n\r\n")
+        assert line.recv(1 << 16).startswith(b"HTTP/1.1 413")
+    assert kept(own) == []
+
+
 def test_one_flipped_bit_is_found_where_the_file_tells_its_hash(http: httpx.Client, own: Path, lora: bytes) -> None:
     wrong = bytearray(lora)
     wrong[-1] ^= 1
