@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.server import hints, options, recipes, words
+from app.server import hints, options, ranking, recipes, words
 from app.server.api import PICTURE_BODY, Serving
 from app.server.asking import Ask
 from app.server.reading import file_of, object_of
-from app.server.taking import apart, taken_in
+from app.server.taking import alone, apart, taken_in
 
 router = APIRouter(prefix="/v1")
 
@@ -59,3 +59,9 @@ async def hint(request: Request, service: Serving) -> Response:
 def choices(service: Serving) -> dict[str, Any]:
     """`defaults` of a request that says nothing; `adapters` lists what some of them ask for instead."""
     return options.options(service)
+
+
+@router.post("/jobs/{job}/ranking", tags=["jobs"], summary="The pictures of a job, the one most like its prompt first")
+async def ranked(request: Request, service: Serving, job: str, ranker: str | None = None) -> dict[str, Any]:
+    """`ranker` names a CLIP; by itself the one that ships with the model is asked."""
+    return await alone(request, ranking.ranking, service, job, ranker)

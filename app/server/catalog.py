@@ -69,6 +69,11 @@ class Catalog:
         folders = (self._inside(folder, only_files=True) for folder in (self.adapters_folder, self.own_adapters))
         return _first(shipped_adapters(), {n: p for n, p in _first(*folders).items() if kind_of(p) in ADAPTERS})
 
+    def rankers(self) -> dict[str, Path]:
+        """CLIPs that say how much a picture is like its words."""
+        found = _first({name: find_model(name) for name in shipped_beside()}, self._beside())
+        return {name: path for name, path in found.items() if kind_of(path) == "clip"}
+
     def model(self, name: str) -> Path:
         return _named("model", name, self.models())
 
@@ -80,6 +85,9 @@ class Catalog:
 
     def adapter(self, name: str) -> Path:
         return _named("adapter", name, self.adapters())
+
+    def ranker(self, name: str) -> Path:
+        return _named("ranker", name, self.rankers())
 
     def source(self, name: str, path: Path) -> Source:
         """Where it comes from; `imported` is whatever lies in the server's own folders."""

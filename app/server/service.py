@@ -21,6 +21,7 @@ from app.server.library import Library, sweep_library
 from app.server.learning.trainings import Trainings
 from app.server.limits import Limits
 from app.server.pictures import Pictures
+from app.server.ranking import Rankings
 from app.server.store import Job, Jobs
 from app.server.uploads import Uploads
 from app.server.worker import Worker
@@ -54,6 +55,7 @@ class Service:
     imports: Imports
     conversions: Conversions
     choices: dict[str, str] = field(default_factory=dict)  # of callers whose dialect has settings between calls
+    rankings: Rankings = field(default_factory=Rankings)
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
         """A request that is understood, in the queue."""

@@ -19,6 +19,7 @@ SMALL = 1 << 20  # bytes
 def prepare(app: FastAPI) -> None:
     """Threads of their own, so that whoever only looks never waits for those who bring pictures."""
     app.state.bodies, app.state.threads = asyncio.Semaphore(BODIES), anyio.CapacityLimiter(THREADS)
+    app.state.alone = anyio.CapacityLimiter(1)
 
 
 @asynccontextmanager
@@ -36,3 +37,8 @@ async def taken_in(request: Request) -> AsyncIterator[None]:
 async def apart(request: Request, call: Callable[..., T], *given: object) -> T:
     """In one of the threads for what callers bring."""
     return await anyio.to_thread.run_sync(partial(call, *given), limiter=request.app.state.threads)
+
+
+async def alone(request: Request, call: Callable[..., T], *given: object) -> T:
+    """After all others that are called so: what takes all cores, beside the worker, is done once at a time."""
+    return await anyio.to_thread.run_sync(partial(call, *given), limiter=request.app.state.alone)
