@@ -42,9 +42,7 @@ class Limits(BaseModel):
     def check(self, request: Request, size: tuple[int, int]) -> float:
         """Refuses what is too much work; else how much it is. `size` is that of the latent work."""
         width, height = self._drawn(request, size)
-        steps = max(request.steps, len(request.sigmas or ())) * (2 if request.solver == "heun" else 1)
-        if request.hires is not None:
-            steps += request.hires.steps or request.steps
+        steps = self.steps_of(request)
         pixels = width * height
         branches = 1 + len(request.controls) + (request.guidance.pag > 0)
         work = round(pixels * steps * request.count * branches * _overlapping(request, width, height))
@@ -53,6 +51,12 @@ class Limits(BaseModel):
         self._most("count", request.count, self.pictures, "pictures of a job", "Ask for fewer, and again for more.")
         self._most("count x steps x size", work, self.work, "pixels x steps", "Ask for less in one job.")
         return float(work)
+
+    @staticmethod
+    def steps_of(request: Request) -> int:
+        """Calls of the network for a picture, the second pass included."""
+        steps = max(request.steps, len(request.sigmas or ())) * (2 if request.solver == "heun" else 1)
+        return steps + (0 if request.hires is None else request.hires.steps or request.steps)
 
     def __str__(self) -> str:
         return (

@@ -15,6 +15,7 @@ from app.server.catalog import Catalog
 from app.server.converting import Conversions
 from app.server.decoding import Decoder
 from app.server.gallery import Gallery
+from app.server.grids import Grids
 from app.server.hub import Event, Hub
 from app.server.importing import Imports
 from app.server.library import Library, sweep_library
@@ -51,6 +52,7 @@ class Service:
     worker: Worker
     trainings: Trainings
     pictures: Pictures
+    grids: Grids
     library: Library
     imports: Imports
     conversions: Conversions
@@ -59,15 +61,19 @@ class Service:
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
         """A request that is understood, in the queue."""
+        self.check_alive()
+        told = self.understanding(given)
+        job = self.jobs.submit(client, told.kind, told.asked, told.request.count, told.work)
+        self.worker.wake()
+        return job
+
+    def check_alive(self) -> None:
+        """Whether anything can be made."""
         if not self.worker.alive:
             why = "Its worker has ended; its log says why."
             raise LdmError(
                 Code.RESOURCE, "Nothing can be made now.", why, "Whoever runs the server may start it again."
             )
-        told = self.understanding(given)
-        job = self.jobs.submit(client, told.kind, told.asked, told.request.count, told.work)
-        self.worker.wake()
-        return job
 
     def cancel(self, name: str, keep: bool = True) -> Job:
         """Ends a job; what has ended stays as it is. With `keep`, pictures under way are kept as far as they are."""
@@ -134,7 +140,7 @@ def opened(
         uploads, hub = Uploads(folder / UPLOADS, decoder, limits.stored), Hub()
         understanding = Understanding(catalog, uploads, limits)
         gallery = Gallery(folder / PICTURES)
-        pictures = Pictures(jobs, gallery)
+        pictures, grids = Pictures(jobs, gallery), Grids(jobs, understanding)
         library = Library(folder, catalog, limits)
         conversions = Conversions(library)
         stack.callback(conversions.stop)
@@ -153,7 +159,7 @@ def opened(
         trainings.start()
         stack.callback(trainings.stop)
         yield Service(
-            limits, catalog, uploads, jobs, gallery, hub, understanding, worker, trainings, pictures, library,
+            limits, catalog, uploads, jobs, gallery, hub, understanding, worker, trainings, pictures, grids, library,
             Imports(library, limits.imports), conversions,
         )  # fmt: skip
 

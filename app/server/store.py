@@ -88,7 +88,7 @@ class Jobs:
     def submit(self, client: str, kind: str, asked: Mapping[str, Any], count: int, cost: float) -> Job:
         """A new job behind those of the same client; refused where too many wait."""
         with self._whole():
-            waiting = self.waiting()
+            waiting = self.waiting(cells=False)
             if waiting >= self.longest:
                 raise LdmError(
                     Code.BUSY,
@@ -110,10 +110,12 @@ class Jobs:
         searchable(self._db, int(entered.lastrowid or 0), asked)
         return name
 
-    def waiting(self) -> int:
-        """How many jobs are in the queue."""
+    def waiting(self, cells: bool) -> int:
+        """How many jobs of callers are in the queue, or of cells of grids: neither takes the places of the other."""
+        cell = "exists (select 1 from cells where job=jobs.number)"
         with self._lock:
-            return int(self._db.execute("select count(*) from jobs where state='queued'").fetchone()[0])
+            counted = f"select count(*) from jobs where state='queued' and {cell} = ?"
+            return int(self._db.execute(counted, (cells,)).fetchone()[0])
 
     def _turn(self, client: str) -> float:
         """When the job begins if everybody has their share: not before now, nor before the client's own are done. What

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.server import a1111, a1111_controlnet, api, beside_api, models_api, openai, pictures_api
+from app.server import a1111, a1111_controlnet, api, beside_api, grids_api, models_api, openai, pictures_api
 from app.server.api_docs import page
 from app.server.guard import Doors, Guard, RefusedError, refusal
 from app.server.learning import api as learning_api
@@ -31,8 +31,8 @@ def app_of(service: Service) -> FastAPI:
     app.state.service = service
     prepare(app)
     for router in (
-        api.router, models_api.router, beside_api.router, pictures_api.router, openai.router, learning_api.router,
-        a1111.router, a1111_controlnet.router,
+        api.router, models_api.router, beside_api.router, pictures_api.router, grids_api.router, openai.router,
+        learning_api.router, a1111.router, a1111_controlnet.router,
     ):  # fmt: skip
         app.include_router(router)
     app.add_exception_handler(LdmError, of_ldm)
