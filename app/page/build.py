@@ -46,7 +46,7 @@ def page_of(service: Service) -> gr.Blocks:
                 for name in SECTIONS:
                     _markup(name)
                 _markup("stage")
-        _wire(page, form, service)
+        _wire(form, service)
     made: gr.Blocks = page
     return made
 
@@ -61,7 +61,7 @@ def _markup(name: str) -> None:
     )
 
 
-def _wire(page: gr.Blocks, form: Form, service: Service) -> None:
+def _wire(form: Form, service: Service) -> None:
     """Values go to the scripts and come from them; Python only tells which choices there are."""
 
     def here() -> list[Any]:
@@ -73,17 +73,17 @@ def _wire(page: gr.Blocks, form: Form, service: Service) -> None:
         )  # fmt: skip
         return [gr.Dropdown(choices=told) for told in choices]
 
-    chosen = [form.components[form.names.index(name)] for name in ("model", "solver", "spacing")]
+    chosen = [form.components[form.names.index(name)] for name in _CHOSEN]
     names = json.dumps(form.names)
     make, fill, refresh = (gr.Button(name, elem_id=f"ldm-do-{name}", visible="hidden") for name in _DOING)
     make.click(None, form.components, None, js=f"(...given) => window.ldm.make({names}, given)")
     fill.click(None, None, form.components, js=f"() => window.ldm.filling({names})")
-    refresh.click(here, None, chosen, queue=False, show_progress="hidden", api_visibility="private")
+    told = refresh.click(here, None, chosen, queue=False, show_progress="hidden", api_visibility="private")
+    told.then(None, None, chosen, js=f"() => window.ldm.again({json.dumps(_CHOSEN)})")  # a choice of its choices
     changed = [component.change for component in form.components if hasattr(component, "change")]
     gr.on(changed, None, form.components, None, js=f"(...given) => window.ldm.kept({names}, given)")
-    loaded = page.load(here, None, chosen, queue=False, show_progress="hidden", api_visibility="private")
-    loaded.then(None, None, form.components, js=f"() => window.ldm.restored({names})")
     api(pictures_of(service), api_name="generate")
 
 
+_CHOSEN = ("model", "solver", "spacing")
 _DOING = ("make", "fill", "refresh")

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.server.service import Service
@@ -47,8 +48,17 @@ def add_page(app: FastAPI, service: Service) -> Page:
         path = found[name]
         return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
-    app.mount("/", page)
+    app.router.routes.append(Opened("/", page))
     return page
+
+
+class Opened(Mount):
+    """Only where the page has something to answer: else it would hide which methods our own addresses take."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope.get("path", "")
+        there = path in OPEN or path.startswith((*UNDER, *CALLS))
+        return super().matches(scope) if there else (Match.NONE, {})
 
 
 class Page:
@@ -61,10 +71,7 @@ class Page:
         self._stack = AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if not (path in OPEN or path.startswith((*UNDER, *CALLS))):
-            raise HTTPException(404, "Not Found")
-        if path.startswith(API) and scope["method"] == "POST":
+        if scope["path"].startswith(API) and scope["method"] == "POST":
             receive = await _checked(receive)
         await (await self.built())(scope, receive, _with_policy(send))
 

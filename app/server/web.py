@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.page.mount import add_page
 from app.server import a1111, a1111_controlnet, api, beside_api, grids_api, models_api, openai, pictures_api
 from app.server.api_docs import page
 from app.server.guard import Doors, Guard, RefusedError, refusal
@@ -59,7 +60,10 @@ def app_of(service: Service) -> FastAPI:
 
 
 def guarded(service: Service, doors: Doors) -> Guard:
-    return Guard(app_of(service), doors, service.limits)
+    """With the page at `/`."""
+    app = app_of(service)
+    add_page(app, service)
+    return Guard(app, doors, service.limits)
 
 
 async def _of_refused(request: Request, error: Exception) -> Any:

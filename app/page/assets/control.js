@@ -19,7 +19,7 @@ export function start() {
   }));
   trying(async () => {
     for (const one of (await api("/v1/models")).data) models[one.id] = one;
-    hints = (await api("/v1/options")).hints;
+    hints = (await trying(() => api("/v1/options")))?.hints || {};
     for (const was of kept.get("controls", [null])) await add(was);
     heard(() => controls.forEach((one) => one.offer()));
   });

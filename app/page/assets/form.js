@@ -2,8 +2,10 @@
 import {$, calm, kept, leaf, setLeaf} from "./core.js";
 import * as adapters from "./adapters.js";
 
+const CHOICES = ["model", "solver", "spacing"];
 const EMPTY = {model: "emoji", solver: "auto", spacing: "auto", exact: false, prompt: "", negative: ""};
 let last = {}; // name -> value, as they are now
+let there = false; // before that, values are those that gradio begins with
 let next = null; // values that wait to be filled in
 
 export function requestOf(names, given) {
@@ -32,16 +34,23 @@ const listeners = [];
 export const heard = (call) => listeners.push(call);
 const told = calm(0.15, () => listeners.forEach((call) => call(last)));
 export function keep(names, given) {
-  last = Object.fromEntries(names.map((name, i) => [name, given[i]]));
+  if (!there) return;
+  // A choice that is not among those that are known yet shows as none, and is meant all the same.
+  last = Object.fromEntries(names.map((name, i) => [name, CHOICES.includes(name) ? given[i] || last[name] : given[i]]));
   kept.set("form", last);
   told();
 }
 
-export function restored(names) {
-  last = {...EMPTY, ...kept.get("form", {})};
-  told();
-  return names.map((name) => (last[name] === undefined ? null : last[name]));
+// What was set before the page was loaded again.
+export function restore() {
+  next = {...EMPTY, ...kept.get("form", {})};
+  there = true;
+  $("ldm-do-fill").click();
+  $("ldm-do-refresh").click();
 }
+
+// Values as they are, for components that have just been given other choices.
+export const again = (names) => names.map((name) => last[name] ?? null);
 
 // A request fills the form: what it does not say goes back to what suits the model.
 export function fill(request, {onlyPrompt = false} = {}) {
@@ -61,7 +70,8 @@ export function filling(names) {
   last = {...last, ...Object.fromEntries(names.map((name) => [name, next?.[name] ?? null]))};
   kept.set("form", last);
   told();
-  return names.map((name) => last[name]);
+  document.body.classList.add("ldm-restored");
+  return again(names);
 }
 
 const FIELDS = Object.fromEntries(

@@ -22,7 +22,7 @@ window.ldm = {
     trying(() => making(request));
   },
   kept: form.keep,
-  restored: form.restored,
+  again: form.again,
   filling: form.filling,
 };
 
@@ -59,6 +59,7 @@ function start() {
   adapters.refresh();
   for (const part of [edit, control, compare, gallery, models, personalize]) part.start();
   sections.open(sections.current()); // now that each part hears when it is shown
+  form.restore();
   stage.again();
   document.body.classList.add("ldm-ready");
 }

@@ -1,5 +1,5 @@
 // A picture (or an empty sheet) that is painted on: brush, eraser, box, undo; in the picture's own pixels, however large it
-// is shown. What is painted lies in a layer of its own: white where it was painted, and nothing else.
+// is shown. What is painted lies in a layer of its own, in one ink.
 import {el, tell} from "./core.js";
 
 const UNDOS = 24;
@@ -7,11 +7,12 @@ const TOOLS = {brush: ["Brush", "b"], eraser: ["Eraser", "e"], box: ["Box", "x"]
 
 export class Painter {
   // `ink` is how strokes look; `pads`: whether the edges can be dragged outwards.
-  constructor(place, {ink = "rgb(233 84 24 / 62%)", pads = false, onChange = () => {}} = {}) {
+  constructor(place, {ink = "#e8410f", pads = false, onChange = () => {}} = {}) {
     Object.assign(this, {place, ink, onChange, tool: "brush", size: 16, pad: [0, 0, 0, 0], undos: [], touched: false});
     this.base = el("canvas", {class: "ldm-base"});
     this.layer = el("canvas", {class: "ldm-layer", tabindex: "0", role: "img",
       "aria-label": "What is painted. B: brush, E: eraser, X: box, brackets: size, Ctrl Z: undo"});
+    this.pen = this.layer.getContext("2d", {willReadFrequently: true});
     this.hint = el("div", {class: "ldm-brush", "aria-hidden": "true"});
     this.sheet = el("div", {class: "ldm-sheet"}, this.base, this.layer, this.hint);
     this.frame = el("div", {class: "ldm-board"}, this.sheet);
@@ -55,14 +56,14 @@ export class Painter {
 
   clear() {
     this.#keep();
-    this.layer.getContext("2d").clearRect(0, 0, this.width, this.height);
+    this.pen.clearRect(0, 0, this.width, this.height);
     this.#changed();
   }
 
   undo() {
     const was = this.undos.pop();
     if (!was) return;
-    this.layer.getContext("2d").putImageData(was, 0, 0);
+    this.pen.putImageData(was, 0, 0);
     this.#changed();
   }
 
@@ -88,7 +89,7 @@ export class Painter {
   // Whether anything is painted now.
   painted() {
     if (!this.touched || !this.width) return false;
-    const {data} = this.layer.getContext("2d").getImageData(0, 0, this.width, this.height);
+    const {data} = this.pen.getImageData(0, 0, this.width, this.height);
     for (let i = 3; i < data.length; i += 4) if (data[i]) return true;
     return false;
   }
@@ -98,7 +99,7 @@ export class Painter {
     const made = el("canvas", {});
     Object.assign(made, {width: this.width, height: this.height});
     const pen = made.getContext("2d");
-    const {data} = this.layer.getContext("2d").getImageData(0, 0, this.width, this.height);
+    const {data} = this.pen.getImageData(0, 0, this.width, this.height);
     const told = pen.createImageData(this.width, this.height);
     for (let i = 0; i < data.length; i += 4) {
       told.data.fill(data[i + 3] > 127 ? 255 : 0, i, i + 3);
@@ -117,7 +118,7 @@ export class Painter {
     const image = new Image();
     image.src = url;
     await image.decode();
-    this.layer.getContext("2d").drawImage(image, 0, 0);
+    this.pen.drawImage(image, 0, 0);
     this.touched = true;
   }
 
@@ -141,7 +142,6 @@ export class Painter {
     let last = null;
     let corner = null;
     let before = null;
-    const pen = () => this.layer.getContext("2d");
     this.layer.addEventListener("pointerdown", (event) => {
       if (event.button || !this.width) return;
       event.preventDefault();
@@ -149,7 +149,7 @@ export class Painter {
       this.layer.setPointerCapture(event.pointerId);
       this.#keep();
       last = corner = this.#at(event);
-      before = this.tool === "box" ? pen().getImageData(0, 0, this.width, this.height) : null;
+      before = this.tool === "box" ? this.pen.getImageData(0, 0, this.width, this.height) : null;
       if (!before) this.#stroke(last, last);
     });
     this.layer.addEventListener("pointermove", (event) => {
@@ -157,7 +157,7 @@ export class Painter {
       if (!last) return;
       const at = this.#at(event);
       if (before) {
-        pen().putImageData(before, 0, 0);
+        this.pen.putImageData(before, 0, 0);
         this.#rectangle(Math.min(corner[0], at[0]), Math.min(corner[1], at[1]), Math.abs(at[0] - corner[0]), Math.abs(at[1] - corner[1]));
       } else for (const one of event.getCoalescedEvents?.().map((each) => this.#at(each)) || [at]) [last] = [one, this.#stroke(last, one)];
       last = at;
@@ -182,10 +182,10 @@ export class Painter {
   }
 
   #stroke([x0, y0], [x1, y1]) {
-    const pen = this.layer.getContext("2d");
+    const {pen} = this;
     pen.save();
     pen.globalCompositeOperation = this.tool === "eraser" ? "destination-out" : "source-over";
-    pen.strokeStyle = "#fff";
+    pen.strokeStyle = this.ink;
     pen.lineWidth = this.size;
     pen.lineCap = "round";
     pen.beginPath();
@@ -196,14 +196,14 @@ export class Painter {
   }
 
   #rectangle(left, top, width, height) {
-    const pen = this.layer.getContext("2d");
-    pen.fillStyle = "#fff";
+    const {pen} = this;
+    pen.fillStyle = this.ink;
     pen.fillRect(Math.floor(left), Math.floor(top), Math.ceil(width), Math.ceil(height));
   }
 
   #keep() {
     if (!this.width) return;
-    this.undos.push(this.layer.getContext("2d").getImageData(0, 0, this.width, this.height));
+    this.undos.push(this.pen.getImageData(0, 0, this.width, this.height));
     if (this.undos.length > UNDOS) this.undos.shift();
   }
 
@@ -236,7 +236,6 @@ export class Painter {
     this.scale = scale;
     Object.assign(this.sheet.style, {width: `${this.width * scale}px`, height: `${this.height * scale}px`,
       borderWidth: [top, right, bottom, left].map((one) => `${one * scale}px`).join(" ")});
-    this.sheet.style.setProperty("--ink", this.ink);
     this.sheet.classList.toggle("ldm-pixels", scale >= 2);
   }
 

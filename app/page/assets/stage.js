@@ -65,14 +65,24 @@ function preview(place, src) {
   image.src = src;
 }
 
+// A picture in its place, as soon as it can be seen; told twice, it is shown once.
 function shown(made) {
   const one = figure(made.place);
-  if (!one) return;
-  const url = `/v1/jobs/${now.id}/pictures/${made.place}`;
-  const image = el("img", {src: `${url}?${made.partial ? "partial" : "whole"}`, alt: altOf(made), width: String(made.width),
+  const kind = made.partial ? "partial" : "whole";
+  if (!one || [kind, "whole"].includes(one.dataset.shown)) return one?.showing;
+  one.dataset.shown = kind;
+  return (one.showing = show(one, made, kind));
+}
+
+async function show(one, made, kind) {
+  const {id} = now;
+  const url = `/v1/jobs/${id}/pictures/${made.place}`;
+  const image = el("img", {src: `${url}?${kind}`, alt: altOf(made), width: String(made.width),
     height: String(made.height)});
+  await image.decode().catch(() => {}); // the preview stays until it can be shown
+  if (now?.id !== id || one.dataset.shown !== kind) return;
   const frame = el("button", {class: "ldm-frame", "aria-label": `Look at picture ${made.place + 1}`}, image);
-  const picture = {job: now.id, place: made.place, url, seed: made.seed, width: made.width, height: made.height};
+  const picture = {job: id, place: made.place, url, seed: made.seed, width: made.width, height: made.height};
   frame.addEventListener("click", () => import("./picture.js").then((open) => open.look(picture)));
   one.classList.remove("ldm-waiting");
   one.classList.toggle("ldm-partial", made.partial);
@@ -102,15 +112,16 @@ const STAGES = {sample: "drawing", hires: "second pass", decode: "decoding"};
 async function ended(id, told, source) {
   source.close();
   if (now?.id !== id) return;
-  document.body.classList.remove("ldm-busy");
   stage().querySelector(".ldm-progress").hidden = true;
   const job = await trying(() => api(`/v1/jobs/${id}`));
-  if (!job || now?.id !== id) return;
-  job.pictures.forEach((made) => figure(made.place)?.classList.contains("ldm-done") || shown(made));
+  if (now?.id !== id) return;
+  if (!job) return document.body.classList.remove("ldm-busy");
+  await Promise.all(job.pictures.map(shown));
   document.querySelectorAll("#ldm-now .ldm-waiting").forEach((one) => one.remove());
   if (told.state === "failed") tell(sentence(told.error || job.error), "error");
   if (told.state === "cancelled" && !job.pictures.length) tell("Cancelled before anything could be seen.");
   if (now.best > 1 && told.state === "done") await ranked(job);
+  if (now?.id === id) document.body.classList.remove("ldm-busy");
   finished.forEach((call) => call(job));
 }
 
