@@ -18,8 +18,8 @@ from app.server.gallery import Gallery
 from app.server.grids import Grids
 from app.server.hub import Event, Hub
 from app.server.importing import Imports
-from app.server.library import Library, sweep_library
 from app.server.learning.trainings import Trainings
+from app.server.library import Library, sweep_library
 from app.server.limits import Limits
 from app.server.pictures import Pictures
 from app.server.ranking import Rankings

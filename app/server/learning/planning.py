@@ -18,11 +18,13 @@ from ldm.images.sniff import sniff
 
 LONGEST = 600.0  # seconds that a plan may take
 GOODBYE = 5.0  # seconds in which a plan that nobody waits for clears up
+CLASS_PICTURES = "class-pictures"  # of models themselves, that trainings have in common
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
 
 
 def folder_for(training: Training, home: Path, uploads: Uploads) -> None:
-    """The photos as the files that they came as, under plain names; all of them or no folder."""
+    """The photos as the files that they came as, under plain names; all of it or no folder. Pictures of a model itself
+    are the same for all of its trainings, and lie beside."""
     try:
         (home / PHOTOS).mkdir(parents=True)
         for number, photo in enumerate(training.photos, 1):
@@ -30,6 +32,7 @@ def folder_for(training: Training, home: Path, uploads: Uploads) -> None:
             with source.open("rb") as file:
                 suffix = SUFFIXES[sniff(file.read(64)) or "PNG"]
             shutil.copyfile(source, home / PHOTOS / f"{number:04d}{suffix}")
+        (home / CLASS_PICTURES).symlink_to(Path("..") / CLASS_PICTURES)
         if training.link is not None:  # by its name, so that nothing says where it lies
             (home / MODELS).mkdir()
             (home / MODELS / training.link.name).symlink_to(training.link.resolve())

@@ -16,14 +16,17 @@ import psutil
 from app.failing import HOME
 
 TOLD, SAID = "told.jsonl", "said.log"  # its stdout, as JSON lines, and its stderr, which is for whoever runs the server
+CHILD = "app.server.learning.child"
+CLOCK = 2.0  # seconds by which the system may tell another time of birth once its clock was set
 PATIENCE = 60.0  # seconds until one that was asked to end is killed
+BY_ITSELF = 20.0  # seconds in which one whose server was killed has saved and ended
 
 
 class Child:
     """Begun in a folder, with a Ctrl-C of the terminal meant for the server alone."""
 
     def __init__(self, words: Sequence[str], folder: Path) -> None:
-        command = [sys.executable, "-P", "-m", "app.server.learning.child", str(os.getpid()), *words]
+        command = [sys.executable, "-P", "-m", CHILD, str(os.getpid()), *words]
         with (folder / TOLD).open("ab") as told, (folder / SAID).open("ab") as said:
             self._process = subprocess.Popen(
                 command,
@@ -91,18 +94,19 @@ class Lines:
 
 
 def end_earlier(mark: Mapping[str, float]) -> None:
-    """Of a server that is no more: its process is ended if it is still there. It may be stopped, or hang."""
+    """Of a server that is no more: it ends by itself, and is not asked again while it saves. One that was stopped, or
+    hangs, is ended."""
     if not mark:
         return
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(int(mark["pid"]))
-        if abs(process.create_time() - mark["born"]) > 0.05:
+        if abs(process.create_time() - mark["born"]) > CLOCK or CHILD not in process.cmdline():
             return
-        process.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(PATIENCE)
-            return
-        process.kill()
+        for then, patience in ((process.terminate, BY_ITSELF), (process.kill, PATIENCE)):
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(patience)
+                return
+            then()
         process.wait(PATIENCE)
 
 

@@ -16,7 +16,7 @@ from app.failing import told_of
 from app.server.catalog import Catalog
 from app.server.hub import Event, Hub
 from app.server.learning.asking import OUT, Understanding
-from app.server.learning.planning import folder_for, plan
+from app.server.learning.planning import CLASS_PICTURES, folder_for, plan
 from app.server.learning.process import Child, end_earlier
 from app.server.learning.record import ENDED, REPORT, Record, State, read_all
 from app.server.learning.running import GOODBYE, Run, failed_with, published
@@ -86,6 +86,7 @@ class Trainings:
         self._check_queue()  # before a hundred photos are copied in vain
         record = Record(uuid4().hex, dict(training.fields), "queued", time.time())
         folder_for(training, self.folder / record.id, self.uploads)
+        (self.folder / CLASS_PICTURES).mkdir(exist_ok=True)
         try:
             with self._lock:
                 self._check_queue()

@@ -27,7 +27,7 @@ from ldm.errors import Code, LdmError
 from tests.app.server.conftest import QUICK, Open, listened
 
 pytestmark = pytest.mark.loopback
-SHORT = {"token": "zwx circle", "model": "quick", "steps": 6, "checkpoints": 2, "prior": 0, "batch": 2,
+SHORT = {"token": "zwx circle", "model": "quick", "steps": 6, "checkpoints": 2, "prior": 2, "batch": 2,
          "prompts": ["{}", "{} red"], "unrelated": ["a blue square"]}  # fmt: skip
 
 
@@ -101,6 +101,8 @@ def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once
         assert list(dict.fromkeys(states))[-3:] == ["planning", "running", "done"]
         assert [data["step"] for kind, data in heard if kind == "progress"][-1] == 6
 
+        drawn = list((tmp_path / "server" / "trainings" / "class-pictures").glob("*/*.png"))
+        assert len(drawn) == 2  # for all trainings of this model
         one = http.get(f"/v1/trainings/{name}").json()
         assert (one["state"], one["step"], one["steps"], one["eta"]) == ("done", 6, 6, None)
         assert [step for step, _ in one["curves"]["validation"]] == [3, 6] and one["curves"]["loss"][-1][0] == 6
@@ -126,6 +128,11 @@ def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once
             assert http.get(f"/v1/jobs/{job}/result", params={"wait": 60}).headers["content-type"] == "image/png"
 
         assert http.post(f"/v1/trainings/{name}/resume").status_code == 409
+    file = tmp_path / "server" / "trainings" / name / "training.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running", "adapter": None}))
+    with open_service(models=models) as service, listened(service) as http:  # killed just before it could tell
+        until(lambda: http.get(f"/v1/trainings/{name}").json()["state"] == "done")
+        assert http.get(f"/v1/trainings/{name}").json()["adapter"] == "mine"
         assert http.post(f"/v1/trainings/{name}/cancel").json()["state"] == "done"
         kept = tmp_path / "server" / "trainings" / name / "photos"
         assert sorted(path.name for path in kept.iterdir()) == [f"{n:04d}.png" for n in range(1, 7)]

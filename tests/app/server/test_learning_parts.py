@@ -22,6 +22,7 @@ from app.server.learning import asking, process, trainings
 from app.server.learning.asking import without_options
 from app.server.learning.process import Child, Lines, end_earlier
 from app.server.learning.publishing import publish
+from app.server.learning.running import BROKEN, Run, published
 from app.server.learning.story import BEGUN, Story
 from app.server.learning.trainings import TRIES, Trainings
 from app.server.limits import Limits
@@ -107,7 +108,8 @@ def test_so_many_wait_and_no_more(opened: Callable[..., Trainings]) -> None:
     there.submit(asked(there))
     with pytest.raises(LdmError, match="queue is full") as refused:
         there.submit(asked(there))
-    assert refused.value.code is Code.BUSY and len(list(there.folder.iterdir())) == 1
+    assert refused.value.code is Code.BUSY
+    assert len(list(there.folder.glob("*/training.json"))) == len(list(there.folder.glob("*/photos"))) == 1
 
 
 def test_a_full_disk_is_said_before_anything_begins(
@@ -195,6 +197,64 @@ def test_a_name_that_is_taken_gets_a_number_and_what_is_there_already_is_found(t
     assert (folder / "cat-2-word.safetensors").read_bytes() == b"word" and not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("token", "files", "adapter", "embedding"),
+    [
+        ("sks dog", ["sks-dog.safetensors", "sks-dog-kohya.safetensors"], "sks-dog", None),
+        ("sks dog", ["sks-dog.safetensors", "sks-dog-word.safetensors"], "sks-dog", "sks-dog-word"),
+        ("sks dog", ["sks-dog-word.safetensors"], None, "sks-dog"),
+        ("my-word", ["my-word.safetensors"], "my-word", None),  # called as the word of another one would be
+    ],
+)
+def test_an_adapter_and_a_word_get_their_names(
+    opened: Callable[..., Trainings], token: str, files: list[str], adapter: str | None, embedding: str | None
+) -> None:
+    there = opened()
+    training = there.understanding(asked(there, token=token))
+    record, home = there.submit(asked(there, token=token)), there.folder / "x"
+    (home / "out").mkdir(parents=True)
+    for name in files:
+        (home / "out" / name).write_text(name)
+    published(record, training, home, there.catalog, there.adapters)
+    assert (record.adapter, record.embedding) == (adapter, embedding)
+    names = {f"{name}.safetensors" for name in (adapter, embedding) if name}
+    assert {path.name for path in there.adapters.iterdir()} == names
+
+
+def test_why_a_training_failed_is_told(opened: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = opened()
+    record = there.submit(asked(there))
+    run = Run(there.folder / record.id, record, there.understanding.again(record.asked), "auto")
+    assert [run.failure(status).what for status in (143, -9)] == ["The training was ended."] * 2
+    assert run.failure(0) is run.failure(1) is BROKEN
+    record.story.hear({"error": {"code": "bug", "what": "KeyError: /secret/place", "why": "", "fix": ""}})
+    assert run.failure(1) is BROKEN
+    record.story.hear(
+        {"error": {"code": "numeric", "what": "No number.", "why": "It burst.", "fix": "A lower --rate."}}
+    )
+    assert run.failure(3).code is Code.NUMERIC and run.failure(3).fix == "A lower rate."
+    record.story.hear({"plan": {"steps": 6}})
+    record.story.hear({"cost": {"disk": 1 << 60}})
+    run._check_room()
+    assert run.failure(143).code is Code.RESOURCE and "not enough room" in run.failure(143).what
+
+
+def test_a_model_that_is_gone_fails_its_training_alone(opened: Callable[..., Trainings]) -> None:
+    there = opened()
+    name = there.submit(asked(there)).id
+    changed(there, name, asked=asked(there, model="gone"))
+    there = opened()
+    there.start()
+    end = time.monotonic() + 30
+    while there.told(name)["state"] != "failed" and time.monotonic() < end:
+        time.sleep(0.02)
+    assert "no model 'gone'" in there.told(name)["error"]["what"]
+    with pytest.raises(LdmError, match="no model 'gone'"):
+        there.resume(name)
+    there.stop()
+    assert opened().told(name)["state"] == "failed"
+
+
 def alive(pid: float) -> bool:
     return psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
 
@@ -210,10 +270,15 @@ def test_a_process_of_an_earlier_server_is_ended_even_one_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "PATIENCE", 0.5)
+    monkeypatch.setattr(process, "BY_ITSELF", 0.5)
     child = Child(SERVE, tmp_path)
     mark = child.mark
     end_earlier(mark | {"born": mark["born"] - 100})  # another process of that number is nobody's business
-    assert child.status() is None
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    end_earlier({"pid": other.pid, "born": psutil.Process(other.pid).create_time()})  # nor one that is none of ours
+    assert child.status() is None and other.poll() is None
+    other.kill()
+    other.wait()
     os.kill(int(mark["pid"]), signal.SIGSTOP)
     end_earlier(mark)
     assert child.status() is not None and gone(mark["pid"], 1)
