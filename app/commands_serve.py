@@ -26,6 +26,9 @@ def _serve(
     adapters: Annotated[
         str | None, typer.Option("--adapters", metavar="DIR", help="Each .safetensors file in it is offered, too.")
     ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="DIR", help="Each comparison in it is shown; else runs/compare.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="Another name of this machine.")
     ] = None,
@@ -56,6 +59,7 @@ def _serve(
             names=allow_host or (),
             models=None if models is None else Path(models).expanduser(),
             adapters=None if adapters is None else Path(adapters).expanduser(),
+            compare=None if compare is None else Path(compare).expanduser(),
             memory=None if memory is None else memory * 1e9,
             device=device,
             dtype=dtype,

@@ -21,6 +21,7 @@ from ldm.errors import Code, LdmError
 
 TOKEN = "LDM_TOKEN"  # in the environment: a command line is seen by every user of a machine
 LEAST_TOKEN = 16  # characters
+COMPARISONS = Path("runs/compare")  # where `ldm compare` writes by itself
 GOODBYE_SECONDS = 5  # that answers under way may take when the server ends
 
 
@@ -35,6 +36,7 @@ class Asked:
     names: Sequence[str]
     models: Path | None
     adapters: Path | None
+    compare: Path | None
     memory: float | None  # bytes
     device: str
     dtype: str
@@ -44,7 +46,7 @@ class Asked:
 def serve(asked: Asked) -> int:
     doors = doors_of(asked)
     check_device(asked)
-    for folder, option in ((asked.models, "--models"), (asked.adapters, "--adapters")):
+    for folder, option in ((asked.models, "--models"), (asked.adapters, "--adapters"), (asked.compare, "--compare")):
         if folder is not None and not folder.is_dir():
             raise LdmError(Code.FILE, f"{option}: {folder} is no folder.", "It is not there.", "Check the path.")
     with (
@@ -54,6 +56,7 @@ def serve(asked: Asked) -> int:
             asked.limits,
             models=asked.models,
             adapters=asked.adapters,
+            compare=asked.compare or COMPARISONS,
             memory=asked.memory,
             device=asked.device,
             dtype=asked.dtype,

@@ -58,6 +58,7 @@ class Service:
     conversions: Conversions
     choices: dict[str, str] = field(default_factory=dict)  # of callers whose dialect has settings between calls
     rankings: Rankings = field(default_factory=Rankings)
+    comparisons: Path | None = None  # the folder that `ldm compare` writes its own into
 
     def submit(self, given: Mapping[str, Any], client: str) -> Job:
         """A request that is understood, in the queue."""
@@ -115,6 +116,7 @@ def opened(
     *,
     models: Path | None = None,
     adapters: Path | None = None,
+    compare: Path | None = None,
     memory: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -160,7 +162,7 @@ def opened(
         stack.callback(trainings.stop)
         yield Service(
             limits, catalog, uploads, jobs, gallery, hub, understanding, worker, trainings, pictures, grids, library,
-            Imports(library, limits.imports), conversions,
+            Imports(library, limits.imports), conversions, comparisons=compare,
         )  # fmt: skip
 
 

@@ -10,7 +10,17 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.page.mount import add_page
-from app.server import a1111, a1111_controlnet, api, beside_api, grids_api, models_api, openai, pictures_api
+from app.server import (
+    a1111,
+    a1111_controlnet,
+    api,
+    beside_api,
+    families_api,
+    grids_api,
+    models_api,
+    openai,
+    pictures_api,
+)
 from app.server.api_docs import page
 from app.server.guard import Doors, Guard, RefusedError, refusal
 from app.server.learning import api as learning_api
@@ -33,7 +43,7 @@ def app_of(service: Service) -> FastAPI:
     prepare(app)
     for router in (
         api.router, models_api.router, beside_api.router, pictures_api.router, grids_api.router, openai.router,
-        learning_api.router, a1111.router, a1111_controlnet.router,
+        families_api.router, learning_api.router, a1111.router, a1111_controlnet.router,
     ):  # fmt: skip
         app.include_router(router)
     app.add_exception_handler(LdmError, of_ldm)

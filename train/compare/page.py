@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.data.survey import many
 from ldm.store.weights import load_weights
 from train.compare.cells import SAMPLES, Cell, cells
 from train.compare.gallery import NEAREST, OWN, SHEET, beside, gallery
-from train.compare.page_tables import costs, figures
+from train.compare.page_tables import costs, extent, figures
 from train.compare.ranking import by_distance, unranked
 from train.compare.reference import FACTS, PICTURES
 from train.compare.scale import scale_of
@@ -55,8 +54,7 @@ def page(wish: Wish, table: Sequence[Row]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Families compared</title><style>{STYLE}{OWN}</style><main>",
         "<h1>Families of generative models, compared</h1>",
-        f"<p>{done} of {wanted} cells ({many(len(table), 'family')}, {many(wish.seeds, 'seed')}), "
-        f"{html.escape(str(wish.budget))} of training each, {wish.size} pixels, {wish.samples:,} samples.</p>",
+        f"<p>{html.escape(extent(wish, table))}.</p>",
         "".join(f"<p>{html.escape(text)}</p>" for text in in_words(wish, table, scale)),
         "<h2>Figures</h2>", figures(table, reasons, scale),
         "<h2>Cost, and what each family is</h2>", costs(table, _has_classes(wish)),

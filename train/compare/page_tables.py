@@ -6,10 +6,12 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ldm.data.survey import many
 from ldm.metrics.interval import Estimate
 from train.compare.gallery import MEANS, WORDS, number, times_of
-from train.compare.ranking import Scale, by_distance
+from train.compare.ranking import Scale, by_distance, reached
 from train.compare.table import FIGURES, Row, estimate_of
+from train.compare.wish import Wish
 
 FIRST = ("kid", "fid", "precision", "recall", "coverage", "copies")  # the others are folded away
 READ = (
@@ -43,13 +45,49 @@ _COSTS = {
 def figures(table: Sequence[Row], reasons: Mapping[str, str], scale: Scale) -> str:
     """The main figures of all families, the other ones folded, and what they mean; `reasons` are those of the rows that
     are not ranked."""
-    here = [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
-    first = [name for name in FIRST if name in here]
+    here, first = _here(table), _main(table)
     rest = [name for name in here if name not in first]
     order = by_distance(table, reasons)
     more = _table(order, reasons, scale, rest, False)
     more = f"<details><summary>More figures</summary>{more}</details>" if rest else ""
     return f"{_table(order, reasons, scale, first, True)}<p>{READ}</p>{more}{meanings([*first, *rest, 'bits'])}"
+
+
+def plain(table: Sequence[Row], reasons: Mapping[str, str], scale: Scale) -> tuple[list[str], list[list[str]]]:
+    """The table of the main figures without HTML: its headings, and its lines in the same order."""
+    names, times = _main(table), {"kid": _times(table)}
+    heads = [html.unescape(WORDS[name]) + " × 1000" * (times.get(name) == 1000) for name in [*names, "bits"]]
+    lines = []
+    if scale is not None:
+        real = reached(scale)
+        few = f"held-out pictures ({scale['protocol']['made']:,} real ones)"
+        lines.append([few, *(_plain(real.get(name), times.get(name, 1)) for name in names), _plain(None)])
+    for row in by_distance(table, reasons):
+        why = f" ({told})" if (told := reasons.get(row.name)) else ""
+        told_of = [_plain(row.figure(name), times.get(name, 1)) for name in names]
+        lines.append([row.name + why, *told_of, _plain(row.bits, 1, _bound(row, "≤ "))])
+    return ["family", *heads], lines
+
+
+def extent(wish: Wish, table: Sequence[Row]) -> str:
+    """How much was done, and by which protocol."""
+    done, wanted = sum(row.measured for row in table), sum(row.wanted for row in table)
+    return (
+        f"{done} of {wanted} cells ({many(len(table), 'family')}, {many(wish.seeds, 'seed')}), "
+        f"{wish.budget} of training each, {wish.size} pixels, {wish.samples:,} samples"
+    )
+
+
+def _here(table: Sequence[Row]) -> list[str]:
+    return [name for name in FIGURES if any(row.figure(name) is not None for row in table)]
+
+
+def _main(table: Sequence[Row]) -> list[str]:
+    return [name for name in FIRST if name in _here(table)]
+
+
+def _bound(row: Row, sign: str) -> str:
+    return "" if row.bits is None or row.facts.likelihood == "exact" else sign
 
 
 def meanings(names: Iterable[str]) -> str:
@@ -67,8 +105,7 @@ def _table(table: Sequence[Row], reasons: Mapping[str, str], scale: Scale, names
     lines = [] if scale is None else [_real(scale, names, times, bits)]
     for row in table:
         told = [_cell(row.figure(name), best.get(name), times.get(name, 1)) for name in names]
-        kind = "" if row.bits is None or row.facts.likelihood == "exact" else "&le; "
-        told += [_cell(row.bits, least, 1, kind)] * bits
+        told += [_cell(row.bits, least, 1, _bound(row, "&le; "))] * bits
         why = f"<small>{why}</small>" if (why := reasons.get(row.name)) else ""
         lines.append(f"<tr><td>{html.escape(row.name)}{why}</td>{''.join(told)}</tr>")
     return f"<div class=wide><table><tr><th>family</th>{head}</tr>{''.join(lines)}</table></div>"
@@ -102,6 +139,12 @@ def _cell(one: Estimate | None, best: float | None, times: float = 1, kind: str 
     marked = " class=best" if one.value == best else ""
     low, high = number(one.low * times), number(one.high * times)
     return f"<td{marked}>{kind}{number(one.value * times)}<small>{low} &ndash; {high}</small></td>"
+
+
+def _plain(one: Estimate | None, times: float = 1, kind: str = "") -> str:
+    if one is None:
+        return "–"
+    return f"{kind}{number(one.value * times)} ({number(one.low * times)} – {number(one.high * times)})"
 
 
 def costs(table: Sequence[Row], classes: bool) -> str:

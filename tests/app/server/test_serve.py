@@ -27,7 +27,7 @@ from tests.app.server.conftest import submitted
 
 pytestmark = pytest.mark.loopback
 TOKEN = "0123456789abcdef"
-LOCAL = Asked("127.0.0.1", 0, Path("out"), None, (), None, None, None, "cpu", "auto", Limits())
+LOCAL = Asked("127.0.0.1", 0, Path("out"), None, (), None, None, None, None, "cpu", "auto", Limits())
 
 
 @contextmanager
@@ -60,6 +60,7 @@ def serving(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], 
         (("--port", "70000"), Code.USAGE, "--port"),
         (("--models", "nowhere"), Code.FILE, "--models"),
         (("--adapters", "short"), Code.FILE, "--adapters"),
+        (("--compare", "short"), Code.FILE, "--compare"),
         (("--memory", "0"), Code.USAGE, "--memory"),
         (("--device", "tpu"), Code.USAGE, "tpu"),
     ],
