@@ -19,3 +19,7 @@ def main() -> None:
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
+
+
+if __name__ == "__main__":  # for launchers that start a module: accelerate launch -m app.entry
+    main()

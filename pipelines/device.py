@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Literal, TypeVar
 
 import torch
@@ -42,6 +43,14 @@ def pick_device(name: str) -> torch.device:
             "Choose one of those, or auto.",
         )
     return torch.device(name)
+
+
+def own_card() -> None:
+    """Each process of a launch has a card of its own, if there are several, as if it were the only one."""
+    rank, cards = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+    if rank.isdecimal() and cards > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(cards)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(rank) % len(seen)]
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

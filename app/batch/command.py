@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from app.batch.launch import advice, ended, mine
 from app.batch.sharing import Plan, here, on_ray
 from app.batch.source import Source
 from app.batch.store import Format, Store
@@ -36,13 +37,16 @@ def batch(given: Mapping[str, Any]) -> int:
         store.begin(_what(source, store, model, given["model"]))
     left = _left(source, store, bool(given["again"]))
     _say(as_json, f"{many(source.count, 'request')} in {many(len(source.starts), 'chunk')}, {len(left)} left")
+    if hint := advice(len(source.starts)):
+        _say(as_json, hint)
     if given["dry_run"]:
         if as_json:
             typer.echo(json.dumps({"requests": source.count, "chunks": len(source.starts), "left": len(left)}))
         return 0
     plan = Plan(source, store, str(model), given["device"], given["dtype"], given["together"])
     with Stop() as stop:
-        wrong = _made(plan, left, given, stop, as_json)
+        wrong = _made(plan, left if given["ray"] else mine(left), given, stop, as_json)
+        ended(not wrong, lambda: stop.status is None)
         if stop.status is not None:
             _say(as_json, "stopped; what was made is kept, and the same command goes on")
             return stop.status

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.batch.launch import mine
 from app.batch.source import Source
 from app.batch.store import Store
 from ldm.errors import Code, LdmError
@@ -31,18 +32,21 @@ class Plan:
     dtype: str
     together: int
 
-    def maker(self) -> Maker:
+    def maker(self, own: bool = False) -> Maker:
+        """With `own` on a card of its own, where a launch has several."""
         from app.batch.making import Maker
+        from pipelines.device import own_card
 
+        if own and self.device in ("auto", "cuda"):
+            own_card()
         return Maker(self.source, self.store, self.model, self.device, self.dtype, self.together)
 
 
 def here(plan: Plan, chunks: list[int], wanted: Callable[[], bool]) -> Iterator[dict[str, int]]:
     """Those of this process, one after another. Each process of a launch takes every so many-th chunk."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = [chunk for chunk in chunks if chunk % world == rank]
-    maker = plan.maker() if mine else None
-    for chunk in mine:
+    todo = mine(chunks)
+    maker = plan.maker(own=True) if todo else None
+    for chunk in todo:
         if maker is None or not wanted() or (told := maker.chunk(chunk, wanted)) is None:
             return
         yield told

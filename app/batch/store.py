@@ -33,8 +33,9 @@ class Store:
 
     def begin(self, told: Mapping[str, Any]) -> None:
         """The batch is this one from now on; another one is refused."""
+        names = self._names("")  # before the look at what is told: another process may write it, and then pictures
         if (there := self.told()) is None:
-            if any(not name.startswith(BATCH) for name in self._names("")):  # another process may be writing ours
+            if any(not name.startswith(BATCH) for name in names):
                 why = "It is not empty, and holds no batch."
                 raise LdmError(Code.FILE, f"{self.url} cannot be used.", why, "Choose a new --out.")
             self._write(BATCH, json.dumps(told, indent=2).encode() + b"\n")

@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
+from pipelines.device import own_card
 from train.compare.cells import Cell
 from train.signals import Stop
 
@@ -23,10 +22,7 @@ LOOK = 0.5  # seconds between two looks whether we are to stop
 def alone() -> None:
     """Processes of a launcher share the cells; they are not one training, and do not wait for each other as such. Each
     has a card of its own, if there are several, as if it were the only one."""
-    rank, cards = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
-    if rank.isdecimal() and cards > 1:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(cards)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(rank) % len(seen)]
+    own_card()
     for name in _GROUP:
         os.environ.pop(name, None)
 
