@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from pathlib import Path
+from threading import Lock, Thread
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -66,19 +68,34 @@ class Page:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._made: Future[FastAPI] | None = None
         self._app: ASGIApp | None = None
-        self._building = asyncio.Lock()
+        self._beginning, self._building = Lock(), asyncio.Lock()
         self._stack = AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(API) and scope["method"] == "POST":
             receive = await _checked(receive)
-        await (await self.built())(scope, receive, _with_policy(send))
+        await (await self._built())(scope, receive, _with_policy(send))
 
-    async def built(self) -> ASGIApp:
+    def prepare(self) -> Future[FastAPI]:
+        """Begins to build it, in a thread of its own; from any thread."""
+        with self._beginning:
+            if self._made is None:
+                self._made = Future()
+                Thread(target=self._build, args=(self._made,), name="ldm-page", daemon=True).start()
+            return self._made
+
+    def _build(self, made: Future[FastAPI]) -> None:
+        try:
+            made.set_result(_mounted(self.service))
+        except BaseException as error:
+            made.set_exception(error)
+
+    async def _built(self) -> ASGIApp:
         async with self._building:
             if self._app is None:
-                inner = await asyncio.to_thread(_mounted, self.service)
+                inner = await asyncio.wrap_future(self.prepare())
                 await self._stack.enter_async_context(inner.router.lifespan_context(inner))
                 self._app = inner
             return self._app
@@ -87,6 +104,7 @@ class Page:
 def _mounted(service: Service) -> FastAPI:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("GRADIO_TEMP_DIR", str(service.gallery.folder.parent / ".gradio"))
+    service.worker.bring_in()
     import gradio as gr
 
     from app.page.build import page_of

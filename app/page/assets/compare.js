@@ -60,7 +60,8 @@ const value = (field, text) => (TEXTS.includes(field) || Number.isNaN(Number(tex
 
 // From the form: first the bill, and then, when that was seen, the pictures.
 export async function make(request) {
-  const given = {request, ...asked()};
+  const {count, ...alone} = request; // one picture in each cell
+  const given = {request: alone, ...asked()};
   const bill = await api("/v1/grids", {json: {...given, dry: true}});
   const seconds = bill.seconds === null ? "how long it takes is not known yet" : `about ${duration(bill.seconds)}`;
   const begin = el("button", {class: "ldm-quiet", onclick: () => trying(async () => {

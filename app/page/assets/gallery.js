@@ -56,7 +56,7 @@ function card(picture, trashed) {
     onclick: () => look(picture, pictures)}, image);
   return el("figure", {class: `ldm-picture${picture.partial ? " ldm-partial" : ""}`, data: {picture: `${picture.job}/${picture.place}`}},
     frame, el("figcaption", {}, el("span", {class: "ldm-name", title: picture.prompt}, picture.prompt || "no prompt"),
-      el("span", {}, `seed ${picture.seed}, ${picture.model}`)), actions(picture, {trashed}));
+      el("span", {}, `seed ${picture.seed}, ${picture.model}`)), trashed ? actions(picture, {trashed}) : null);
 }
 
 async function empty() {

@@ -54,11 +54,11 @@ function card(what, one) {
   const details = el("details", {}, el("summary", {}, "What it is"), el("div", {class: "ldm-recipe"}));
   details.addEventListener("toggle", () => details.open && trying(() => about(what, one.name, details.lastElementChild)));
   const act = (label, call) => el("button", {class: "ldm-quiet", onclick: () => trying(call)}, label);
-  const facts = [one.kind, one.family, one.size ? bytes(one.size) : "", one.side ? `${one.side} px` : "", one.model ? `for ${one.model}` : "",
+  const facts = [one.kind, one.family === "own" ? "" : one.family, one.size ? bytes(one.size) : "", one.side ? `${one.side} px` : "", one.model ? `for ${one.model}` : "",
     one.word ? `say “${one.word}”` : "", SOURCES[one.source] || one.source].filter(Boolean);
   const actions = el("div", {class: "ldm-actions"});
   if (what === "adapters" && one.kind === "lora") actions.append(act("Use it", () => (adapters.add(one.name), tell(`${one.name} is in the form.`))));
-  if (what === "models") {
+  if (what === "models" && one.source !== "shipped") {
     const to = one.kind === "model folder" ? "file" : "folder";
     actions.append(act(to === "file" ? "Make one file of it" : "Make a folder of it", () => convert(one.name, to)));
   }

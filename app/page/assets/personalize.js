@@ -91,8 +91,14 @@ async function plan() {
     el("ul", {class: "ldm-findings"}, (told.notes || []).map((one) => el("li", {}, one)), (told.findings || []).map(finding)), begin));
 }
 
-const finding = ({level, what, cases = [], fix}) => el("li", {class: level === "error" ? "ldm-bad" : ""}, el("b", {}, `${level}: `), what,
-  cases.length ? ` (${cases.slice(0, 4).map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join("; ")})` : "", fix ? `; ${fix}` : "");
+// What the doctor found, with the pictures that it means.
+const finding = ({level, what, cases = [], fix}) => el("li", {class: level === "stop" ? "ldm-bad" : ""}, el("b", {}, `${level}: `), what,
+  fix ? `; ${fix}` : "", el("div", {class: "ldm-row"}, cases.slice(0, 8).flatMap(one)));
+
+function one({photos: ids = [], detail}) {
+  const seen = ids.map((id) => photos.find((each) => each.id === id)).filter(Boolean);
+  return [...seen.map(({src, name}) => el("img", {src, alt: name})), detail ? el("span", {}, detail) : null];
+}
 
 async function refresh() {
   const {data} = await api("/v1/models");
@@ -132,7 +138,7 @@ function draw(one) {
   const post = (what) => async () => watch(await api(`/v1/trainings/${one.id}/${what}`, {method: "POST"}));
   const doing = one.doing?.what ? `${one.doing.what} ${one.doing.done ?? ""} of ${one.doing.total ?? ""}; ` : "";
   const said = one.cancelling ? "saving, and ending" : {queued: "waits for its turn", planning: "looking at the pictures", done: "done", failed: "failed", cancelled: "stopped"}[one.state]
-    || `${doing}step ${one.step} of ${one.steps}${one.eta ? `, about ${duration(one.eta)} left` : ""}`;
+    || (one.step && one.step === one.steps && !doing ? "looking at what it draws now" : "") || `${doing}step ${one.step} of ${one.steps}${one.eta ? `, about ${duration(one.eta)} left` : ""}`;
   const actions = el("div", {class: "ldm-actions"});
   if (going) actions.append(act("Stop, and keep what was learned", post("cancel")));
   if (["failed", "cancelled"].includes(one.state)) actions.append(act("Go on", post("resume")));

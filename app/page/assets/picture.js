@@ -67,6 +67,8 @@ export function look(picture, neighbours = [picture]) {
       if (step && around.length > 1) go(step);
     });
     dialog.addEventListener("click", (event) => event.target === dialog && close());
+    dialog.append(el("div", {class: "ldm-look-bar"}, el("button", {class: "ldm-icon", "aria-label": "Close", onclick: close}, "×")),
+      el("div", {class: "ldm-looked"}));
     document.body.append(dialog);
   }
   show(dialog, picture);
@@ -82,8 +84,7 @@ function go(step) {
 async function show(dialog, picture) {
   dialog.dataset.url = picture.url;
   const told = el("div", {class: "ldm-recipe"}, "...");
-  dialog.replaceChildren(
-    el("div", {class: "ldm-look-bar"}, el("button", {class: "ldm-icon", "aria-label": "Close", onclick: close}, "×")),
+  dialog.querySelector(".ldm-looked").replaceChildren(
     el("img", {src: picture.url, alt: picture.prompt || `seed ${picture.seed}`, class: picture.width <= 256 ? "ldm-pixels" : ""}),
     actions(picture), told);
   const recipe = await trying(() => api(`${picture.url}/recipe`));

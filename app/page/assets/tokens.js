@@ -21,8 +21,8 @@ const meter = calm(0.25, async ({prompt = "", negative = "", model}) => {
   place.replaceChildren(...line(told.prompt, ""), ...(told.negative.outside.length ? line(told.negative, "not in it: ") : []));
 });
 
-function line({count, window, windows, outside}, lead) {
-  const room = window * windows;
+function line({count, limit, windows, outside}, lead) {
+  const room = limit * windows;
   const bar = el("span", {class: "ldm-bar", "aria-hidden": "true"}, el("span", {style: `width: ${Math.min(100, (100 * count) / room)}%`}));
   const said = `${lead}${count} of ${room} tokens${windows > 1 ? ` in ${windows} windows` : ""}`;
   const parts = [bar, el("span", {}, said)];

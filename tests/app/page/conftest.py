@@ -82,6 +82,10 @@ def _foreign(url: str, own: str) -> bool:
     return not url.startswith((f"{own}/", "data:", f"blob:{own}/"))
 
 
+def shows(page: Page, section: str) -> bool:
+    return bool(page.locator(f"#ldm-{section}").evaluate("one => getComputedStyle(one).display !== 'none'"))
+
+
 def set_form(page: Page, **values: object) -> None:
     """Fields of the form by their names."""
     for name, value in values.items():
@@ -99,7 +103,7 @@ def set_form(page: Page, **values: object) -> None:
 
 def go(page: Page, section: str) -> None:
     page.click(f"#ldm-tab-{section}")
-    page.wait_for_selector(f"#ldm-{section} .ldm-section", state="visible")
+    page.wait_for_selector(f"body[data-section={section}]")
 
 
 def made(page: Page) -> None:

@@ -38,7 +38,7 @@ def drag(page: Page, where: str, path: list[tuple[float, float]]) -> None:
 
 def test_a_prompt_becomes_a_picture_that_is_seen_while_it_is_drawn(page: Page, site: Site) -> None:
     set_form(page, **APPLE | {"steps": 60, "count": 2})
-    expect(page.locator("#ldm-tokens")).to_contain_text("5 of 24 tokens")
+    expect(page.locator("#ldm-tokens")).to_contain_text("5 of 22 tokens")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".ldm-preview")
     expect(page.locator(".ldm-progress [role=status]")).to_contain_text("of 60")
