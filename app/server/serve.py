@@ -66,7 +66,7 @@ def serve(asked: Asked) -> int:
         host, port = own.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"http://{shown}:{port} (documentation at /docs); pictures in {asked.out}; Ctrl-C ends it", err=True)
-        uvicorn.Server(configured(service, doors)).run([own])
+        uvicorn.Server(configured(service, doors, early=True)).run([own])
     return 0
 
 
@@ -79,10 +79,10 @@ def check_device(asked: Asked) -> None:
     pick_dtype(asked.dtype, pick_device(asked.device))
 
 
-def configured(service: Service, doors: Doors) -> uvicorn.Config:
+def configured(service: Service, doors: Doors, early: bool = False) -> uvicorn.Config:
     """The web server: patient only within the limits, and silent about itself."""
     return uvicorn.Config(
-        guarded(service, doors),
+        guarded(service, doors, early),
         http=patient(service.limits),
         ws="none",
         lifespan="off",

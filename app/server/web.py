@@ -69,10 +69,12 @@ def app_of(service: Service) -> FastAPI:
     return app
 
 
-def guarded(service: Service, doors: Doors) -> Guard:
-    """With the page at `/`."""
+def guarded(service: Service, doors: Doors, early: bool = False) -> Guard:
+    """With the page at `/`, which is built when it is first asked for; `early`: now, while nobody waits for it."""
     app = app_of(service)
-    add_page(app, service)
+    site = add_page(app, service)
+    if early:
+        site.prepare()
     return Guard(app, doors, service.limits)
 
 

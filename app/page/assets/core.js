@@ -47,6 +47,9 @@ export function el(tag, told = {}, ...inside) {
   return made;
 }
 
+// What a place shows from now on; what is null is left out.
+export const put = (place, ...inside) => place.replaceChildren(...inside.flat().filter((one) => one !== null && one !== undefined));
+
 export const $ = (id) => document.getElementById(id);
 
 // A message that goes away by itself, or when it is pressed.

@@ -1,5 +1,5 @@
 // Personalize: photos, what the doctor finds, what it costs, how it goes, what it brought.
-import {$, api, bytes, duration, el, kept, trying, upload} from "./core.js";
+import {$, api, bytes, duration, el, kept, put, trying, upload} from "./core.js";
 import * as adapters from "./adapters.js";
 import {chart} from "./chart.js";
 import {chooser, takes} from "./drop.js";
@@ -145,7 +145,7 @@ function draw(one) {
   if (one.adapter) actions.append(act("Use it", () => use(one)));
   if (one.report) actions.append(el("a", {class: "ldm-quiet", href: one.report, target: "_blank", rel: "noopener"}, "Report"));
   if (!going) actions.append(act("Forget", async () => (await api(`/v1/trainings/${one.id}`, {method: "DELETE"}), place.remove())));
-  place.replaceChildren(el("strong", {}, `${one.request?.token || ""} on ${one.request?.model || "emoji"}`), el("span", {role: "status", class: "ldm-lead"}, said),
+  put(place, el("strong", {}, `${one.request?.token || ""} on ${one.request?.model || "emoji"}`), el("span", {role: "status", class: "ldm-lead"}, said),
     going ? el("progress", {max: String(one.steps || 1), value: String(one.step || 0), "aria-label": "How far it is"}) : null,
     one.verdict ? el("p", {class: one.verdict.flags?.length ? "ldm-bad" : "ldm-good"}, one.verdict.verdict) : null,
     one.error ? el("p", {class: "ldm-bad"}, [one.error.what, one.error.why, one.error.fix].filter(Boolean).join(" ")) : null,
