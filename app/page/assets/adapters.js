@@ -5,7 +5,8 @@ let here = []; // adapters that this server has
 let uses = kept.get("adapters", []); // {name, weight}
 
 export const chosen = () => uses.map(({name, weight}) => ({name, weight}));
-export const known = () => here;
+const listeners = [];
+export const onChange = (call) => listeners.push(call);
 
 export function choose(loras) {
   uses = loras.filter((one) => one.name).map(({name, weight = 1}) => ({name, weight}));
@@ -23,11 +24,16 @@ export async function refresh() {
   show();
 }
 
+function changed() {
+  kept.set("adapters", uses);
+  listeners.forEach((call) => call());
+}
+
 function show() {
   const rows = $("ldm-adapter-rows");
   const select = $("ldm-adapter-add");
   if (!rows || !select) return;
-  kept.set("adapters", uses);
+  changed();
   rows.replaceChildren(...uses.map(row));
   const others = here.filter((one) => one.kind === "lora" && !uses.some((use) => use.name === one.name));
   const labels = others.map((one) => el("option", {value: one.name}, one.model ? `${one.name} (${one.model})` : one.name));
@@ -42,7 +48,7 @@ function row(use) {
   slider.addEventListener("input", () => {
     use.weight = Number(slider.value);
     told.textContent = use.weight.toFixed(2);
-    kept.set("adapters", uses);
+    changed();
   });
   const word = here.find((one) => one.name === use.name)?.word;
   return el("li", {}, el("span", {class: "ldm-name", title: word ? `say: ${word}` : use.name}, use.name), slider, told,

@@ -11,6 +11,7 @@ import * as models from "./models.js";
 import * as personalize from "./personalize.js";
 import * as sections from "./sections.js";
 import * as stage from "./stage.js";
+import * as suits from "./suits.js";
 import * as tokens from "./tokens.js";
 
 const PARTS = ["header", "make", "adapters", ...sections.SECTIONS, "stage"];
@@ -55,6 +56,7 @@ function start() {
   }
   window.addEventListener("keydown", keys, true);
   tokens.start();
+  suits.start();
   drop.start();
   adapters.refresh();
   for (const part of [edit, control, compare, gallery, models, personalize]) part.start();

@@ -75,9 +75,8 @@ def test_what_cannot_be_served_is_said(ldm: Ldm, words: tuple[str, ...], status:
 
 def test_a_server_answers_before_torch_is_there() -> None:
     """What is heavy is brought in by the worker's thread."""
-    code = (
-        "import sys, app.server.serve; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
-    )
+    heavy = ("torch", "diffusers", "transformers", "gradio")
+    code = f"import sys, app.server.serve; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
 
