@@ -38,6 +38,7 @@ def _serve(
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GB", min=0.1, help="Of models; else half of all.")
     ] = None,
+    browser: Annotated[bool, typer.Option("--open", help="Opens the page in your browser.")] = False,
     device: Annotated[str, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", metavar="T", help="auto, float32, float16, bfloat16.")] = "auto",
     waiting: Annotated[int | None, typer.Option("--queue", metavar="N", min=1, help="Jobs that may wait.")] = None,
@@ -64,5 +65,6 @@ def _serve(
             device=device,
             dtype=dtype,
             limits=limits,
+            browser=browser,
         )
     )

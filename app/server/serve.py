@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import typer
 import uvicorn
@@ -41,6 +43,7 @@ class Asked:
     device: str
     dtype: str
     limits: Limits
+    browser: bool = False  # whether the page is to be opened
 
 
 def serve(asked: Asked) -> int:
@@ -66,6 +69,9 @@ def serve(asked: Asked) -> int:
         host, port = own.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"http://{shown}:{port} (documentation at /docs); pictures in {asked.out}; Ctrl-C ends it", err=True)
+        if asked.browser:  # a server on every address is reached on this one as well
+            where = shown if is_loopback(asked.host) else "127.0.0.1"
+            Thread(target=webbrowser.open, args=(f"http://{where}:{port}",), daemon=True).start()
         uvicorn.Server(configured(service, doors, early=True)).run([own])
     return 0
 

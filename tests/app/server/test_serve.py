@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +31,12 @@ LOCAL = Asked("127.0.0.1", 0, Path("out"), None, (), None, None, None, None, "cp
 
 
 @contextmanager
-def serving(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def serving(
+    folder: Path, *words: str, env: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """The command in a process of its own."""
     command = [sys.executable, "-c", "from app.cli import main; main()", "serve", "--port", "0", *words]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | dict(env or {}), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         said = process.stderr.readline()
@@ -161,3 +163,16 @@ def soon(http: httpx.Client, job: str, condition: Callable[[dict[str, Any]], boo
     while not condition(http.get(f"/v1/jobs/{job}").json()):
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_the_page_is_opened_in_the_browser_of_the_user(tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/shown\n')
+    browser.chmod(0o755)
+    with serving(tmp_path, "--open", env={"BROWSER": str(browser)}) as (_, http):
+        until = time.monotonic() + 60
+        while not (tmp_path / "shown").exists() or not (tmp_path / "shown").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert (tmp_path / "shown").read_text().strip() == str(http.base_url).rstrip("/")
+        assert "ldm" in http.get("/").text
