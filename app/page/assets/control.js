@@ -81,7 +81,7 @@ class Control {
     this.model.replaceChildren(...names.map((name) => el("option", {value: name}, name)));
     if (names.includes(before)) this.model.value = before;
     if (!names.length) this.model.replaceChildren(el("option", {value: ""}, "none fits this model"));
-    this.hint.replaceChildren(el("option", {value: "none"}, "nothing: it is a hint already"),
+    this.hint.replaceChildren(el("option", {value: "none"}, "nothing: as it is"),
       ...Object.keys(hints).filter((name) => name !== "none").map((name) => el("option", {value: name}, name)));
     if (this.was?.hint) this.hint.value = this.was.hint;
     this.explain();

@@ -152,6 +152,7 @@ def _tiny() -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.torture
 def test_a_server_that_ends_goes_on_later_and_what_was_cancelled_may_be_gone_on_with(
     open_service: Open, models: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_server_that_ends_goes_on_later_and_what_was_cancelled_may_be_gone_on_
         assert next(run["run"]["done"] for run in runs) == 0 and runs[-1]["run"]["done"] >= step > 0
 
 
+@pytest.mark.torture
 def test_a_killed_server_leaves_no_training_behind_and_the_next_one_goes_on(tmp_path: Path, models: Path) -> None:
     command = [sys.executable, "-c", "from app.cli import main; main()", "serve", "--port", "0", "--models", "models"]
 
@@ -219,6 +221,7 @@ def test_a_killed_server_leaves_no_training_behind_and_the_next_one_goes_on(tmp_
         server.stderr.close()
 
 
+@pytest.mark.torture
 def test_what_only_the_trainer_can_know_is_said_in_the_words_of_a_request(open_service: Open, models: Path) -> None:
     with open_service(models=models) as service:
         asked = SHORT | {"photos": brought(service)}
