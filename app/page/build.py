@@ -25,7 +25,7 @@ SECTIONS = {
     "create": "Create", "edit": "Edit", "control": "Control", "personalize": "Personalize", "compare": "Compare",
     "models": "Models", "gallery": "Gallery",
 }  # fmt: skip
-WITH_FORM = ("create", "edit", "control", "compare")
+WAITING, AT_ONCE = 16, 8  # calls of gradio's own clients
 
 
 def page_of(service: Service) -> gr.Blocks:
@@ -47,6 +47,7 @@ def page_of(service: Service) -> gr.Blocks:
                     _markup(name)
                 _markup("stage")
         _wire(form, service)
+    page.queue(api_open=False, max_size=WAITING, default_concurrency_limit=AT_ONCE)
     made: gr.Blocks = page
     return made
 

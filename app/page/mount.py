@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
@@ -11,6 +10,7 @@ from pathlib import Path
 from threading import Lock, Thread
 
 from fastapi import FastAPI
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 from starlette.routing import Match, Mount
@@ -28,14 +28,11 @@ POLICY = (
     "object-src 'none'; frame-src 'self'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 API = "/gradio_api"
-OPEN = ("/", "/config", "/theme.css", "/favicon.ico")
+OPEN = ("/", "/config", "/theme.css", "/favicon.ico")  # and CALLS
 UNDER = ("/assets/", "/static/")
-CALLS = tuple(f"{API}/{name}" for name in (
-    "info", "queue/join", "queue/data", "heartbeat/", "reset", "cancel", "startup-events", "app_id", "run/predict",
-    "call/",
-))  # fmt: skip
+CALLS = tuple(f"{API}/{name}" for name in ("info", "queue/join", "queue/data", "run/predict"))
 REFUSED = "gradio.FileData"  # a file by its path or address: the page has no use for any
-MOST = 1 << 20  # bytes of a call
+MOST = 1 << 16  # bytes of a call
 
 
 def add_page(app: FastAPI, service: Service) -> Page:
@@ -59,7 +56,7 @@ class Opened(Mount):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path = scope.get("path", "")
-        there = path in OPEN or path.startswith((*UNDER, *CALLS))
+        there = path in (*OPEN, *CALLS) or path.startswith(UNDER)
         return super().matches(scope) if there else (Match.NONE, {})
 
 
@@ -90,12 +87,14 @@ class Page:
         try:
             made.set_result(_mounted(self.service))
         except BaseException as error:
+            with self._beginning:
+                self._made = None  # whoever asks next tries again
             made.set_exception(error)
 
     async def _built(self) -> ASGIApp:
         async with self._building:
             if self._app is None:
-                inner = await asyncio.wrap_future(self.prepare())
+                inner = await asyncio.shield(asyncio.wrap_future(self.prepare()))
                 await self._stack.enter_async_context(inner.router.lifespan_context(inner))
                 self._app = inner
             return self._app
@@ -145,9 +144,9 @@ async def _checked(receive: Receive) -> Receive:
 
 def _names_a_file(body: bytes) -> bool:
     try:
-        told = json.loads(body or b"null")
-    except ValueError:
-        return False  # gradio refuses it itself
+        told = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise HTTPException(422, "The call is no JSON") from error
     left = [told]
     while left:
         one = left.pop()

@@ -20,6 +20,7 @@ from app.server import (
     models_api,
     openai,
     pictures_api,
+    uploads_api,
 )
 from app.server.api_docs import page
 from app.server.guard import Doors, Guard, RefusedError, refusal
@@ -42,7 +43,7 @@ def app_of(service: Service) -> FastAPI:
     app.state.service = service
     prepare(app)
     for router in (
-        api.router, models_api.router, beside_api.router, pictures_api.router, grids_api.router, openai.router,
+        api.router, uploads_api.router, models_api.router, beside_api.router, pictures_api.router, grids_api.router, openai.router,
         families_api.router, learning_api.router, a1111.router, a1111_controlnet.router,
     ):  # fmt: skip
         app.include_router(router)

@@ -4,12 +4,12 @@ import {$, api, el, kept, trying} from "./core.js";
 let here = []; // adapters that this server has
 let uses = kept.get("adapters", []); // {name, weight}
 
-export const chosen = () => uses.map(({name, weight}) => ({name, weight}));
+export const chosen = () => uses.map((one) => ({...one}));
 const listeners = [];
 export const onChange = (call) => listeners.push(call);
 
 export function choose(loras) {
-  uses = loras.filter((one) => one.name).map(({name, weight = 1}) => ({name, weight}));
+  uses = loras.filter((one) => one.name).map((one) => ({weight: 1, ...one})); // with what else is said of it
   show();
 }
 

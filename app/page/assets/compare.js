@@ -1,5 +1,5 @@
 // Compare: a grid over any settings, with its bill before anything is made.
-import {$, api, duration, el, kept, trying} from "./core.js";
+import {$, api, duration, el, kept, tell, trying} from "./core.js";
 import {look} from "./picture.js";
 import {onOpen} from "./sections.js";
 
@@ -73,39 +73,69 @@ export async function make(request) {
   begin.focus();
 }
 
+const going = (cell) => ["waiting", "queued", "running"].includes(cell.state);
+
 async function watch(id) {
   const mine = ++watching;
   kept.set("grid", id);
-  for (;;) {
-    const grid = await api(`/v1/grids/${id}`);
-    if (mine !== watching) return;
-    show(grid);
-    if (grid.cells.every((cell) => !["waiting", "queued", "running"].includes(cell.state))) return;
+  for (let failed = 0; ; ) {
+    try {
+      const grid = await api(`/v1/grids/${id}`);
+      if (mine !== watching) return;
+      show(grid);
+      if (!grid.cells.some(going)) return;
+      failed = 0;
+    } catch (error) {
+      if (error.told?.status === 404) return kept.set("grid", null); // the server has forgotten it
+      if (!failed++) tell(error.message, "error"); // it may be there again
+    }
     await new Promise((done) => setTimeout(done, LOOK));
+    if (mine !== watching) return;
   }
 }
 
 function show(grid) {
+  const place = $("ldm-compare-grid");
+  if (place.dataset.grid !== grid.id) {
+    place.dataset.grid = grid.id;
+    lay(place, grid);
+  }
+  const done = grid.cells.filter((one) => one.state === "done").length;
+  const head = place.querySelector(".ldm-fields");
+  head.querySelector("[role=status]").textContent = `${done} of ${grid.cells.length} made`;
+  const under = String(grid.cells.some(going));
+  if (head.dataset.going !== under) {
+    head.dataset.going = under;
+    head.lastElementChild.replaceWith(under === "true"
+      ? el("button", {class: "ldm-quiet", onclick: () => trying(() => api(`/v1/grids/${grid.id}/cancel`, {method: "POST"}))}, "Cancel")
+      : el("a", {class: "ldm-quiet", href: `/v1/grids/${grid.id}/sheet`, download: `${grid.id.slice(0, 8)}.png`}, "Save the sheet"));
+  }
+  for (const one of grid.cells) {
+    const box = place.querySelector(`[data-cell="${one.x} ${one.y} ${one.z}"]`);
+    const key = `${one.state} ${one.url}`;
+    if (!box || box.dataset.key === key) continue;
+    box.dataset.key = key;
+    box.replaceChildren(cell(one));
+  }
+}
+
+// The empty table, once.
+function lay(place, grid) {
   const labels = (side) => grid.axes[side]?.values ?? [null];
   const name = (side) => FIELDS[grid.axes[side]?.field] || grid.axes[side]?.field || "";
-  const at = (x, y, z) => grid.cells.find((cell) => (cell.x ?? 0) === x && (cell.y ?? 0) === y && (cell.z ?? 0) === z);
-  const done = grid.cells.filter((cell) => cell.state === "done").length;
-  const going = grid.cells.some((cell) => ["waiting", "queued", "running"].includes(cell.state));
-  const tables = labels("z").map((deep, z) => el("table", {class: "ldm-sheet-table"},
-    el("caption", {}, deep === null ? "" : `${name("z")} ${deep}`),
-    el("thead", {}, el("tr", {}, el("td", {}), ...labels("x").map((one) => el("th", {scope: "col"}, one === null ? "" : `${name("x")} ${one}`)))),
-    el("tbody", {}, labels("y").map((one, y) => el("tr", {}, el("th", {scope: "row"}, one === null ? "" : `${name("y")} ${one}`),
-      ...labels("x").map((_, x) => el("td", {}, cell(at(x, y, z)))))))));
-  const head = el("div", {class: "ldm-fields"}, el("span", {role: "status"}, `${done} of ${grid.cells.length} made`),
-    going ? el("button", {class: "ldm-quiet", onclick: () => trying(() => api(`/v1/grids/${grid.id}/cancel`, {method: "POST"}))}, "Cancel")
-      : el("a", {class: "ldm-quiet", href: `/v1/grids/${grid.id}/sheet`, download: `${grid.id.slice(0, 8)}.png`}, "Save the sheet"));
-  $("ldm-compare-grid").replaceChildren(head, el("div", {class: "ldm-scroll", tabindex: "0", role: "region", "aria-label": "The grid"}, tables));
+  const text = (side, value) => (value === null ? "" : `${name(side)} ${value}`);
+  const tables = labels("z").map((deep, z) => el("table", {class: "ldm-sheet-table"}, el("caption", {}, text("z", deep)),
+    el("thead", {}, el("tr", {}, el("td", {}), ...labels("x").map((one) => el("th", {scope: "col"}, text("x", one))))),
+    el("tbody", {}, labels("y").map((one, y) => el("tr", {}, el("th", {scope: "row"}, text("y", one)),
+      ...labels("x").map((_, x) => el("td", {data: {cell: `${x} ${y} ${z}`}})))))));
+  place.replaceChildren(el("div", {class: "ldm-fields"}, el("span", {role: "status"}), el("span", {})),
+    el("div", {class: "ldm-scroll", tabindex: "0", role: "region", "aria-label": "The grid"}, tables));
 }
 
 function cell(one) {
-  if (!one?.url) return el("div", {class: "ldm-cell"}, one?.state === "failed" ? "failed" : one?.state || "");
-  const job = one.job;
-  const picture = {job, place: one.place ?? 0, url: one.url, prompt: "", seed: one.seed ?? "", width: 64, height: 64};
+  if (!one.url) return el("div", {class: "ldm-cell"}, one.state);
+  const [, job, place] = one.url.match(/jobs\/(\w+)\/pictures\/(\d+)/) || [];
+  const picture = {job, place: Number(place), url: one.url, prompt: "", seed: "", width: 64, height: 64};
   return el("button", {class: "ldm-frame", "aria-label": "Look at it", onclick: () => look(picture)},
     el("img", {src: one.url, alt: "", loading: "lazy"}));
 }

@@ -1,12 +1,13 @@
 // Control: scribbles and pictures that guide what is made, each with its own detector, weight and span.
-import {$, api, el, kept, tell, trying, upload} from "./core.js";
+import {$, api, calm, el, kept, tell, trying, upload} from "./core.js";
 import {chooser, takes} from "./drop.js";
-import {heard, modelNow} from "./form.js";
+import {heard, modelNow, valueOf} from "./form.js";
 import {Painter} from "./painter.js";
-import {receives} from "./picture.js";
+import {receives, takes as takesRequest} from "./picture.js";
 
 const MOST = 4;
 const INK = "#ffffff";
+const at = (id) => `/v1/uploads/${id}`;
 let models = {}; // model -> {side, controls}
 let hints = {}; // detector -> what it does
 let controls = []; // of the page
@@ -14,26 +15,36 @@ let controls = []; // of the page
 export function start() {
   $("ldm-control-add").addEventListener("click", () => add());
   receives("control", (brought) => trying(async () => {
-    const free = controls.find((one) => !one.painter.painted() && !one.image) || add();
-    await free?.bring(brought, brought.url);
+    const free = controls.find((one) => !one.painter.painted() && !one.image) || (await add());
+    await free?.bring(brought);
+  }));
+  takesRequest("control", (request) => trying(async () => {
+    for (const one of controls) one.place.remove();
+    controls = [];
+    for (const use of request.controls.slice(0, MOST)) await add(use);
   }));
   trying(async () => {
-    for (const one of (await api("/v1/models")).data) models[one.id] = one;
-    hints = (await trying(() => api("/v1/options")))?.hints || {};
+    await refresh();
     for (const was of kept.get("controls", [null])) await add(was);
     heard(() => controls.forEach((one) => one.offer()));
   });
 }
 
-function remember() {
-  kept.set("controls", controls.map((one) => one.told()));
+// Which models and detectors there are: again after something was brought.
+export async function refresh() {
+  models = Object.fromEntries((await api("/v1/models")).data.map((one) => [one.id, one]));
+  hints = (await trying(() => api("/v1/options")))?.hints || {};
+  controls.forEach((one) => one.offer(true));
 }
 
-function add(was = null) {
+const remember = calm(0.4, () => kept.set("controls", controls.map((one) => one.told())));
+
+async function add(was = null) {
   if (controls.length >= MOST) return void tell(`${MOST} controls are the most.`);
   const one = new Control(was);
   controls.push(one);
   $("ldm-control-list").append(one.place);
+  if (was) await trying(() => one.restore(was));
   remember();
   return one;
 }
@@ -42,7 +53,7 @@ class Control {
   constructor(was) {
     this.image = null; // an upload; else the sheet is drawn on
     const [label, input] = chooser("Bring a picture");
-    this.model = el("select", {onchange: () => this.suit()});
+    this.model = el("select", {onchange: remember});
     this.hint = el("select", {onchange: () => (this.explain(), remember())});
     this.about = el("small", {});
     this.weight = el("input", {type: "range", min: "0", max: "2", step: "0.05"});
@@ -64,36 +75,33 @@ class Control {
         el("div", {class: "ldm-actions"}, label, act("Empty sheet", () => this.sheet()), act("Preview", () => trying(() => this.preview())),
           act("Remove", () => this.remove())), this.seen));
     this.painter = new Painter(board, {ink: INK, onChange: () => remember()});
-    takes(this.place, input, (files) => trying(async () => this.bring(await upload(files[0]), URL.createObjectURL(files[0]))));
+    takes(this.place, input, (files) => trying(async () => this.bring(await upload(files[0]))));
     this.was = was;
     this.offer();
     this.sheet();
-    if (was) trying(() => this.restore(was));
   }
 
   // Those controls that fit the model of the form.
-  offer() {
+  offer(again = false) {
     const {controls: names = [], side = 64} = models[modelNow()] || {};
-    if (this.offered === `${modelNow()}`) return;
+    if (this.offered === modelNow() && !again) return;
     this.offered = modelNow();
     this.side = side;
     const before = this.model.value || this.was?.model;
+    const hint = this.hint.value || this.was?.hint || "none";
     this.model.replaceChildren(...names.map((name) => el("option", {value: name}, name)));
     if (names.includes(before)) this.model.value = before;
     if (!names.length) this.model.replaceChildren(el("option", {value: ""}, "none fits this model"));
     this.hint.replaceChildren(el("option", {value: "none"}, "nothing: as it is"),
       ...Object.keys(hints).filter((name) => name !== "none").map((name) => el("option", {value: name}, name)));
-    if (this.was?.hint) this.hint.value = this.was.hint;
+    this.hint.value = hint in hints ? hint : "none";
     this.explain();
+    if (!this.image && !this.painter?.painted()) this.painter?.blank(side, side); // an empty sheet has the model's size
   }
 
   explain() {
     const told = hints[this.hint.value];
     this.about.textContent = typeof told === "string" ? told : told?.what || "";
-  }
-
-  suit() {
-    remember();
   }
 
   sheet() {
@@ -105,9 +113,9 @@ class Control {
     remember();
   }
 
-  async bring(brought, src) {
-    this.image = brought.id;
-    await this.painter.load(src);
+  async bring({id}) {
+    this.image = id;
+    await this.painter.load(at(id));
     if (this.hint.value === "none") this.hint.value = Object.keys(hints).includes("canny") ? "canny" : "none";
     this.explain();
     remember();
@@ -138,21 +146,20 @@ class Control {
   async preview() {
     const image = await this.picture();
     if (!image) return tell("Draw something, or bring a picture first.");
-    const shown = await api("/v1/hints", {json: {image, hint: this.hint.value, width: this.side, height: this.side}});
+    const shown = await api("/v1/hints", {json: {image, hint: this.hint.value, model: modelNow(),
+      width: valueOf("width") || this.side, height: valueOf("height") || this.side}});
     const url = URL.createObjectURL(shown);
     this.seen.replaceChildren(el("img", {src: url, alt: "What the control sees", class: "ldm-pixels", onload: () => URL.revokeObjectURL(url)}));
   }
 
   told() {
-    const sheet = this.painter.base.width && this.image ? this.painter.base.toDataURL("image/png") : null;
     return {model: this.model.value, hint: this.hint.value, weight: Number(this.weight.value), start: Number(this.from.value),
-      end: Number(this.to.value), image: this.image, strokes: this.painter.kept(),
-      sheet: sheet && sheet.length < 1_500_000 ? sheet : null};
+      end: Number(this.to.value), image: this.image, strokes: this.painter.kept()};
   }
 
   async restore(was) {
-    if (was.sheet) {
-      await this.painter.load(was.sheet);
+    if (was.image) {
+      await this.painter.load(at(was.image));
       this.image = was.image;
     }
     if (was.strokes) await this.painter.restore(was.strokes);

@@ -84,7 +84,11 @@ export const kept = {
   set(name, value) {
     try {
       localStorage.setItem(`ldm-${name}`, JSON.stringify(value));
-    } catch { /* a browser that keeps nothing: the page works all the same */ }
+    } catch { // full, or a browser that keeps nothing: better nothing than what was before
+      try {
+        localStorage.removeItem(`ldm-${name}`);
+      } catch { /* the page works all the same */ }
+    }
   },
 };
 

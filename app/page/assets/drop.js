@@ -1,9 +1,7 @@
-// A picture that is dropped anywhere (or pasted): its recipe fills the form. Places that take pictures take it themselves.
+// A picture that is dropped anywhere: its recipe fills the form. Places that take pictures take it themselves.
 import {$, api, el, tell, trying} from "./core.js";
-import {fill} from "./form.js";
-import {open, current} from "./sections.js";
+import {use} from "./picture.js";
 
-const WITH_FORM = ["create", "edit", "control", "compare"];
 const filesOf = (event) => [...(event.dataTransfer?.files || [])];
 const within = (event) => event.target.closest?.("[data-takes]");
 
@@ -32,22 +30,26 @@ export function start() {
 export async function read(file) {
   const told = await trying(() => api("/v1/recipes", {body: file, headers: {"content-type": file.type || "application/octet-stream"}}));
   if (!told) return;
-  fill(told.request);
-  if (!WITH_FORM.includes(current())) open("create");
+  await use(told.request);
   tell(`The form has the settings of ${file.name} (${FROM[told.source] || told.source}).`);
   for (const note of told.notes) tell(note);
 }
 
 const FROM = {ldm: "made here", a1111: "from A1111", comfyui: "from ComfyUI"};
 
-// A place that takes pictures: by dropping, by pasting while it has the focus, and by choosing files.
+// A place that takes pictures.
 export function takes(place, input, call) {
-  place.dataset.takes = "pictures";
-  const chosen = (files) => {
-    const pictures = files.filter((file) => file.type.startsWith("image/"));
+  files(place, input, (all) => {
+    const pictures = all.filter((file) => file.type.startsWith("image/"));
     if (pictures.length) call(pictures);
-    else if (files.length) tell("That is no picture.", "error");
-  };
+    else tell(`${all[0].name} is no picture.`, "error");
+  });
+}
+
+// A place that takes files: by dropping, by pasting while it has the focus, and by choosing them.
+export function files(place, input, call) {
+  place.dataset.takes = "files";
+  const chosen = (all) => all.length && call(all);
   place.addEventListener("dragover", () => place.classList.add("ldm-over"));
   for (const kind of ["dragleave", "drop"]) place.addEventListener(kind, () => place.classList.remove("ldm-over"));
   place.addEventListener("drop", (event) => chosen(filesOf(event)));

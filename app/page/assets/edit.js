@@ -1,58 +1,67 @@
 // Edit: a picture, what is painted on it, and how it is to be changed there.
-import {$, calm, kept, tell, trying, upload} from "./core.js";
+import {$, calm, el, kept, tell, trying, upload} from "./core.js";
 import {chooser, takes} from "./drop.js";
 import {Painter} from "./painter.js";
-import {receives} from "./picture.js";
+import {receives, sendTo, takes as takesRequest} from "./picture.js";
 import {last} from "./stage.js";
 
+const FIELDS = {strength: 0.8, soft: 0, fill: "original", crop: false}; // and what they begin with
+const at = (id) => `/v1/uploads/${id}`;
+
 let painter = null;
-let picture = null; // {id, url}
+let picture = null; // the id of an upload
 let mask = null; // {id, of}: an upload, and the strokes that it holds
 let strokes = 0;
 
-const remember = calm(0.4, () => kept.set("edit", picture && {...picture, strokes: painter.kept(), pad: painter.pad}));
+const remember = calm(0.4, () => kept.set("edit", picture && {id: picture, strokes: painter.kept(), pad: painter.pad, fields: fields()}));
 
 export function start() {
   painter = new Painter($("ldm-edit-board"), {pads: true, onChange: () => (strokes++, remember())});
   painter.onPad = (pad) => {
     document.querySelectorAll("[data-pad]").forEach((one) => (one.value = String(pad[Number(one.dataset.pad)])));
-    if (picture) remember();
+    remember();
   };
   const place = $("ldm-edit-bring");
   const [label, input] = chooser("Choose a file");
-  const own = document.createElement("button");
-  Object.assign(own, {className: "ldm-quiet", textContent: "Take the last picture"});
-  own.addEventListener("click", takeLast);
-  place.append(label, own);
-  const bring = (files) => trying(async () => show(await upload(files[0]), URL.createObjectURL(files[0])));
+  place.append(label, el("button", {class: "ldm-quiet", onclick: () => trying(takeLast)}, "Take the last picture"));
+  const bring = (files) => trying(async () => show(await upload(files[0])));
   takes(place, input, bring);
   takes($("ldm-edit-board"), null, bring);
-  receives("edit", (brought) => trying(() => show(brought, brought.url)));
-  for (const name of ["strength", "soft"]) {
-    const one = $(`ldm-edit-${name}`);
-    one.addEventListener("input", () => (one.nextElementSibling.value = Number(one.value).toFixed(name === "soft" ? 0 : 2)));
-  }
+  receives("edit", (brought) => trying(() => show(brought)));
+  takesRequest("edit", (request) => trying(() => take(request)));
+  for (const name of Object.keys(FIELDS)) $(`ldm-edit-${name}`).addEventListener("input", () => (told(), remember()));
   document.querySelectorAll("[data-pad]").forEach((one) => one.addEventListener("change", () =>
     painter.setPad([...document.querySelectorAll("[data-pad]")].map((each) => Number(each.value) || 0))));
   $("ldm-edit-box").addEventListener("click", () => painter.box(...[...document.querySelectorAll("[data-box]")].map((one) => Number(one.value) || 0)));
   restore();
 }
 
+const fields = () => ({strength: Number($("ldm-edit-strength").value), soft: Number($("ldm-edit-soft").value), fill: $("ldm-edit-fill").value,
+  crop: $("ldm-edit-crop").checked});
+
+function setFields(values) {
+  const all = {...FIELDS, ...values};
+  for (const name of ["strength", "soft", "fill"]) $(`ldm-edit-${name}`).value = String(all[name]);
+  $("ldm-edit-crop").checked = all.crop;
+  told();
+}
+
+function told() {
+  $("ldm-edit-strength").nextElementSibling.value = Number($("ldm-edit-strength").value).toFixed(2);
+  $("ldm-edit-soft").nextElementSibling.value = $("ldm-edit-soft").value;
+}
+
 async function takeLast() {
   const made = last();
   if (!made) return tell("Nothing has been made yet.");
-  const {sendTo} = await import("./picture.js");
-  sendTo("edit", made);
+  await sendTo("edit", made);
 }
 
-async function show(brought, src) {
-  picture = {id: brought.id};
+async function show({id}) {
+  picture = id;
   mask = null;
-  await painter.load(src);
+  await painter.load(at(id));
   opened();
-  // What the browser can show again after a reload, without the server keeping addresses for uploads.
-  picture.src = painter.base.toDataURL("image/png");
-  if (picture.src.length > 3_000_000) picture.src = null;
   remember();
 }
 
@@ -61,16 +70,27 @@ function opened() {
   $("ldm-edit-bring").classList.add("ldm-small");
 }
 
+// A request that was made before: its picture, what was painted, and how it was changed.
+async function take(request) {
+  await show({id: request.image});
+  if (request.mask) await painter.paint(at(request.mask));
+  strokes += 1;
+  painter.setPad(request.pad || [0, 0, 0, 0]);
+  setFields({strength: request.strength ?? FIELDS.strength, soft: request.mask_blur ?? 0, fill: request.fill ?? FIELDS.fill, crop: request.only_masked ?? false});
+  remember();
+}
+
 async function restore() {
   const was = kept.get("edit");
-  if (!was?.src) return;
+  if (!was?.id) return;
   try {
-    picture = {id: was.id, src: was.src};
-    await painter.load(was.src);
-    opened();
+    await show(was);
     if (was.strokes) await painter.restore(was.strokes);
     painter.setPad(was.pad || [0, 0, 0, 0]);
+    setFields(was.fields || {});
+    remember();
   } catch {
+    picture = null;
     kept.set("edit", null);
   }
 }
@@ -78,17 +98,18 @@ async function restore() {
 // What goes into the request besides the form.
 export async function more() {
   if (!picture) return void tell("Bring a picture first: drop it above, or take the last one.", "error");
-  const request = {image: picture.id, strength: Number($("ldm-edit-strength").value)};
+  const {strength, soft, fill, crop} = fields();
+  const request = {image: picture, strength};
   const padded = painter.pad.some(Boolean);
   if (padded) request.pad = painter.pad;
   if (painter.painted()) {
     if (mask?.of !== strokes) mask = {id: (await upload(await painter.mask())).id, of: strokes};
     request.mask = mask.id;
-    if ($("ldm-edit-crop").checked) request.only_masked = true;
+    if (crop) request.only_masked = true;
   }
   if (request.mask || padded) {
-    if ($("ldm-edit-fill").value !== "original") request.fill = $("ldm-edit-fill").value;
-    if (Number($("ldm-edit-soft").value)) request.mask_blur = Number($("ldm-edit-soft").value);
+    if (fill !== FIELDS.fill) request.fill = fill;
+    if (soft) request.mask_blur = soft;
   }
-  return {request, before: {src: picture.src || painter.base.toDataURL(), pad: painter.pad}};
+  return {request, before: {src: at(picture), pad: painter.pad}};
 }

@@ -1,11 +1,14 @@
 // The form: its values to a request, a request to its values, and what of it outlives a reload.
-import {$, calm, kept, leaf, setLeaf} from "./core.js";
+import {$, calm, el, kept, leaf, put, setLeaf, tell} from "./core.js";
 import * as adapters from "./adapters.js";
 
+// Where a section takes a field itself; `taking` is called with the request when a form is filled.
+const SECTIONS_TAKE = ["image", "mask", "strength", "fill", "mask_blur", "only_masked", "pad", "controls"];
 const CHOICES = ["model", "solver", "spacing"];
 const EMPTY = {model: "emoji", solver: "auto", spacing: "auto", exact: false, prompt: "", negative: ""};
 let last = {}; // name -> value, as they are now
 let there = false; // before that, values are those that gradio begins with
+let rest = {}; // fields of the request that filled the form, for which the page has no place
 let next = null; // values that wait to be filled in
 
 export function requestOf(names, given) {
@@ -19,6 +22,9 @@ export function requestOf(names, given) {
   request.prompt = values.prompt || "";
   if (values["hires.scale"] === null || values["hires.scale"] === undefined) delete request.hires;
   if (!request.variation) delete request.variation_seed, delete request.variation;
+  for (const [name, value] of Object.entries(rest)) {
+    request[name] = plain(value) && plain(request[name]) ? {...value, ...request[name]} : value;
+  }
   const loras = adapters.chosen();
   if (loras.length) request.loras = loras;
   return request;
@@ -44,6 +50,8 @@ export function keep(names, given) {
 // What was set before the page was loaded again.
 export function restore() {
   next = {...EMPTY, ...kept.get("form", {})};
+  rest = kept.get("rest", {});
+  showRest();
   there = true;
   $("ldm-do-fill").click();
   $("ldm-do-refresh").click();
@@ -52,17 +60,54 @@ export function restore() {
 // Values as they are, for components that have just been given other choices.
 export const again = (names) => names.map((name) => last[name] ?? null);
 
-// A request fills the form: what it does not say goes back to what suits the model.
-export function fill(request, {onlyPrompt = false} = {}) {
-  next = onlyPrompt ? {...last, prompt: request.prompt} : {...EMPTY};
-  if (!onlyPrompt) {
-    for (const name of Object.keys({...EMPTY, ...last, ...FIELDS})) {
-      const value = leaf(request, name);
-      if (value !== undefined && typeof value !== "object") next[name] = value;
-    }
-    adapters.choose(request.loras || []);
-  }
+const plain = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+// Only the prompt.
+export function say(prompt) {
+  next = {...last, prompt};
   $("ldm-do-fill").click();
+}
+
+// A request fills the form: what it does not say goes back to what suits the model, and what has no field here is kept
+// and shown, so that it is the same request. `taken`: fields that a section of the page has taken.
+export function fill(request, taken = []) {
+  const {count, ...others} = request;
+  if (count > 1) others.count = count; // one is what nobody has to say
+  request = others;
+  next = {...EMPTY};
+  rest = structuredClone(request);
+  for (const name of [...Object.keys({...EMPTY, ...last, ...FIELDS}), "loras", ...taken]) {
+    const value = leaf(request, name);
+    if (value !== undefined && typeof value !== "object" && !taken.includes(name)) next[name] = value;
+    drop(rest, name.split("."));
+  }
+  if (next.seed !== undefined && !Number.isSafeInteger(next.seed)) {
+    tell("The seed has more digits than a browser keeps: what is made will not be quite the same.", "error");
+  }
+  adapters.choose(request.loras || []);
+  kept.set("rest", rest);
+  showRest();
+  $("ldm-do-fill").click();
+}
+
+export const takenBy = (section) => (section === "create" ? [] : SECTIONS_TAKE.filter((name) => (name === "controls") === (section === "control")));
+
+function drop(told, [first, ...others]) {
+  if (!others.length) delete told[first];
+  else if (plain(told[first])) {
+    drop(told[first], others);
+    if (!Object.keys(told[first]).length) delete told[first];
+  }
+}
+
+function showRest() {
+  const chips = Object.entries(rest).map(([name, value]) => el("button", {class: "ldm-quiet", title: `Without ${name}: ${JSON.stringify(value).slice(0, 300)}`,
+    onclick: () => {
+      delete rest[name];
+      kept.set("rest", rest);
+      showRest();
+    }}, `${name} ${["string", "number"].includes(typeof value) ? String(value).slice(0, 24) : "..."} ×`));
+  put($("ldm-rest"), chips.length ? el("small", {}, "Also set: ") : null, ...chips);
 }
 
 // Called by gradio for the values to show.

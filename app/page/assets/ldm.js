@@ -52,7 +52,7 @@ function start() {
   $("ldm-go").addEventListener("click", go);
   $("ldm-clear").addEventListener("click", () => form.fill({prompt: form.promptNow(), negative: form.valueOf("negative") || ""}));
   for (const one of document.querySelectorAll("[data-example]")) {
-    one.addEventListener("click", () => form.fill({prompt: one.dataset.example}, {onlyPrompt: true}));
+    one.addEventListener("click", () => form.say(one.dataset.example));
   }
   window.addEventListener("keydown", keys, true);
   tokens.start();

@@ -1,7 +1,10 @@
 // Models: what is here, what each thing is, bringing a file, another form of a model. Nothing is fetched.
 import {$, api, bytes, el, tell, trying} from "./core.js";
 import * as adapters from "./adapters.js";
+import * as control from "./control.js";
+import {files} from "./drop.js";
 import {onOpen} from "./sections.js";
+import * as suits from "./suits.js";
 
 const LOOK = 700; // milliseconds between two looks at a conversion
 const KINDS = {models: "model", adapters: "adapter", controls: "control"};
@@ -12,12 +15,7 @@ export function start() {
   const place = $("ldm-models-bring");
   const input = el("input", {type: "file", accept: ".safetensors", class: "ldm-file"});
   place.append(el("label", {class: "ldm-quiet ldm-choose"}, "Choose a file", input));
-  place.dataset.takes = "models";
-  const bring = (file) => file && trying(() => brought(file));
-  input.addEventListener("change", () => (bring(input.files[0]), (input.value = "")));
-  place.addEventListener("dragover", () => place.classList.add("ldm-over"));
-  for (const kind of ["dragleave", "drop"]) place.addEventListener(kind, () => place.classList.remove("ldm-over"));
-  place.addEventListener("drop", (event) => bring(event.dataTransfer.files[0]));
+  files(place, input, ([file]) => trying(() => brought(file)));
 }
 
 async function brought(file) {
@@ -36,7 +34,7 @@ async function brought(file) {
 
 async function changed() {
   await show();
-  await adapters.refresh();
+  await Promise.all([adapters.refresh(), suits.refresh(), control.refresh()]);
   $("ldm-do-refresh").click();
 }
 
@@ -87,13 +85,15 @@ async function convert(name, to) {
   const begun = await api("/v1/conversions", {json: {model: name, to}});
   $("ldm-models-told").textContent = `${name} is being made into a ${to} ...`;
   for (;;) {
-    const one = (await api("/v1/conversions")).conversions.find((each) => each.id === begun.id);
+    await new Promise((done) => setTimeout(done, LOOK));
+    const told = await api("/v1/conversions").catch(() => null); // the server may be there again
+    if (!told) continue;
+    const one = told.conversions.find((each) => each.id === begun.id);
     if (!one || one.state !== "running") {
       $("ldm-models-told").textContent = one?.state === "done" ? `${one.name} is there.` : "";
       if (one?.error) throw new Error([one.error.what, one.error.why, one.error.fix].join(" "));
       return changed();
     }
-    await new Promise((done) => setTimeout(done, LOOK));
   }
 }
 

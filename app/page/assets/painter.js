@@ -2,7 +2,7 @@
 // is shown. What is painted lies in a layer of its own, in one ink.
 import {el, tell} from "./core.js";
 
-const UNDOS = 24;
+const UNDO_BYTES = 128e6;
 const TOOLS = {brush: ["Brush", "b"], eraser: ["Eraser", "e"], box: ["Box", "x"]};
 
 export class Painter {
@@ -122,6 +122,18 @@ export class Painter {
     this.touched = true;
   }
 
+  // What a mask paints: white is painted, and half of it where it is grey is taken for painted.
+  async paint(url) {
+    await this.restore(url);
+    const told = this.pen.getImageData(0, 0, this.width, this.height);
+    for (let i = 0; i < told.data.length; i += 4) told.data[i + 3] = told.data[i] > 127 ? 255 : 0;
+    this.pen.putImageData(told, 0, 0);
+    this.pen.globalCompositeOperation = "source-in";
+    this.pen.fillStyle = this.ink;
+    this.pen.fillRect(0, 0, this.width, this.height);
+    this.pen.globalCompositeOperation = "source-over";
+  }
+
   setPad(pad) {
     this.pad = pad.map((one) => Math.max(0, Math.round(one / 8) * 8));
     this.#fit();
@@ -204,7 +216,8 @@ export class Painter {
   #keep() {
     if (!this.width) return;
     this.undos.push(this.pen.getImageData(0, 0, this.width, this.height));
-    if (this.undos.length > UNDOS) this.undos.shift();
+    const most = Math.max(2, Math.floor(UNDO_BYTES / (4 * this.width * this.height)));
+    while (this.undos.length > most) this.undos.shift();
   }
 
   #changed() {

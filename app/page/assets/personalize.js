@@ -4,11 +4,11 @@ import * as adapters from "./adapters.js";
 import {chart} from "./chart.js";
 import {chooser, takes} from "./drop.js";
 import {fill} from "./form.js";
-import {onOpen, open} from "./sections.js";
+import {current, onOpen, open} from "./sections.js";
 
 const ENDED = ["done", "failed", "cancelled"];
+const LOOK = 1200; // milliseconds between two looks at a training
 let photos = []; // {id, src}
-const watched = new Map(); // training -> its events
 
 export function start() {
   const [label, input] = chooser("Choose files", {several: true});
@@ -21,12 +21,15 @@ export function start() {
   const was = kept.get("learn", {});
   photos = was.photos || [];
   for (const name of ["token", "steps", "name"]) $(`ldm-learn-${name}`).value = was[name] || "";
-  $("ldm-learn").addEventListener("input", remember);
+  $("ldm-learn").addEventListener("input", () => {
+    remember();
+    $("ldm-plan").replaceChildren(); // it was about something else
+  });
   show();
   onOpen("personalize", () => trying(refresh));
 }
 
-const remember = () => kept.set("learn", {photos, ...Object.fromEntries(["token", "steps", "name"].map((name) => [name, $(`ldm-learn-${name}`).value]))});
+const remember = () => kept.set("learn", {photos, model: $("ldm-learn-model").value, ...Object.fromEntries(["token", "steps", "name"].map((name) => [name, $(`ldm-learn-${name}`).value]))});
 
 async function bring(files) {
   for (const file of files) {
@@ -52,6 +55,7 @@ function show() {
   $("ldm-photos").replaceChildren(...photos.map((one, i) => el("li", {}, el("img", {src: one.src, alt: `Picture ${i + 1}: ${one.name}`}),
     el("button", {class: "ldm-icon", "aria-label": `Without ${one.name}`, onclick: () => {
       photos = photos.filter((other) => other !== one);
+      $("ldm-plan").replaceChildren();
       show();
       remember();
     }}, "×"))));
@@ -67,18 +71,23 @@ function asked() {
 async function plan() {
   const place = $("ldm-plan");
   place.replaceChildren(el("p", {class: "ldm-lead"}, "Looking at them, and measuring how fast this machine is ..."));
+  const wish = asked(); // what is begun is what was billed
   let told;
   try {
-    told = await api("/v1/trainings", {json: {...asked(), dry: true}});
+    told = await api("/v1/trainings", {json: {...wish, dry: true}});
   } catch (error) {
     place.replaceChildren();
     throw error;
   }
+  if (JSON.stringify(asked()) !== JSON.stringify(wish)) return place.replaceChildren(); // changed meanwhile
   const begin = el("button", {class: "ldm-primary", onclick: () => trying(async () => {
     begin.disabled = true;
     try {
-      watch(await api("/v1/trainings", {json: asked()}));
+      const begun = await api("/v1/trainings", {json: wish});
       place.replaceChildren();
+      $("ldm-trainings").prepend(card(begun));
+      draw(begun);
+      trying(look);
     } finally {
       begin.disabled = false;
     }
@@ -103,53 +112,83 @@ function one({photos: ids = [], detail}) {
 async function refresh() {
   const {data} = await api("/v1/models");
   const select = $("ldm-learn-model");
-  const now = select.value || kept.get("form", {}).model;
+  const now = select.value || kept.get("learn", {}).model || kept.get("form", {}).model;
   select.replaceChildren(...data.map(({id}) => el("option", {value: id}, id)));
   if (data.some(({id}) => id === now)) select.value = now;
-  const {trainings} = await api("/v1/trainings");
-  $("ldm-trainings").replaceChildren(...trainings.map((one) => el("article", {id: `ldm-training-${one.id}`, class: "ldm-card"})));
-  for (const one of trainings) draw(one);
-  for (const one of trainings.slice(0, 6)) trying(async () => draw(await api(`/v1/trainings/${one.id}`)));
-  trainings.filter((one) => !ENDED.includes(one.state)).forEach(watch);
+  $("ldm-trainings").replaceChildren();
+  await look(true);
 }
 
-function watch(training) {
-  if (!$(`ldm-training-${training.id}`)) $("ldm-trainings").prepend(el("article", {id: `ldm-training-${training.id}`, class: "ldm-card"}));
-  draw(training);
-  if (watched.has(training.id)) return;
-  const source = new EventSource(`/v1/trainings/${training.id}/events`);
-  watched.set(training.id, source);
-  const again = () => trying(async () => draw(await api(`/v1/trainings/${training.id}`)));
-  for (const kind of ["state", "progress", "measured"]) source.addEventListener(kind, again);
-  source.addEventListener("end", async () => {
-    source.close();
-    watched.delete(training.id);
-    await again();
-    adapters.refresh();
-  });
+// How the trainings go on, as long as somebody looks: one question at a time, so that no connection is held.
+let looking = 0;
+async function look(first = false) {
+  const mine = ++looking;
+  for (;;) {
+    let all = [];
+    try {
+      all = (await api("/v1/trainings")).trainings;
+      if (mine !== looking) return;
+      $("ldm-trainings").append(...all.filter((one) => !$(`ldm-training-${one.id}`)).map(card));
+      for (const one of all) {
+        const going = !ENDED.includes(one.state);
+        if (going || first || states.get(one.id) !== one.state) draw(await api(`/v1/trainings/${one.id}`));
+        if (states.has(one.id) && states.get(one.id) !== one.state && one.state === "done") adapters.refresh();
+        states.set(one.id, one.state);
+      }
+    } catch (error) {
+      if (first) throw error; // later the server may be there again
+    }
+    first = false;
+    if (all.length && all.every((one) => ENDED.includes(one.state))) return;
+    await new Promise((done) => setTimeout(done, LOOK));
+    if (mine !== looking || current() !== "personalize") return;
+  }
 }
+
+const states = new Map(); // training -> its state when it was looked at last
+const card = (one) => el("article", {id: `ldm-training-${one.id}`, class: "ldm-card"});
 
 function draw(one) {
   const place = $(`ldm-training-${one.id}`);
   if (!place) return;
-  const open = place.querySelector("details")?.open;
   const going = !ENDED.includes(one.state);
-  const act = (label, call) => el("button", {class: "ldm-quiet", onclick: () => trying(call)}, label);
-  const post = (what) => async () => watch(await api(`/v1/trainings/${one.id}/${what}`, {method: "POST"}));
   const doing = one.doing?.what ? `${one.doing.what} ${one.doing.done ?? ""} of ${one.doing.total ?? ""}; ` : "";
-  const said = one.cancelling ? "saving, and ending" : {queued: "waits for its turn", planning: "looking at the pictures", done: "done", failed: "failed", cancelled: "stopped"}[one.state]
-    || (one.step && one.step === one.steps && !doing ? "looking at what it draws now" : "") || `${doing}step ${one.step} of ${one.steps}${one.eta ? `, about ${duration(one.eta)} left` : ""}`;
-  const actions = el("div", {class: "ldm-actions"});
-  if (going) actions.append(act("Stop, and keep what was learned", post("cancel")));
-  if (["failed", "cancelled"].includes(one.state)) actions.append(act("Go on", post("resume")));
-  if (one.adapter) actions.append(act("Use it", () => use(one)));
-  if (one.report) actions.append(el("a", {class: "ldm-quiet", href: one.report, target: "_blank", rel: "noopener"}, "Report"));
-  if (!going) actions.append(act("Forget", async () => (await api(`/v1/trainings/${one.id}`, {method: "DELETE"}), place.remove())));
-  put(place, el("strong", {}, `${one.request?.token || ""} on ${one.request?.model || "emoji"}`), el("span", {role: "status", class: "ldm-lead"}, said),
-    going ? el("progress", {max: String(one.steps || 1), value: String(one.step || 0), "aria-label": "How far it is"}) : null,
-    one.verdict ? el("p", {class: one.verdict.flags?.length ? "ldm-bad" : "ldm-good"}, one.verdict.verdict) : null,
-    one.error ? el("p", {class: "ldm-bad"}, [one.error.what, one.error.why, one.error.fix].filter(Boolean).join(" ")) : null,
-    actions, one.curves ? curves(one.curves) : null, one.samples?.length ? samples(one.samples, open) : null);
+  const said = one.cancelling ? "saving, and ending"
+    : {queued: "waits for its turn", planning: "looking at the pictures", done: "done", failed: "failed", cancelled: "stopped"}[one.state]
+    || (one.step && one.step === one.steps && !doing ? "looking at what it draws now" : "")
+    || `${doing}step ${one.step} of ${one.steps}${one.eta ? `, about ${duration(one.eta)} left` : ""}`;
+  const key = `${one.state} ${one.cancelling} ${one.report} ${one.adapter}`;
+  if (place.dataset.key !== key) { // else what can be pressed stays where it is
+    place.dataset.key = key;
+    put(place, el("strong", {}, `${one.request?.token || ""} on ${one.request?.model || "emoji"}`), el("span", {role: "status", class: "ldm-lead"}),
+      going ? el("progress", {max: "1", value: "0", "aria-label": "How far it is"}) : null,
+      one.verdict ? el("p", {class: one.verdict.flags?.length ? "ldm-bad" : "ldm-good"}, one.verdict.verdict) : null,
+      one.error ? el("p", {class: "ldm-bad"}, [one.error.what, one.error.why, one.error.fix].filter(Boolean).join(" ")) : null,
+      actions(one, going, place), el("div", {class: "ldm-told"}));
+  }
+  place.querySelector("[role=status]").textContent = said;
+  if (going) place.querySelector("progress").value = one.steps ? one.step / one.steps : 0;
+  const seen = `${one.curves?.loss?.length} ${one.samples?.length}`;
+  const told = place.querySelector(".ldm-told");
+  if (told.dataset.seen === seen) return;
+  told.dataset.seen = seen;
+  const shown = told.querySelector("details")?.open;
+  put(told, one.curves ? curves(one.curves) : null, one.samples?.length ? samples(one.samples, shown) : null);
+}
+
+function actions(one, going, place) {
+  const act = (label, call) => el("button", {class: "ldm-quiet", onclick: () => trying(call)}, label);
+  const post = (what) => async () => {
+    draw(await api(`/v1/trainings/${one.id}/${what}`, {method: "POST"}));
+    trying(look);
+  };
+  const row = el("div", {class: "ldm-actions"});
+  if (going && !one.cancelling) row.append(act("Stop, and keep what was learned", post("cancel")));
+  if (["failed", "cancelled"].includes(one.state)) row.append(act("Go on", post("resume")));
+  if (one.adapter) row.append(act("Use it", () => use(one)));
+  if (one.report) row.append(el("a", {class: "ldm-quiet", href: one.report, target: "_blank", rel: "noopener"}, "Report"));
+  if (!going) row.append(act("Forget", async () => (await api(`/v1/trainings/${one.id}`, {method: "DELETE"}), place.remove())));
+  return row;
 }
 
 const curves = (told) => el("div", {class: "ldm-curves"},

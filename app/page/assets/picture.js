@@ -1,6 +1,6 @@
 // What can be done with a picture that was made, and a closer look at it.
 import {$, api, el, tell, trying, upload} from "./core.js";
-import {fill} from "./form.js";
+import {fill, takenBy} from "./form.js";
 import {open} from "./sections.js";
 
 const removed = [];
@@ -20,10 +20,21 @@ export function actions(picture, {trashed = false} = {}) {
 export async function useSettings(picture) {
   const told = await trying(() => api(`${picture.url}/recipe`));
   if (!told) return;
-  fill(told.asked);
-  open("create");
+  await use(told.asked);
+  close();
   tell("The form has its settings.");
 }
+
+// A whole request: its pictures go to the section that works with them.
+export async function use(request) {
+  const section = request.controls?.length ? "control" : request.image ? "edit" : "create";
+  if (section !== "create") await takers[section]?.(request);
+  fill(request, takenBy(section));
+  open(section);
+}
+
+const takers = {};
+export const takes = (section, call) => (takers[section] = call);
 
 const receivers = {};
 export const receives = (section, call) => (receivers[section] = call);
@@ -42,7 +53,6 @@ async function remove(picture) {
   if (!gone) return;
   close();
   for (const one of document.querySelectorAll(`[data-picture="${picture.job}/${picture.place}"]`)) one.remove();
-  document.querySelector(`#ldm-now [data-place="${picture.place}"]`)?.remove();
   const toasts = $("ldm-toasts");
   const back = el("button", {class: "ldm-quiet", onclick: () => (restore(picture), back.parentElement.remove())}, "Undo");
   toasts.append(el("div", {class: "ldm-toast"}, el("p", {}, "It is in the trash."), back));

@@ -51,7 +51,7 @@ export async function again() {
 
 function waiting(job, place) {
   const side = job.request.width && job.request.height ? `${job.request.width} / ${job.request.height}` : "1";
-  return el("figure", {class: "ldm-picture ldm-waiting", data: {place: String(place)}, style: `--side: ${side}`},
+  return el("figure", {class: "ldm-picture ldm-waiting", data: {place: String(place), picture: `${job.id}/${place}`}, style: `--side: ${side}`},
     el("div", {class: "ldm-frame"}, el("div", {class: "ldm-noise", "aria-hidden": "true"})));
 }
 

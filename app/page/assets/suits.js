@@ -8,19 +8,22 @@ let options = null;
 export async function start() {
   heard(show);
   adapters.onChange(show);
+  await refresh();
+}
+
+// Again after something was brought.
+export async function refresh() {
   try {
     options = await api("/v1/options");
-  } catch {
-    return; // hints only
-  }
-  show();
+    show();
+  } catch { /* only hints */ }
 }
 
 function show() {
   const own = options?.defaults?.[modelNow()];
   if (!own) return;
   const used = adapters.chosen().filter(({weight}) => weight).map(({name}) => options.adapters?.[name]).filter(Boolean);
-  const told = {...own, ...Object.assign({}, ...used.reverse())}; // the first adapter has the last word
+  const told = {...own, ...Object.assign({}, ...used)}; // the last adapter has the last word, as when it is made
   const hints = {width: own.side, height: own.side, steps: told.steps, "guidance-scale": told.guidance_scale};
   for (const [name, value] of Object.entries(hints)) {
     const field = $(`ldm-f-${name}`)?.querySelector("input");

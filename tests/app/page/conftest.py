@@ -108,7 +108,7 @@ def go(page: Page, section: str) -> None:
 
 def made(page: Page) -> None:
     """Ctrl-Enter, and what comes of it is there."""
-    job = "(JSON.parse(localStorage.getItem('ldm-now')) || {}).id"
+    job = "((JSON.parse(localStorage.getItem('ldm-now')) || {}).id ?? null)"
     before = page.evaluate(job)
     page.keyboard.press("Control+Enter")
     page.wait_for_function(f"before => {job} !== before", arg=before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from app.server.store import Job
 from ldm.images import open_image
 from tests.app.page.conftest import READY, Site, go, made, opened_page, set_form
+from tests.app.server.conftest import ended
 
 pytestmark = pytest.mark.loopback
 APPLE = {"prompt": "red apple, noto style", "seed": 5, "steps": 4}
@@ -18,6 +20,11 @@ APPLE = {"prompt": "red apple, noto style", "seed": 5, "steps": 4}
 
 def last_job(site: Site) -> Job:
     return site.service.jobs.list(limit=1)[0]
+
+
+def alone(job: Job) -> dict[str, Any]:
+    """What was asked; that it is one picture need not be said."""
+    return {"count": 1, **job.asked}
 
 
 def pixels(site: Site, job: Job) -> np.ndarray:
@@ -153,6 +160,44 @@ def test_strokes_survive_a_reload(page: Page, site: Site) -> None:
     assert page.evaluate(painted) == count
 
 
+def test_settings_of_an_edit_bring_its_picture_and_strokes_back(page: Page, site: Site) -> None:
+    set_form(page, **APPLE)
+    made(page)
+    page.click("#ldm-now >> text=Edit")
+    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base').width === 64")
+    drag(page, "#ldm-edit-board .ldm-layer", [(0.3, 0.3), (0.7, 0.7)])
+    page.locator("#ldm-edit-strength").fill("0.6")
+    page.locator("#ldm-edit-soft").fill("3")
+    set_form(page, prompt="mushroom, noto style")
+    made(page)
+    first = last_job(site)
+    page.click("#ldm-edit-board >> text=Clear")
+    page.locator("#ldm-edit-strength").fill("0.1")
+    page.click("#ldm-tab-create")
+    page.click("#ldm-clear")
+    page.click("#ldm-now >> text=Use settings")
+    expect(page.locator("#ldm-tab-edit")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#ldm-edit-strength")).to_have_value("0.6")
+    expect(page.locator("#ldm-f-prompt textarea")).to_have_value("mushroom, noto style")
+    made(page)
+    again = last_job(site)
+    assert again.id != first.id and alone(again) == alone(first)
+    assert np.array_equal(pixels(site, first), pixels(site, again))
+
+
+def test_what_has_no_field_is_shown_and_kept(page: Page, site: Site) -> None:
+    job = ended(site.service, site.service.submit({**APPLE, "solver": "ddim", "eta": 0.5}, "other"))
+    go(page, "gallery")
+    page.locator("#ldm-gallery-grid .ldm-frame").first.click()
+    page.click("#ldm-look >> text=Use settings")
+    expect(page.locator("#ldm-rest")).to_contain_text("eta 0.5")
+    made(page)
+    assert alone(last_job(site)) == alone(job)
+    page.click("#ldm-rest >> text=eta")
+    made(page)
+    assert "eta" not in last_job(site).asked
+
+
 def test_an_edge_is_dragged_outwards(page: Page, site: Site) -> None:
     set_form(page, **APPLE)
     made(page)
@@ -188,6 +233,14 @@ def test_a_scribble_guides_a_picture(page: Page, site: Site) -> None:
     assert use["model"] in ("emoji-scribble", "scribble") and use["hint"] == "none"
     drawn = open_image(site.service.uploads.folder / use["image"]).pixels
     assert drawn.shape == (64, 64, 3) and 0.01 < (drawn > 127).mean() < 0.3
+    page.wait_for_function("(JSON.parse(localStorage.getItem('ldm-controls')) || [{}])[0].strokes")
+    for _ in range(2):  # what was drawn is there after a reload, and after another
+        page.reload()
+        page.wait_for_selector(READY)
+        page.wait_for_function("document.querySelector('.ldm-control .ldm-layer')?.width === 64")
+        page.wait_for_timeout(800)  # what a page keeps it keeps by now
+        made(page)
+        assert last_job(site).asked["controls"] == [use]
     page.click("text=Another control")
     expect(page.locator(".ldm-control")).to_have_count(2)
 

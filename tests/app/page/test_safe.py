@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from app.page.build import SECTIONS
@@ -48,6 +51,22 @@ def test_no_word_of_a_stranger_is_run(page: Page, site: Site) -> None:
         page.keyboard.press("ArrowRight")
     page.click("#ldm-look >> text=Use settings")
     page.wait_for_timeout(300)
+    go(page, "compare")  # as values of an axis, which are told back as labels
+    page.get_by_label("Across: setting").select_option("prompt")
+    page.get_by_label("Across: values").fill(f"{PAYLOADS[1]}|{PAYLOADS[2]}")
+    page.get_by_label("Down: setting").select_option("")
+    page.click("text=What will it cost?")
+    page.click("text=Make them")
+    page.wait_for_selector("#ldm-compare-grid th >> text=onerror")
+    go(page, "personalize")  # as the name of a file, and as a word
+    png = page.request.get(f"/v1/jobs/{job.id}/pictures/0").body()
+    photo = {"name": PAYLOADS[1], "mimeType": "image/png", "buffer": png}
+    page.set_input_files("#ldm-photos-bring input", files=[photo])
+    page.wait_for_selector("#ldm-photos li")
+    page.fill("#ldm-learn-token", PAYLOADS[2])
+    page.click("#ldm-learn-plan")
+    page.wait_for_selector(".ldm-error")
+    go(page, "gallery")
     names = page.evaluate(
         "[...document.querySelectorAll('#ldm-gallery *, #ldm-look *, #ldm-tokens *')].map(one => one.tagName)"
     )
@@ -147,21 +166,24 @@ def test_gradio_fetches_nothing_and_gives_no_file(site: Site) -> None:
         "/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/",
         "/gradio_api/upload_progress?upload_id=1", "/gradio_api/runs", "/gradio_api/deep_link", "/monitoring", "/login",
         "/gradio_api/openapi.json", "/gradio_api/stream/x/0/0/playlist.m3u8", "/dev/reload", "/gradio_api/token",
-        "/gradio_api/custom_component/x/y/z/a.py", "/static/../../../../etc/passwd",
-        "/assets/%2e%2e/%2e%2e/config.json",
-        "/page/../mount.py", "/page/%2e%2e%2fmount.py", "/page/build.py", "/page/edit.html",
+        "/gradio_api/custom_component/x/y/z/a.py", "/gradio_api/heartbeat/x", "/gradio_api/infoX",
+        "/gradio_api/call/generate",
+        "/static/../../../../etc/passwd", "/static/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "/assets/../../config.json",
+        "/assets/%2e%2e/%2e%2e/config.json", "/page/../mount.py", "/page/%2e%2e%2fmount.py", "/page/build.py",
+        "/page/edit.html",
     )  # fmt: skip
     with httpx.Client(base_url=site.url, timeout=60, trust_env=False) as http, sink() as (address, came):
         for path in closed:
-            assert http.get(path).status_code in (403, 404), path
+            assert status_of(site, path) in (400, 403, 404), path
         for path in ("upload", "component_server", "stream/1", "run-history/connect", "api/generate"):
             assert http.post(f"/gradio_api/{path}", json={}).status_code in (404, 405), path
         file = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
-        for path in ("queue/join", "run/predict", "call/generate"):
+        for path in ("queue/join", "run/predict"):
             for data in ([file], [[file]], ["x", "scenes", 1, 1, {"steps": file}], [{"a": {"b": [file]}}]):
                 given = {"data": data, "fn_index": 0, "session_hash": "x", "event_data": None}
                 assert http.post(f"/gradio_api/{path}", json=given).status_code == 422, path
         assert http.post("/gradio_api/queue/join", content=b"x" * (2 << 20)).status_code == 413
+        assert http.post("/gradio_api/queue/join", content=b"[" * 60_000).status_code == 422
         page = http.get("/")
         assert "access-control-allow-origin" not in page.headers
         assert http.get("/", headers={"origin": "http://evil.example"}).status_code == 403
@@ -169,6 +191,42 @@ def test_gradio_fetches_nothing_and_gives_no_file(site: Site) -> None:
         told = page.headers["content-security-policy"]
         assert "default-src 'self'" in told and "http" not in told.replace("https", "http")
         assert came == []
+
+
+def status_of(site: Site, path: str) -> int:
+    """As it stands there: a client would tidy the path up."""
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 60) as wire:
+        wire.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+        return int(wire.makefile("rb").readline().split()[1])
+
+
+def test_calls_past_the_queue_of_gradio_are_not_taken(site: Site) -> None:
+    """They would hold the threads that everybody needs."""
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False) as http:
+        calls = http.get("/config").json()["dependencies"]
+        generate = next(call["id"] for call in calls if call["api_name"] == "generate")
+        given = {"data": ["x", "scenes", 1, 1, {"steps": 2}], "fn_index": generate, "session_hash": "y"}
+        before = len(site.service.jobs.list(limit=200))
+        assert http.post("/gradio_api/run/predict", json=given).status_code in (401, 404)
+        assert len(site.service.jobs.list(limit=200)) == before
+        several = [{**given, "session_hash": f"s{i}"} for i in range(60)]
+        taken = [http.post("/gradio_api/queue/join", json=one).status_code for one in several]
+        assert 200 in taken and 503 in taken, taken  # bounded
+        assert http.get("/v1/limits", timeout=30).status_code == 200
+
+
+def test_an_upload_is_given_back_as_a_picture_or_as_nothing_in_particular(site: Site) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    with httpx.Client(base_url=site.url, timeout=60, trust_env=False) as http:
+        kept = http.post("/v1/uploads", content=file.getvalue(), headers={"content-type": "image/png"}).json()["id"]
+        given = http.get(f"/v1/uploads/{kept}")
+        assert given.headers["content-type"] == "image/png", given.text
+        assert given.content == file.getvalue()
+        assert given.headers["x-content-type-options"] == "nosniff"
+        for path in ("0" * 64, "x", "..%2f..%2fjobs.sqlite", "%2e%2e"):
+            assert http.get(f"/v1/uploads/{path}").status_code == 404, path
 
 
 def test_the_page_needs_the_token_too(site: Site) -> None:
