@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -96,10 +97,16 @@ class Words:
         return self._stretches[sum(s <= done for s in self._switches)]
 
 
-def chunks_needed(text: TextEncoder, job: Job, request: Request, guided: bool) -> int:
-    """Chunks that this picture's words take: pictures that need the same may share a call, others would be padded."""
-    spoken = [job.prompt.text] + ([job.negative.text] if guided and job.negative is not None else [])
-    return max(text.chunks(s, dialect=request.dialect, steps=request.steps) for s in spoken)
+def chunks_needed(text: TextEncoder, request: Request, guided: bool) -> Callable[[Job], int]:
+    """Chunks that a picture's words take: pictures that need the same may share a call, others would be padded. Each
+    text is looked at once."""
+    chunks = cache(lambda spoken: text.chunks(spoken, dialect=request.dialect, steps=request.steps))
+
+    def needed(job: Job) -> int:
+        spoken = [job.prompt.text] + ([job.negative.text] if guided and job.negative is not None else [])
+        return max(map(chunks, spoken))
+
+    return needed
 
 
 def _stack(encoded: Sequence[Encoded]) -> Encoded:

@@ -169,7 +169,7 @@ class Pipeline:
         for group in batches(all_jobs, len(all_jobs), lambda job: job.loras):
             acting = self.adapting.use(request, group[0].loras)
             # padding to a longer neighbour would change a picture, so only prompts of equal length share a call
-            for batch in batches(group, size, lambda job: chunks_needed(self.model.text, job, request, guided)):
+            for batch in batches(group, size, chunks_needed(self.model.text, request, guided)):
                 pictures = (batch[0].index, batch[-1].index + 1)
                 yield Step("prepare", 0, 0, pictures, len(all_jobs), notes=(*self.model.parts.notes, *acting.notes))
                 yield from Making(self, request, batch, len(all_jobs), acting).steps()

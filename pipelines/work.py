@@ -102,7 +102,7 @@ def _evaluations(making: Making, model: Model, run: Run, size: Size) -> Iterator
     part, count = size, 1
     if request.tile is not None:
         part, count = _tiles(size, factor, *in_latents(request.tile.size, request.tile.overlap, factor))
-    chunks = (conditions.chunks_needed(model.text, j, request, guidance.needs_null) for j in making.batch)
+    chunks = map(conditions.chunks_needed(model.text, request, guidance.needs_null), making.batch)
     controls = _controls(making) if model is making.model else []
     kinds: Counter[tuple[int, tuple[nn.Module, ...]]] = Counter()
     for level in Solver(run, model.parts.scheduler).levels():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,14 +13,14 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.server.asking import Ask
-from app.server.hub import Event
+from app.server.bodies import FILE, PICTURE, body_of, schema_of
 from app.server.reading import asked_of, client_of, picture_of
 from app.server.service import Service, waited
 from app.server.store import Job, State
+from app.server.streaming import event, until_end
 from app.server.taking import apart, taken_in
 from ldm.errors import Code, LdmError
 
-KEEP_ALIVE = 10.0  # seconds between two signs of life of a stream
 LONGEST_WAIT = 60.0  # seconds that a result is waited for
 CHUNK = 1 << 16
 
@@ -34,33 +32,12 @@ def service_of(request: Request) -> Service:
 
 Serving = Annotated[Service, Depends(service_of)]
 router = APIRouter(prefix="/v1")
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": Ask.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "description": "The request as JSON in `request`; pictures in parts named image, mask, "
-                    "controls.0.image, ...",
-                    "properties": {"request": {"type": "string"}, "image": {"type": "string", "format": "binary"}},
-                }
-            },
-        },
-    }
+FORM = {
+    "type": "object",
+    "description": "The request as JSON in `request`; pictures in parts named image, mask, controls.0.image, ...",
+    "properties": {"request": {"type": "string"}, "image": FILE},
 }
-PICTURE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
-            },
-        },
-    }
-}
+BODY = body_of({"application/json": schema_of(Ask), "multipart/form-data": FORM})
 
 
 @router.post("/jobs", status_code=202, tags=["jobs"], summary="Ask for pictures", openapi_extra=BODY)
@@ -127,7 +104,7 @@ def picture(service: Serving, job: str, place: int) -> FileResponse:
     return _png(service, service.jobs.job(job), place)
 
 
-@router.post("/uploads", status_code=201, tags=["pictures"], summary="Bring a picture", openapi_extra=PICTURE_BODY)
+@router.post("/uploads", status_code=201, tags=["pictures"], summary="Bring a picture", openapi_extra=PICTURE)
 async def upload(request: Request, service: Serving) -> dict[str, Any]:
     """Its id stands for it in requests."""
     async with taken_in(request):
@@ -161,23 +138,11 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 async def _events(service: Service, name: str, previews: bool) -> AsyncIterator[str]:
-    event: Event | None = None
     with service.hub.listener(name, previews) as listener:  # before the first look, so that nothing falls between
         job = await run_in_threadpool(service.jobs.job, name)
-        yield _event("job", await run_in_threadpool(service.told, job))
+        yield event("job", await run_in_threadpool(service.told, job))
         if job.state not in ("queued", "running"):
-            yield _event("end", {"state": job.state} | ({} if job.error is None else {"error": dict(job.error)}))
+            yield event("end", {"state": job.state} | ({} if job.error is None else {"error": dict(job.error)}))
             return
-        while event is None or event.kind != "end":
-            event = await listener.next(KEEP_ALIVE)
-            if event is None:
-                yield ": still here\n\n"
-                continue
-            data = dict(event.data)
-            if isinstance(data.get("png"), bytes):
-                data["png"] = base64.b64encode(data["png"]).decode()
-            yield _event(event.kind, data)
-
-
-def _event(kind: str, data: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+        async for each in until_end(listener):
+            yield each

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -37,6 +37,17 @@ class Strict(BaseModel):
     """An unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def read_as(record: type[Record], given: Mapping[str, Any], where: str = "in the request") -> Record:
+    """What a caller asks, as this record; what is wrong with it is said by its field."""
+    try:
+        return record.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, record, given, lambda path: where) from None
 
 
 class AskedLora(Strict):
@@ -96,10 +107,7 @@ class Understanding:
     limits: Limits
 
     def __call__(self, given: Mapping[str, Any]) -> Understood:
-        try:
-            ask = Ask.model_validate(given)
-        except ValidationError as error:
-            raise explain(error, Ask, given, lambda path: "in the request") from None
+        ask = read_as(Ask, given)
         asked = {"model": DEFAULT_MODEL} | ask.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         if asked.get("seed", -1) == -1:
             asked["seed"] = secrets.randbelow(MAX_SEED - int(asked.get("count", 1)))

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from app.grids import MAX_CELLS
-from app.server.asking import Named, Strict
-from ldm.config.explain import explain
+from app.server.asking import Named, Strict, read_as
 from ldm.errors import Code, LdmError
+from pipelines.request import MAX_PROMPT_BYTES
 from pipelines.suited import merged
 
 SIDES = ("x", "y", "z")
 TEXTS = ("prompt", "negative")  # in which words may be replaced
 SHORT = 32  # characters of a value in a label or an error
+BRIEF, SOME = 60, 24  # characters of a value in a list of grids, and of an axis how many of them
+MOST = 256 << 10  # bytes of a request with its axes, as they are kept
 
 Place = tuple[int, int, int]  # of the values of x, y and z
 
@@ -77,10 +80,7 @@ class AskedGrid(Strict):
 
 def read(given: Mapping[str, Any]) -> AskedGrid:
     """A grid that may be looked at further; whether its cells are right is seen when each is understood."""
-    try:
-        asked = AskedGrid.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, AskedGrid, given, lambda path: "in the grid") from None
+    asked = read_as(AskedGrid, given, "in the grid")
     if not asked.axes:
         raise LdmError(Code.USAGE, "The grid has no axis.", "It compares the values of one.", "Give it x.")
     if (cells := math.prod(asked.shape)) > MAX_CELLS:
@@ -96,16 +96,32 @@ def read(given: Mapping[str, Any]) -> AskedGrid:
     return asked
 
 
+def check_bytes(asked: AskedGrid) -> None:
+    """Of one whose pictures have ids: what is kept of it is told again and again."""
+    kept = asked.model_dump_json(include={"request", *SIDES})
+    if (size := len(kept.encode("utf-8", "surrogatepass"))) > MOST:
+        why = f"Its request and its values have {size:,} bytes; at most {MOST:,} are kept."
+        raise LdmError(Code.USAGE, "The grid is too long.", why, "Give fewer or shorter values.")
+
+
+def brief(axis: AskedAxis) -> dict[str, Any]:
+    """An axis in a list of grids: its first values, cut, and how many it has."""
+    values = [short(value, BRIEF) for value in axis.values[:SOME]]
+    replaced = {} if axis.replace is None else {"replace": short(axis.replace, BRIEF)}
+    return {"field": axis.field, "values": values, "count": len(axis.values), **replaced}
+
+
 def labels_of(axis: AskedAxis) -> list[str]:
     """One for each value, short enough to be drawn above a column."""
     name = axis.field.rpartition(".")[2] if axis.replace is None else ""
     return [f"{short(name)} {short(value)}".strip() for value in axis.values]
 
 
-def short(value: Any) -> str:
+def short(value: Any, most: int = SHORT) -> str:
+    """Printable, on one line, and no longer than that."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _check_words(side: str, axis: AskedAxis) -> None:
@@ -157,10 +173,23 @@ def _put(told: Any, path: Sequence[str], value: Any, field: str) -> Any:
 def _swapped(text: Any, words: Mapping[str, str], field: str) -> str:
     """All at once, so that no word that was put in is replaced again."""
     whole = text if isinstance(text, str) else ""
+    _check_text(field, size := _bytes(whole))  # before it is looked through
     pattern = re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
-    found = set(pattern.findall(whole))
+    found = Counter(pattern.findall(whole))
     for word in words:
         if word not in found:
             why = "There is nothing to replace."
             raise LdmError(Code.USAGE, f"{short(word)!r} does not occur in the {field}.", why, "Write it as it stands.")
+    _check_text(field, size + sum(many * (_bytes(words[word]) - _bytes(word)) for word, many in found.items()))
     return pattern.sub(lambda match: words[match[0]], whole)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _check_text(field: str, size: int) -> None:
+    """A text that no job takes is not made."""
+    if size > MAX_PROMPT_BYTES:
+        why = f"It has {size:,} bytes, with its words replaced; at most {MAX_PROMPT_BYTES:,} are read."
+        raise LdmError(Code.USAGE, f"The {field} is too long.", why, "Write a shorter one, or shorter values.")

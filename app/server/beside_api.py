@@ -5,24 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from app.server import hints, options, ranking, recipes, words
-from app.server.api import PICTURE_BODY, Serving
+from app.server.api import Serving
 from app.server.asking import Ask
+from app.server.bodies import PICTURE, json_of
 from app.server.reading import file_of, object_of
-from app.server.taking import alone, apart, taken_in
+from app.server.taking import alone, apart, beside, taken_in
 
 router = APIRouter(prefix="/v1")
-
-
-def json_of(schema: dict[str, Any]) -> dict[str, Any]:
-    """A body, as OpenAPI tells it."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-HINT = json_of(hints.AskedHint.model_json_schema())
-ASKED = json_of(Ask.model_json_schema(ref_template="#/components/schemas/{model}"))
+HINT, ASKED = json_of(hints.AskedHint), json_of(Ask)
 
 
 @router.post("/tokens", tags=["beside"], summary="How long a prompt is for a model", openapi_extra=ASKED)
@@ -30,14 +22,15 @@ async def tokens(request: Request, service: Serving) -> dict[str, Any]:
     """Of a job's fields those that say what is read: tokens, windows, and the words that fall outside."""
     async with taken_in(request):
         given = object_of(await request.body())
-    return await run_in_threadpool(words.tokens, service, given)
+    return await beside(request, words.tokens, service, given, line="words")
 
 
-@router.post("/recipes", tags=["beside"], summary="The recipe in a picture, as a request", openapi_extra=PICTURE_BODY)
+@router.post("/recipes", tags=["beside"], summary="The recipe in a picture, as a request", openapi_extra=PICTURE)
 async def recipe(request: Request, service: Serving) -> dict[str, Any]:
     """Of pictures made here, by A1111 or by ComfyUI; `notes` tell what could not be taken over."""
     async with taken_in(request):
-        return await apart(request, recipes.recipe, service, await file_of(request))
+        file = await file_of(request)
+        return await beside(request, recipes.recipe, service, file)
 
 
 @router.get("/hints", tags=["beside"], summary="Detectors, and which of them each control was made for")
@@ -51,7 +44,7 @@ async def hint(request: Request, service: Serving) -> Response:
     """A PNG of the size that would be drawn."""
     async with taken_in(request):
         given = await apart(request, object_of, await request.body())
-        seen = await apart(request, hints.seen, service, given)
+        seen = await beside(request, hints.seen, service, given)
     return Response(seen, media_type="image/png")
 
 

@@ -10,12 +10,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from app.server.asking import MAX_SEED, Understanding
-from app.server.axes import SIDES, AskedAxis, AskedGrid, Place
+from app.server.axes import SIDES, AskedAxis, AskedGrid, Place, brief, check_bytes
+from app.server.held import held
 from app.server.store import Jobs
 from ldm.errors import Code, LdmError
 
@@ -53,8 +54,10 @@ class Grid:
     seed: int | None  # None: it is an axis
     order: Sequence[Place]
 
-    def told(self) -> dict[str, Any]:
-        axes = {side: axis.model_dump(mode="json", exclude_none=True) for side, axis in self.axes.items()}
+    def told(self, short: bool = False) -> dict[str, Any]:
+        """`short`: the first values of each axis, cut to a length that a list may have."""
+        whole = lambda axis: axis.model_dump(mode="json", exclude_none=True)  # noqa: E731
+        axes = {side: (brief if short else whole)(axis) for side, axis in self.axes.items()}
         return {"id": self.id, "created": self.created, "seed": self.seed, "axes": dict.fromkeys(SIDES) | axes}
 
 
@@ -67,8 +70,10 @@ class Grids:
 
     def plan(self, asked: AskedGrid) -> list[Cell]:
         """All cells, understood: one that is wrong refuses them all."""
-        asked, base = self._brought(asked), self._common(asked)
-        return [self._cell(asked, base, place) for place in asked.places()]
+        asked = self.brought(asked)
+        check_bytes(asked)
+        base, now = self._common(asked), replace(self.understanding, catalog=held(self.understanding.catalog))
+        return [self._cell(now, asked, base, place) for place in asked.places()]
 
     def bill(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """What they take; seconds by the pace of each model lately, None where one has made nothing yet."""
@@ -83,6 +88,7 @@ class Grids:
 
     def submit(self, asked: AskedGrid, cells: Sequence[Cell], client: str) -> Grid:
         """Kept, to be made in its turns."""
+        asked = self.brought(asked)
         rows = sorted(cells, key=lambda cell: (cell.asked["model"], cell.kind))
         axes = {side: axis.model_dump() for side, axis in asked.axes.items()}
         seed = None if any(axis.field == "seed" for axis in asked.axes.values()) else cells[0].asked["seed"]
@@ -146,7 +152,7 @@ class Grids:
         asked = f"select c.grid, {STATE} as state, count(*) as many {OF_CELLS} where c.grid in ({marks}) group by 1, 2"
         for row in self.jobs.read(asked, list(counts)):
             counts[row["grid"]][row["state"]] = row["many"]
-        return [_grid(row).told() | _going(counts[row["number"]]) for row in found]
+        return [_grid(row).told(short=True) | _going(counts[row["number"]]) for row in found]
 
     def withdraw(self, name: str) -> Sequence[str]:
         """What has not come into the queue never will; the jobs of the others that are still to end."""
@@ -156,8 +162,8 @@ class Grids:
         asked = f"select j.id {OF_CELLS} where c.grid=? and j.state in ('queued', 'running')"
         return [row["id"] for row in self.jobs.read(asked, [number])]
 
-    def _brought(self, asked: AskedGrid) -> AskedGrid:
-        """Pictures that come along are taken in once, not for each cell."""
+    def brought(self, asked: AskedGrid) -> AskedGrid:
+        """Pictures that come along are taken in once, not for each cell, and kept by their ids."""
         found = self.understanding.uploads.found
         request = _found(asked.request, found)
         if isinstance(controls := request.get("controls"), list):
@@ -174,9 +180,9 @@ class Grids:
         drawn = {"seed": secrets.randbelow(MAX_SEED - 1)} if asked.request.get("seed", -1) in (-1, None) else {}
         return {**asked.request, **drawn}
 
-    def _cell(self, asked: AskedGrid, base: Mapping[str, Any], place: Place) -> Cell:
+    def _cell(self, now: Understanding, asked: AskedGrid, base: Mapping[str, Any], place: Place) -> Cell:
         try:
-            told = self.understanding(asked.request_at(place, base))
+            told = now(asked.request_at(place, base))
             if told.request.count != 1:
                 why = f"count is {told.request.count}, and a cell shows one picture."
                 raise LdmError(Code.USAGE, "It has several pictures.", why, "Make the seed an axis for more.")

@@ -11,18 +11,17 @@ from fastapi.responses import JSONResponse
 
 from app.server.api import Serving
 from app.server.axes import AskedGrid, read
+from app.server.bodies import json_of
 from app.server.grids import OPEN
 from app.server.reading import asked_of, client_of
 from app.server.service import Service
-from app.server.taking import apart, taken_in
+from app.server.taking import apart, beside, taken_in
 from ldm.errors import Code, LdmError
 
 router = APIRouter(prefix="/v1/grids", tags=["grids"])
-SCHEMA = AskedGrid.model_json_schema(ref_template="#/components/schemas/{model}")
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}}
 
 
-@router.post("", summary="Compare settings at the same noise", openapi_extra=BODY)
+@router.post("", summary="Compare settings at the same noise", openapi_extra=json_of(AskedGrid))
 async def submit(request: Request, service: Serving) -> JSONResponse:
     """`dry`, as it is if nothing is said, only tells what it takes. `request` is one of /v1/jobs; an axis has `field`,
     the dotted name of a field of it (`steps`, `guidance.scale`, `loras.0.weight`), and its `values`; with `replace`
@@ -60,11 +59,11 @@ def cancelled(service: Serving, grid: str, keep: bool = True) -> dict[str, Any]:
 @router.get("/{grid}/sheet", summary="All pictures of a grid, as one PNG with labels")
 async def sheet(request: Request, service: Serving, grid: str) -> Response:
     """When all cells have ended."""
-    return Response(await apart(request, _sheet, service, grid), media_type="image/png")
+    return Response(await beside(request, _sheet, service, grid), media_type="image/png")
 
 
 def _asked(service: Service, given: Mapping[str, Any], client: str) -> dict[str, Any]:
-    asked = read(given)
+    asked = service.grids.brought(read(given))
     cells = service.grids.plan(asked)
     if asked.dry:
         return service.grids.bill(cells)

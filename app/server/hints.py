@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from app.generate import DEFAULT_MODEL
-from app.server.asking import Brought, Named, Strict
+from app.server.asking import Brought, Named, Strict, read_as
 from app.server.service import Service
 from app.server.uploads import ID, bytes_of
-from ldm.config.explain import explain
 from pipelines.suited import request_of
 
 # A word in the name of a control -> the detector here that draws what it was made for; networks' maps come ready made.
@@ -45,10 +44,7 @@ class AskedHint(Strict):
 
 def seen(service: Service, given: Mapping[str, Any]) -> bytes:
     """The hint as PNG: the one that a control is given when a picture of that size is drawn."""
-    try:
-        asked = AskedHint.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, AskedHint, given, lambda path: "in the request") from None
+    asked = read_as(AskedHint, given)
     request = request_of("", {"width": asked.width, "height": asked.height})
     size = service.understanding.size(asked.model, request)
     service.limits.check(request, size)

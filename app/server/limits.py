@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldm.errors import Code, LdmError
+from ldm.models.prompt import MAX_SAID, parse, resolve
 from pipelines.request import Request
 
 Count = Annotated[int, Field(gt=0)]
@@ -25,6 +26,7 @@ class Limits(BaseModel):
     steps: Count = 150  # of a picture, the second pass included
     pictures: Count = 100  # of a job
     work: Count = 1_000_000_000  # pixels x steps x pictures of a job, more for tiles, controls and the like
+    words: Count = MAX_SAID  # characters of all texts that the prompts of a picture are; ten times as many of a job
     batch_pixels: Count = 4_000_000  # of pictures that share a call of the network
     stored: Count = 10 << 30  # bytes of uploads that are kept
     imported: Count = 8 << 30  # bytes of a file of weights that is brought
@@ -33,6 +35,7 @@ class Limits(BaseModel):
     waiting: Count = 32  # jobs in the queue
     trainings: Count = 8  # in their queue
     training_photos: Count = 100
+    trained: Count = 50 << 30  # bytes of all trainings, and of their trash
     training_steps: Count = 20_000
     connections: Count = 256
     header_seconds: Seconds = 10.0  # until the head of a request is there
@@ -50,7 +53,21 @@ class Limits(BaseModel):
         self._most("steps", steps, self.steps, "steps of a picture", "Ask for fewer.")
         self._most("count", request.count, self.pictures, "pictures of a job", "Ask for fewer, and again for more.")
         self._most("count x steps x size", work, self.work, "pixels x steps", "Ask for less in one job.")
+        self._check_words(request)
         return float(work)
+
+    def _check_words(self, request: Request) -> None:
+        """All texts are laid out before the first step. Those of other pictures differ where there is a choice."""
+        drawn = request.seed if request.variation_seed is None or request.variation <= 0 else request.variation_seed
+        texts, whole = (request.prompt, request.negative or ""), 0
+        for place in range(request.count if any("{" in text for text in texts) else 1):
+            spoken = (resolve(text, seed=drawn + place, wildcards=request.wildcards).text for text in texts)
+            said = sum(parse(text, request.dialect, steps=request.steps).said for text in spoken)
+            whole += said
+            fix = "Shorten the prompts, or let them change less often."
+            self._most("prompt x changes", said, self.words, "characters that are read for a picture", fix)
+            fix = "Shorten the prompts, or ask for fewer pictures."
+            self._most("prompts x pictures", whole, 10 * self.words, "characters that are read for a job", fix)
 
     @staticmethod
     def steps_of(request: Request) -> int:
@@ -62,7 +79,8 @@ class Limits(BaseModel):
         return (
             f"requests of {self.body >> 20} MB, pictures of {self.input_pixels / 1e6:g} Mpx in and "
             f"{self.output_pixels / 1e6:g} Mpx out, {self.steps} steps, {self.pictures} pictures a job, "
-            f"{self.waiting} jobs waiting, {self.training_steps:,} steps a training; a head within "
+            f"{self.waiting} jobs waiting, {self.training_steps:,} steps a training, "
+            f"{self.trained / 1e9:.0f} GB of them; a head within "
             f"{self.header_seconds:g} s, a body within {self.body_seconds:g} s, {self.idle_seconds:g} s idle; "
             f"imports of {self.imported / 1e9:.1f} GB, {self.imports} at a time, {self.library / 1e9:.0f} GB in all"
         )

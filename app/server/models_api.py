@@ -5,25 +5,22 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import Field, ValidationError
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from app.server.about import about_adapter, about_control, about_model, listed, listed_adapter, listed_model
 from app.server.api import Serving
-from app.server.asking import Named, Strict
+from app.server.asking import Named, Strict, read_as
+from app.server.bodies import FILE, FORM, body_of, json_of
 from app.server.catalog import brief_of
 from app.server.fitting import fits
 from app.server.reading import object_of
 from app.server.service import Service
-from app.server.taking import apart, taken_in
-from app.server.waiting import GoneError
-from ldm.config.explain import explain
+from app.server.taking import GoneError, apart, beside, taken_in
 from ldm.errors import Code, LdmError
 
 router = APIRouter(prefix="/v1", tags=["here"])
-FILE = {"schema": {"type": "string", "format": "binary"}}
-FORM = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
 
 
 class AskedConversion(Strict):
@@ -34,15 +31,7 @@ class AskedConversion(Strict):
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
-IMPORT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": FILE, "multipart/form-data": FORM},
-    }
-}
-CONVERSION_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": AskedConversion.model_json_schema()}}}
-}
+IMPORT_BODY = body_of({"application/octet-stream": FILE, "multipart/form-data": FORM})
 
 
 @router.get("/models", summary="Models, and the controls that fit each")
@@ -87,7 +76,7 @@ async def about(
         why = "It takes one name: of a model, an adapter or a control."
         raise LdmError(Code.USAGE, f"{len(asked)} names are given.", why, "Ask for /v1/about?model=NAME.")
     tell, name = asked[0]
-    return await apart(request, _found, tell, service.catalog, name)
+    return await beside(request, _found, tell, service.catalog, name)
 
 
 def _found(tell: Any, catalog: Any, name: str) -> dict[str, Any]:
@@ -133,16 +122,16 @@ def remove_control(service: Serving, name: str) -> dict[str, str]:
 
 
 @router.post(
-    "/conversions", status_code=202, summary="Make a file of a model folder, or back", openapi_extra=CONVERSION_BODY
+    "/conversions",
+    status_code=202,
+    summary="Make a file of a model folder, or back",
+    openapi_extra=json_of(AskedConversion),
 )
 async def convert(request: Request, service: Serving) -> dict[str, Any]:
     """Answers at once; the result is listed among the models when it is done."""
     async with taken_in(request):
         given = object_of(await request.body())
-    try:
-        asked = AskedConversion.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, AskedConversion, given, lambda path: "in the request") from None
+    asked = read_as(AskedConversion, given)
     started = await run_in_threadpool(service.conversions.start, asked.model, asked.to, asked.name)
     return started.as_dict()
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
 from app.server.api import Serving
+from app.server.asking import read_as
 from app.server.masks import from_alpha
 from app.server.problems import STATUS
 from app.server.reading import form_of, object_of
@@ -22,7 +23,6 @@ from app.server.service import Service
 from app.server.store import Job
 from app.server.taking import apart, taken_in
 from app.server.waiting import finished
-from ldm.config.explain import explain
 from ldm.errors import Code, LdmError
 
 router = APIRouter(prefix="/v1/images", tags=["as OpenAI's"])
@@ -91,10 +91,7 @@ def _pictures(service: Service, files: Mapping[str, list[bytes]]) -> dict[str, A
 
 
 def _asked(given: Mapping[str, Any]) -> Asked:
-    try:
-        asked = Asked.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, Asked, given, lambda path: "in the request") from None
+    asked = read_as(Asked, given)
     for name in ("quality", "style", "background"):
         value = getattr(asked, name)
         if value is not None and value not in AS_IT_IS:

@@ -12,7 +12,7 @@ from ldm.errors import LdmError
 from pipelines.recipe import ModelId, source_hash
 
 LEAST = 10  # digits of a hash that mean something; A1111 writes so many
-HASHED = 16 << 30  # bytes of weights that are hashed in search of one model
+HASHED = 16 << 30  # bytes of weights that are hashed in search of one model or adapter
 
 
 class Found(NamedTuple):
@@ -32,31 +32,27 @@ def find_model(told: ModelId, there: Mapping[str, Path]) -> Found | None:
             return Found(name, True)
     if named:
         return Found(named[0], False)
-    return _hashed(wanted, there)
+    return _hashed(wanted, ((name, path) for name, path in there.items() if path.is_file()))
 
 
 def find_adapter(name: str, sha256: str, there: Mapping[str, Path]) -> Found | None:
     """An adapter or embedding by the name of its file and its hash."""
     stem, wanted = name.removesuffix(".safetensors"), sha256.lower()
     order = [*([stem] if stem in there else []), *(other for other in there if other != stem)]
-    for other in order if len(wanted) >= LEAST else ():
-        if _hash(there[other], stamp_of(there[other])).startswith(wanted):
-            return Found(other, True)
+    if (found := _hashed(wanted, ((other, there[other]) for other in order))) is not None:
+        return found
     return Found(stem, not wanted) if stem in there else None
 
 
-def _hashed(wanted: str, there: Mapping[str, Path]) -> Found | None:
+def _hashed(wanted: str, files: Iterable[tuple[str, Path]]) -> Found | None:
+    """The first whose file has that hash, as far as so many are read."""
     left = HASHED
-    for name, path in _files(there) if len(wanted) >= LEAST else ():
+    for name, path in files if len(wanted) >= LEAST else ():
         if (left := left - path.stat().st_size) < 0:
             return None
         if _hash(path, stamp_of(path)).startswith(wanted):
             return Found(name, True)
     return None
-
-
-def _files(there: Mapping[str, Path]) -> Iterable[tuple[str, Path]]:
-    return ((name, path) for name, path in there.items() if path.is_file())
 
 
 @lru_cache(maxsize=1024)

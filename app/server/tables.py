@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import Code, LdmError
 
-VERSION = 2
 FIRST = """
 create table jobs (
   number integer primary key, id text unique not null, client text not null, state text not null, kind text not null,
@@ -49,24 +48,40 @@ create index cells_by_job on cells (job);
 """
 
 
+def _first(db: sqlite3.Connection) -> None:
+    _run(db, FIRST)
+
+
+def _second(db: sqlite3.Connection) -> None:
+    _run(db, SECOND)
+    for number, asked in db.execute("select number, asked from jobs").fetchall():
+        searchable(db, number, json.loads(asked))
+
+
+def _run(db: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";"):
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)  # each to the next version
+
+
 def prepare(db: sqlite3.Connection, path: Path) -> None:
     """Inside a transaction: a new file gets its tables, an older one what it lacks."""
     version = db.execute("pragma user_version").fetchone()[0]
-    if version == VERSION:
+    newest = len(STEPS)
+    if version == newest:
         return
-    if not 0 <= version < VERSION:
+    if not 0 <= version < newest:
         raise LdmError(
             Code.FILE,
             f"{path} was written by another version of this program.",
-            f"Its tables are of version {version}, and this program knows {VERSION}.",
+            f"Its tables are of version {version}, and this program knows {newest}.",
             "Move the file away, or give the server another folder.",
         )
-    for statements in (FIRST, SECOND)[version:]:
-        for statement in statements.split(";"):
-            db.execute(statement)
-    for number, asked in db.execute("select number, asked from jobs").fetchall():
-        searchable(db, number, json.loads(asked))
-    db.execute(f"pragma user_version={VERSION}")
+    for step in STEPS[version:]:
+        step(db)
+    db.execute(f"pragma user_version={newest}")
 
 
 def searchable(db: sqlite3.Connection, number: int, asked: Mapping[str, Any]) -> None:

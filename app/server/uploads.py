@@ -19,6 +19,7 @@ from ldm.images.save import new_file
 ID = re.compile(r"[0-9a-f]{64}")
 DATA_URL = re.compile(r"data:image/[a-z.+-]{1,20};base64,")
 CACHED = 256 << 20  # bytes of decoded pictures
+SIZES = 10_000  # pictures of which the size is remembered
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class Uploads:
                 except LdmError as error:
                     raise LdmError(Code.RESOURCE, "The picture cannot be kept.", error.why, error.fix) from error
                 self._stored += len(data)
+        self._remember(picture)
         return Upload(name, picture.width, picture.height)
 
     def look(self, data: bytes) -> Picture:
-        """The picture in these bytes, which are not kept."""
+        """The picture in these bytes, of which nothing is kept, nor does it push out what is."""
         try:
             return self._decoded(hashlib.sha256(data).hexdigest(), data)
         except LdmError as error:  # what a caller brings is no file of ours
@@ -85,14 +87,18 @@ class Uploads:
             if name in self._pictures:
                 self._pictures.move_to_end(name)
                 return self._pictures[name]
+        self._remember(picture := self._decoded(name, self.file(name)))
+        return picture
+
+    def file(self, name: str) -> bytes:
+        """The file of an id, as it came."""
         if not ID.fullmatch(name):
             raise LdmError(Code.USAGE, f"{name[:40]!r} is no id of an upload.", "Ids are hashes.", "Send it first.")
         try:
-            data = (self.folder / name).read_bytes()
+            return (self.folder / name).read_bytes()
         except OSError as error:
             why = "Somebody removed its file."
             raise LdmError(Code.FILE, f"The upload {name[:12]}... is gone.", why, "Send the picture again.") from error
-        return self._decoded(name, data)
 
     def size(self, name: str) -> tuple[int, int]:
         """Width and height of an upload; decoded for it only where that has not been done since the start."""
@@ -110,13 +116,18 @@ class Uploads:
         with self._lock:
             if name in self._pictures:
                 return self._pictures[name]
-        picture = replace(self.decoder.decode(data), name=name[:12], sha256=name)
+        return replace(self.decoder.decode(data), name=name[:12], sha256=name)
+
+    def _remember(self, picture: Picture) -> None:
+        """Of what is kept: it is soon asked for again."""
+        name = str(picture.sha256)
         with self._lock:
             self._sizes[name] = picture.size
+            while len(self._sizes) > SIZES:
+                del self._sizes[next(iter(self._sizes))]
             self._pictures[name] = picture
             while len(self._pictures) > 1 and sum(map(_bytes, self._pictures.values())) > CACHED:
                 self._pictures.popitem(last=False)
-        return picture
 
 
 def bytes_of(text: str) -> bytes:

@@ -13,19 +13,15 @@ from starlette.concurrency import run_in_threadpool
 from app.server.reading import client_of
 from app.server.service import Service
 from app.server.store import Job
-from app.server.taking import apart
+from app.server.taking import GoneError, apart, left
 
 LOOK = 5.0  # seconds between two looks at a job of which nothing is heard
-
-
-class GoneError(Exception):
-    """The caller has closed the connection; there is nobody to answer."""
 
 
 async def finished(service: Service, given: Mapping[str, Any], request: Request) -> Job:
     """The job of a request when it has come to its end; its failure is an error here."""
     job = await apart(request, service.submit, given, client_of(request))
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(left(request))
     try:
         ended = await _end(service, job.id, gone)
     except (GoneError, asyncio.CancelledError):
@@ -54,9 +50,3 @@ async def _end(service: Service, name: str, gone: asyncio.Future[None]) -> Job:
             if event is None or event.kind == "end":
                 job = await run_in_threadpool(service.jobs.job, name)
         return job
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the caller has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -28,8 +28,7 @@ from app.server.learning import api as learning_api
 from app.server.metrics import metrics
 from app.server.problems import of_bug, of_http, of_ldm, problem
 from app.server.service import Service
-from app.server.taking import prepare
-from app.server.waiting import GoneError
+from app.server.taking import GoneError, prepare
 from ldm.errors import Code, LdmError
 from ldm.version import __version__
 
@@ -43,8 +42,8 @@ def app_of(service: Service) -> FastAPI:
     app.state.service = service
     prepare(app)
     for router in (
-        api.router, uploads_api.router, models_api.router, beside_api.router, pictures_api.router, grids_api.router, openai.router,
-        families_api.router, learning_api.router, a1111.router, a1111_controlnet.router,
+        api.router, uploads_api.router, models_api.router, beside_api.router, pictures_api.router, grids_api.router,
+        openai.router, families_api.router, learning_api.router, a1111.router, a1111_controlnet.router,
     ):  # fmt: skip
         app.include_router(router)
     app.add_exception_handler(LdmError, of_ldm)

@@ -7,12 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from app.generate import DEFAULT_MODEL
-from app.server.asking import Ask
+from app.server.asking import Ask, read_as
 from app.server.service import Service
-from ldm.config.explain import explain
 from ldm.models.prompt import Explanation, clean, parse, resolve
 from ldm.models.prompt import explain as explained
 from ldm.store.tokenizers import Reader, readers_of
@@ -24,10 +21,7 @@ Learned = tuple[Mapping[str, int], ...]  # for each text tower: words of embeddi
 
 def tokens(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
     """Of both texts of a request: tokens, windows, and the words that fall outside. Other fields say nothing here."""
-    try:
-        ask = Ask.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, Ask, given, lambda path: "in the request") from None
+    ask = read_as(Ask, given)
     asked = {"model": DEFAULT_MODEL} | ask.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     fields = {name: asked[name] for name in ("model", *SPEAKING) if name in asked}
     request = service.understanding.request(fields | {"seed": max(0, asked.get("seed", 0))})  # -1: any

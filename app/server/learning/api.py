@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
 from threading import Event as Flag
 from typing import Any
@@ -12,24 +11,23 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from app.server.api import KEEP_ALIVE, Serving
-from app.server.hub import Event
+from app.server.api import Serving
+from app.server.asking import read_as
+from app.server.bodies import json_of
 from app.server.learning.asking import AskTraining
 from app.server.learning.record import ENDED
 from app.server.learning.telling import end_of
 from app.server.reading import asked_of
 from app.server.service import Service
-from app.server.taking import apart, taken_in
-from app.server.waiting import GoneError
+from app.server.streaming import event, until_end
+from app.server.taking import GoneError, apart, left, taken_in
 
 router = APIRouter(prefix="/v1", tags=["trainings"])
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": AskTraining.model_json_schema()}}}}
-# A report is a page of ours with words of callers in it: it may show itself, and nothing more. It may stand in a frame
-# of the server's own page.
+BODY = json_of(AskTraining)
+# A report is a page of ours with words of callers in it: it may show itself, and nothing more.
 ALONE = {
     "content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'self'; sandbox",
-    "x-frame-options": "SAMEORIGIN",
+    "form-action 'none'; frame-ancestors 'none'; sandbox"
 }
 
 
@@ -38,7 +36,7 @@ async def begin(request: Request, service: Serving) -> JSONResponse:
     """With `dry` true nothing is trained: 200 with steps, findings, notes and cost, after some seconds."""
     async with taken_in(request):
         given = await asked_of(request, service.uploads)
-        if given.get("dry") is not True:
+        if not read_as(AskTraining, given).dry:
             record = await apart(request, service.trainings.submit, given)
             told = await run_in_threadpool(service.trainings.told, record.id)
             return JSONResponse(told, 202, {"Location": f"/v1/trainings/{record.id}"})
@@ -100,7 +98,7 @@ async def _planned(request: Request, service: Service, given: Mapping[str, Any])
     """Who leaves needs no plan."""
     gone = Flag()
     plan = asyncio.ensure_future(run_in_threadpool(service.trainings.plan, given, gone))
-    leaves = asyncio.ensure_future(_leaves(request))
+    leaves = asyncio.ensure_future(left(request))
     both: set[asyncio.Future[Any]] = {plan, leaves}
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -115,26 +113,13 @@ async def _planned(request: Request, service: Service, given: Mapping[str, Any])
         leaves.cancel()
 
 
-async def _leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _events(service: Service, name: str) -> AsyncIterator[str]:
     trainings = service.trainings
     with trainings.hub.listener(name) as listener:  # before the first look, so that nothing falls between
-        yield _event(Event("state", await run_in_threadpool(trainings.told, name)))
-        record = trainings.training(name)
+        yield event("state", await run_in_threadpool(trainings.told, name))
+        record = await run_in_threadpool(trainings.training, name)
         if record.state in ENDED:
-            yield _event(Event("end", end_of(record)))
+            yield event("end", end_of(record))
             return
-        event: Event | None = None
-        while event is None or event.kind != "end":
-            if (event := await listener.next(KEEP_ALIVE)) is None:
-                yield ": still here\n\n"
-                continue
-            yield _event(event)
-
-
-def _event(event: Event) -> str:
-    return f"event: {event.kind}\ndata: {json.dumps(dict(event.data))}\n\n"
+        async for each in until_end(listener):
+            yield each

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +16,10 @@ from pydantic import Field, ValidationError
 
 from app.failing import without_folders
 from app.generate import DEFAULT_MODEL
-from app.server.asking import MAX_SEED, Named, Strict
+from app.server.asking import MAX_SEED, Named, Strict, read_as
 from app.server.catalog import Catalog
 from app.server.limits import Limits
 from app.server.uploads import Uploads
-from ldm.config.explain import explain
 from ldm.errors import Code, LdmError
 from train.personal.settings import Method, Wish
 from train.personal.token import refuse_syntax
@@ -100,10 +101,7 @@ class Understanding:
     folder: Path
 
     def __call__(self, given: Mapping[str, Any]) -> Training:
-        try:
-            ask = AskTraining.model_validate(given)
-        except ValidationError as error:
-            raise explain(error, AskTraining, given, lambda path: "in the request") from None
+        ask = read_as(AskTraining, given)
         fields = ask.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         fields |= {"token": plain(ask.token), "model": ask.model}
         photos = self._photos(ask.photos)
@@ -123,9 +121,11 @@ class Understanding:
         name = _name(fields.get("name"), wish_of(fields))
         return Training(fields, tuple(fields["photos"]), name, link)
 
-    def check_room(self, photos: tuple[str, ...]) -> None:
-        """The photos are kept twice, and what is trained beside them."""
-        needed = ROOM + 2 * sum((self.uploads.folder / photo).stat().st_size for photo in photos)
+    def check_room(self, photos: tuple[str, ...] = ()) -> None:
+        """The photos may be kept twice, and what is trained beside them; of one that goes on the photos are there."""
+        more = sum((self.uploads.folder / photo).stat().st_size for photo in photos)
+        check_kept(size_of(self.folder), more, self.limits.trained)
+        needed = ROOM + 2 * more
         if (free := shutil.disk_usage(self.folder).free) < needed:
             why = f"{free / 1e6:,.0f} MB are free, and at least {needed / 1e6:,.0f} MB are needed."
             what = "There is not enough room on the disk for a training."
@@ -145,6 +145,26 @@ class Understanding:
             )
             raise LdmError(Code.USAGE, what, why if photos else "A subject is learned from a few photos.", fix)
         return photos
+
+
+def check_kept(kept: int, more: int, most: int) -> None:
+    """All trainings and their trash take so much and no more, whatever the disk has."""
+    if kept + more > most:
+        why = f"Trainings and their trash take {kept / 1e9:.1f} GB, and no more than {most / 1e9:.1f} are kept"
+        why += f"; this takes {more / 1e9:.2f} GB."
+        fix = "Whoever runs the server can empty its folder trainings/trash."
+        raise LdmError(Code.RESOURCE, "There is no room for another training.", why, fix)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder, of which each counts once, whatever names it has."""
+    found = dict[tuple[int, int], int]()
+    for home, _, names in os.walk(folder):
+        for name in (".", *names):
+            with suppress(OSError):  # a process may be at work there
+                told = (Path(home) / name).lstat()
+                found[told.st_dev, told.st_ino] = told.st_size
+    return sum(found.values())
 
 
 def plain(token: str) -> str:

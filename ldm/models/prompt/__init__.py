@@ -3,7 +3,7 @@
 from ldm.models.prompt.chunks import BACKTRACK, MAX_CHUNKS, Layout, Token, lay_out
 from ldm.models.prompt.clean import MAX_BYTES, check_size, clean
 from ldm.models.prompt.explain import Explanation, explain
-from ldm.models.prompt.parse import DIALECTS, Prompt, parse
+from ldm.models.prompt.parse import DIALECTS, MAX_SAID, Prompt, parse
 from ldm.models.prompt.resolve import Lora, Resolved, resolve, retagged, tagged
 from ldm.models.prompt.weights import MAX_WEIGHT, Dialect, Piece, Section
 from ldm.models.prompt.words import remark, says, vocabulary
@@ -13,6 +13,7 @@ __all__ = [
     "DIALECTS",
     "MAX_BYTES",
     "MAX_CHUNKS",
+    "MAX_SAID",
     "MAX_WEIGHT",
     "Dialect",
     "Explanation",

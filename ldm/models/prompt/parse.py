@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeGuard, get_args
 
 from ldm.errors import Code, LdmError
@@ -10,6 +11,7 @@ from ldm.models.prompt.clean import check_size, clean
 from ldm.models.prompt.schedule import Tree, parse_schedule, switches, text_at
 from ldm.models.prompt.weights import GRAMMARS, Dialect, Section
 
+MAX_SAID = 60_000  # characters of all the texts that a prompt is during a run: each of them is encoded
 DIALECTS: tuple[str, ...] = get_args(Dialect)
 
 
@@ -24,9 +26,31 @@ class Prompt:
     @property
     def switches(self) -> tuple[float, ...]:
         """Sorted fractions of the run, between 0 and 1, at which the text changes."""
-        found = sorted(switches(self.tree))
-        texts = [self.at(0.0), *(self.at(f) for f in found)]
-        return tuple(f for f, was, now in zip(found, texts, texts[1:], strict=False) if was != now)
+        return self._course[0]
+
+    @property
+    def said(self) -> int:
+        """Characters of all the different texts that hold at some part of the run."""
+        return self._course[1]
+
+    @cached_property
+    def _course(self) -> tuple[tuple[float, ...], int]:
+        found, was = list[float](), self.at(0.0)
+        told, said = {was}, len(was)
+        for fraction in sorted(switches(self.tree)):
+            if (now := self.at(fraction)) != was:
+                found.append(fraction)
+                said += 0 if now in told else len(now)
+                told.add(now)
+                was = now
+            if said > MAX_SAID:
+                raise LdmError(
+                    Code.USAGE,
+                    "the prompt changes too often for its length",
+                    f"its texts at each part of the run have more than {MAX_SAID:,} characters together",
+                    "shorten the prompt, or let it change less often",
+                )
+        return tuple(found), said
 
     def at(self, fraction: float) -> str:
         """The text, weights still in it, that holds at this fraction of the run."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from app.server import uploads
 from app.server.asking import Ask, Understanding
 from app.server.catalog import Catalog
 from app.server.decoding import Decoder
@@ -196,6 +197,18 @@ def test_all_pictures_of_a_request_fit_into_memory(understand: Understanding, tm
     with pytest.raises(LdmError, match="no room") as caught:
         full.add(png((64, 64)))
     assert caught.value.code is Code.RESOURCE
+
+
+def test_what_is_only_looked_at_keeps_nothing(understand: Understanding, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, kept = understand.uploads, [understand.uploads.add(png(colour=c)) for c in ("red", "green", "blue")]
+    first = there.open(kept[0].id)
+    monkeypatch.setattr(uploads, "CACHED", 3 * 32 * 32 * 3)
+    for n in range(4):
+        assert there.look(png((40 + n, 32))).size == (40 + n, 32)
+    assert there.open(kept[0].id) is first and set(there._sizes) == {one.id for one in kept}
+    monkeypatch.setattr(uploads, "SIZES", 2)
+    other = there.add(png((48, 32)))
+    assert len(there._sizes) == 2 and there.size(other.id) == (48, 32) and there.size(kept[0].id) == (32, 32)
 
 
 def test_large_pictures_share_no_call(understand: Understanding) -> None:

@@ -230,6 +230,20 @@ def test_a_file_of_version_1_becomes_one_of_version_2(tmp_path: Path) -> None:
     jobs.close()
 
 
+def test_a_step_to_a_newer_version_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "jobs.sqlite"
+    with sqlite3.connect(path) as old:
+        old.executescript(OLD)
+    old.close()
+    Jobs(path, longest=8).close()
+    monkeypatch.setattr(tables, "STEPS", (*tables.STEPS, lambda db: db.execute("create table more (number integer)")))
+    for _ in range(2):
+        jobs = Jobs(path, longest=8)
+        assert jobs.read("pragma user_version")[0][0] == 3
+        assert [row["model"] for row in jobs.read("select model from searched order by job")] == ["scenes", "emoji"]
+        jobs.close()
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "jobs.sqlite"
     with sqlite3.connect(path) as old:

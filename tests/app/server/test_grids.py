@@ -7,6 +7,7 @@ import io
 import json
 import sqlite3
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from app.server.axes import read
+from app.server.catalog import Catalog
 from app.server.grids import GOING
 from app.server.limits import Limits
 from app.server.service import Service
@@ -105,6 +107,56 @@ def test_two_words_of_a_prompt_are_replaced_at_once(service: Service) -> None:
     assert prompts == ["a red circle", "a circle circle", "a red red", "a circle red"]
     z = {"field": "prompt", "values": ["red circle", "circle, red"]}
     assert len({cell["prompt"] for cell in asked(service, x, y, z)}) == 8
+
+
+def test_a_text_that_no_job_takes_is_not_made(service: Service) -> None:
+    axis = {"field": "prompt", "replace": "a", "values": ["b" * 10_000]}
+    tracemalloc.start()
+    try:
+        for prompt in ("a" * 60_000, "a" * 100, "a\u00e9" * 7_000, "a"):
+            given = axis if prompt != "a" else axis | {"values": ["b" * 20_001]}
+            with pytest.raises(LdmError, match="The prompt is too long") as caught:
+                asked(service, given, prompt=prompt)
+            assert caught.value.code is Code.USAGE
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # it was 600 MB
+    finally:
+        tracemalloc.stop()
+    assert len(asked(service, axis, prompt="a c")[0]["prompt"]) == 10_002
+
+
+def test_a_list_of_grids_is_short(service: Service) -> None:
+    values = [f"{n} {'long ' * 120}" for n in range(390)]
+    names = [started(service, x={"field": "prompt", "values": values}) for _ in range(3)]
+    for name in names:
+        service.grids.withdraw(name)
+    told = service.grids.list()
+    assert len(json.dumps(told)) < 10_000 and [one["id"] for one in told] == names[::-1]
+    axis = told[0]["axes"]["x"]
+    assert axis["field"] == "prompt" and axis["count"] == 390 and axis["values"][0].startswith("0 long long")
+    assert max(map(len, axis["values"])) == 60
+    assert service.grids.told(names[0])["axes"]["x"]["values"] == values
+    with pytest.raises(LdmError, match="grid is too long") as caught:
+        started(service, x={"field": "prompt", "values": [f"{n} {'long ' * 150}" for n in range(390)]})
+    assert caught.value.code is Code.USAGE and len(service.grids.list()) == 3
+
+
+def test_pictures_along_an_axis_are_kept_by_their_ids(service: Service) -> None:
+    pictures = [base64.b64encode(png(colour=colour)).decode() for colour in ("red", "blue")]
+    name = started(service, x={"field": "image", "values": pictures})
+    assert [len(value) for value in service.grids.told(name)["axes"]["x"]["values"]] == [64, 64]
+    done(service, name)
+
+
+def test_the_folders_of_models_are_read_once_for_a_grid(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, models = list[int](), Catalog.models
+
+    def counted(catalog: Catalog) -> dict[str, Path]:
+        reads.append(1)
+        return models(catalog)
+
+    monkeypatch.setattr(Catalog, "models", counted)
+    assert len(asked(service, {"field": "seed", "values": list(range(50))})) == 50
+    assert len(reads) == 1
 
 
 def test_a_picture_that_comes_along_is_kept_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from app.server import recognising
 from app.server.recipes import recipe
-from app.server.recognising import find_model
+from app.server.recognising import find_adapter, find_model
 from app.server.service import Service
 from ldm.errors import Code, LdmError
 from ldm.images import open_image, save_image
@@ -222,6 +223,15 @@ def test_a_file_of_weights_is_known_by_the_hash_that_a1111_writes() -> None:
     assert find_model(ModelId(name="other", fingerprint=hashed[:9]), there) is None  # too short to mean something
     assert find_model(ModelId(name="other", fingerprint="0" * 10), there) is None
     assert find_model(ModelId(), there) is None
+
+
+def test_no_more_adapters_are_hashed_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = dict(shipped_adapters())
+    hashed = hashlib.sha256(there["emoji-fast"].read_bytes()).hexdigest()
+    assert find_adapter("other", hashed, there) == find_adapter("emoji-fast", hashed, there) == ("emoji-fast", True)
+    monkeypatch.setattr(recognising, "HASHED", there["emoji-fast"].stat().st_size - 1)
+    assert find_adapter("other", hashed, there) is None
+    assert find_adapter("emoji-fast", hashed, there) == ("emoji-fast", False)
 
 
 def test_pictures_of_comfyui_are_read(service: Service) -> None:

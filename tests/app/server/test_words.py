@@ -109,6 +109,43 @@ def test_it_is_quick_once_the_tokenizer_is_there(service: Service) -> None:
     assert (time.perf_counter() - began) / 20 < 0.1  # 4 ms on a quiet machine
 
 
+MARKS = "".join(f"[a:b:{n % 150}]" for n in range(1400))
+
+
+def test_what_changes_at_every_step_is_refused_before_it_is_read(service: Service) -> None:
+    tokens(service, {"prompt": "a cat"})
+    asked = {"prompt": MARKS, "negative": MARKS, "steps": 150}
+    began = time.process_time()
+    for call in (service.understanding, lambda given: tokens(service, given)):
+        with pytest.raises(LdmError, match="changes too often") as caught:
+            call(asked)
+        assert caught.value.code is Code.USAGE
+    assert time.process_time() - began < 10  # it was 72 s, and hours before the first step of a job
+    half = "".join(f"[a:b:{n % 150}]" for n in range(300))
+    with pytest.raises(LdmError, match="read for a picture"):
+        service.understanding(asked | {"prompt": half, "negative": half})
+    long = "a red circle on a blue square " * 90
+    turns = service.understanding({"prompt": f"[cat|dog|cow] {long}", "negative": long, "steps": 150})
+    assert turns.request.steps == 150
+    choices = {"prompt": "{red|blue} " + long * 6, "count": 30}
+    assert service.understanding(choices)
+    with pytest.raises(LdmError, match="read for a job"):
+        service.understanding(choices | {"count": 60})
+
+
+def test_pictures_that_say_the_same_are_laid_out_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, chunks = list[object](), TextEncoder.chunks
+
+    def counted(text: TextEncoder, prompt: Any, **more: Any) -> int:
+        seen.append(prompt)
+        return chunks(text, prompt, **more)
+
+    monkeypatch.setattr(TextEncoder, "chunks", counted)
+    request = pipeline.request("a red circle", negative="a blue square", count=20, steps=1, batch=20)
+    next(pipeline.run(request))
+    assert seen == ["a red circle", "a blue square"]
+
+
 def test_a_folder_s_tokenizer_needs_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from ldm.store.tokenizers import readers_of; "
