@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def folder_for(training: Training, home: Path, uploads: Uploads) -> None:
             source = uploads.folder / photo
             with source.open("rb") as file:
                 suffix = SUFFIXES[sniff(file.read(64)) or "PNG"]
-            shutil.copyfile(source, home / PHOTOS / f"{number:04d}{suffix}")
+            _linked(source, home / PHOTOS / f"{number:04d}{suffix}")
         (home / CLASS_PICTURES).symlink_to(Path("..") / CLASS_PICTURES)
         if training.link is not None:  # by its name, so that nothing says where it lies
             (home / MODELS).mkdir()
@@ -40,6 +41,14 @@ def folder_for(training: Training, home: Path, uploads: Uploads) -> None:
         shutil.rmtree(home, ignore_errors=True)
         why, fix = f"The system says: {error.strerror or error}.", "Free some space where the server keeps its files."
         raise LdmError(Code.RESOURCE, "The photos cannot be copied.", why, fix) from error
+
+
+def _linked(source: Path, goal: Path) -> None:
+    """The same file under another name, which takes no room: no upload is ever written to again."""
+    try:
+        os.link(source, goal)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(source, goal)
 
 
 def plan(

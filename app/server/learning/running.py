@@ -12,7 +12,7 @@ from threading import Event as Flag
 
 from app.failing import told_of
 from app.server.catalog import Catalog
-from app.server.learning.asking import OUT, Training, without_options
+from app.server.learning.asking import OUT, Training, check_kept, size_of, without_options
 from app.server.learning.process import PATIENCE, TOLD, Child, Lines
 from app.server.learning.publishing import publish
 from app.server.learning.record import Record
@@ -35,9 +35,11 @@ Tell = Callable[[Record, Heard], None]
 class Run:
     """For the one thread that trainings are run by. `ending`: the server is to end; `tell` hears all news."""
 
-    def __init__(self, home: Path, record: Record, training: Training, device: str) -> None:
+    def __init__(self, home: Path, record: Record, training: Training, device: str, most: int) -> None:
         self.home, self.record, self.training, self.device = home, record, training, device
+        self.most = most  # bytes of all trainings
         self.refused: LdmError | None = None  # why it was ended by us
+        self._kept: int | None = None  # bytes of all trainings when this one began
         self._stopped: float | None = None  # when it was asked to end
 
     def go(self, ending: Flag, begun: Callable[[Child], None], tell: Tell) -> int:
@@ -80,6 +82,12 @@ class Run:
             fix = "Free some space where the server keeps its files, or ask for fewer checkpoints."
             what = "There is not enough room on the disk for this training."
             self.refused = LdmError(Code.RESOURCE, what, why, fix)
+        if self._kept is None:  # they are looked through once
+            self._kept = size_of(self.home.parent)
+            try:
+                check_kept(self._kept, cost["disk"], self.most)
+            except LdmError as error:
+                self.refused = self.refused or error
 
     def failure(self, status: int) -> LdmError:
         """Why it did not come to its end."""

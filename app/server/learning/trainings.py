@@ -129,6 +129,8 @@ class Trainings:
 
     def resume(self, name: str) -> None:
         """Goes on where it was left; what waits or runs does so anyway."""
+        if self.training(name).state in ENDED:
+            self.understanding.check_room()  # it looks through all of them, so nobody waits for it
         with self._lock:
             record = self.training(name)
             if record.state == "done":
@@ -137,6 +139,7 @@ class Trainings:
                     Code.DIFFERENT, what, why, "Begin another one, with more steps if it learned too little."
                 )
             if record.state in ENDED:
+                self._check_queue()
                 self.understanding.again(record.asked)  # its model may be gone
                 record.unwanted, record.error, record.ended, record.tries = False, None, None, 0
                 self._turn(record, "queued")
@@ -221,16 +224,19 @@ class Trainings:
             record.tries += 1
             record.started = record.started or time.time()
             self._turn(record, "planning")
-        run = Run(home, record, training, self.device)
+        run = Run(home, record, training, self.device, self.limits.trained)
         status = run.go(self._ending, lambda child: self._begun(record, child), self._heard)
+        learned = status == 0 and record.story.result is not None
         with self._lock:
             if status != 0 and self._ending.is_set() and not record.unwanted and run.refused is None:
                 record.tries = 0  # it did not take the server along; `child` is kept, so that it goes on first
                 record.write(self.folder)
                 return
             record.child = {}
-            if status == 0 and record.story.result is not None:
-                published(record, training, home, self.catalog, self.adapters)
+        if learned:
+            published(record, training, home, self.catalog, self.adapters)  # it copies, so nobody waits for it
+        with self._lock:
+            if learned:
                 self._turn(record, "done")
             elif record.unwanted:
                 self._turn(record, "cancelled")

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from app.server.learning import trainings
 from app.server.limits import Limits
 from app.server.service import Service
 from ldm.data.characters import character, draw_character, pose
@@ -68,8 +69,19 @@ def events(http: httpx.Client, name: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once(
-    open_service: Open, models: Path, tmp_path: Path
+    open_service: Open, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    published, free = trainings.published, list[bool]()
+
+    def watched(*given: Any) -> None:
+        """Whoever asks is told while an adapter is copied."""
+        thread = threading.Thread(target=service.trainings.listed)
+        thread.start()
+        thread.join(10)
+        free.append(not thread.is_alive())
+        published(*given)
+
+    monkeypatch.setattr(trainings, "published", watched)
     with open_service(models=models) as service, listened(service) as http:
         photos = [http.post("/v1/uploads", files={"file": photo(n)}).json()["id"] for n in range(5)]
         small = http.post("/v1/uploads", files={"file": ("x", _tiny())}).json()["id"]
@@ -96,7 +108,7 @@ def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once
         heard = list(events(http, name))
         kinds = [kind for kind, _ in heard]
         assert kinds[0] == "state" and kinds[-1] == "end" and kinds.count("measured") == 2, kinds
-        assert heard[-1][1] == {"state": "done", "adapter": "mine", "embedding": None}
+        assert heard[-1][1] == {"state": "done", "adapter": "mine", "embedding": None} and free == [True]
         states = [data["state"] for kind, data in heard if kind == "state"]
         assert list(dict.fromkeys(states))[-3:] == ["planning", "running", "done"]
         assert [data["step"] for kind, data in heard if kind == "progress"][-1] == 6
@@ -116,6 +128,7 @@ def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once
         assert report.status_code == 200 and "zwx circle" in report.text and "CC0" not in report.text
         policy = report.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "sandbox" in policy and "script" not in policy
+        assert "frame-ancestors 'none'" in policy and report.headers["x-frame-options"] == "DENY"
         for text in (report.text, json.dumps(one), plan.text, http.get("/v1/trainings").text):
             assert str(tmp_path) not in text
 
@@ -287,6 +300,21 @@ def test_whoever_asks_wrongly_is_told_before_anything_begins(open_service: Open,
         assert list((tmp_path / "server" / "trainings").iterdir()) == []
         limits_told = http.get("/v1/limits").json()
         assert (limits_told["training_photos"], limits_told["training_steps"]) == (4, 10)
+
+
+def test_dry_is_what_it_is_read_as(open_service: Open, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings, "TURN", 0.1)
+    with open_service(models=models) as service, listened(service) as http:
+        asked = SHORT | {"photos": brought(service)}
+        with service.trainings._planning:  # so that a plan is known by its answer
+            for dry in (True, "true", 1, "yes"):
+                answer = http.post("/v1/trainings", json=asked | {"dry": dry})
+                assert answer.status_code == 429 and "Other plans" in answer.text, (dry, answer.text)
+        assert service.trainings.listed() == []
+        for dry in (False, "false", 0):
+            answer = http.post("/v1/trainings", json=asked | {"dry": dry})
+            assert answer.status_code == 202, (dry, answer.text)
+            service.trainings.cancel(answer.json()["id"])
 
 
 def test_a_page_of_another_site_begins_nothing(open_service: Open) -> None:

@@ -112,6 +112,57 @@ def test_so_many_wait_and_no_more(opened: Callable[..., Trainings]) -> None:
     assert len(list(there.folder.glob("*/training.json"))) == len(list(there.folder.glob("*/photos"))) == 1
 
 
+def test_what_goes_on_waits_in_the_queue_like_others(
+    opened: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = opened(trainings=2)
+    names = [there.submit(asked(there)).id for _ in range(2)]
+    for name in names:
+        there.cancel(name)
+    others = [there.submit(asked(there)).id for _ in range(2)]
+    with pytest.raises(LdmError, match="queue is full") as refused:
+        there.resume(names[0])
+    assert refused.value.code is Code.BUSY and there.told(names[0])["state"] == "cancelled"
+    there.resume(others[0])  # it waits anyway
+    there.cancel(others[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(asking.shutil, "disk_usage", lambda path: SimpleNamespace(free=100 << 20))
+        with pytest.raises(LdmError, match="not enough room"):
+            there.resume(names[0])
+    (there.uploads.folder / there.training(names[0]).asked["photos"][0]).unlink()  # it has its own
+    there.resume(names[0])
+    assert [there.told(name)["state"] for name in names] == ["queued", "cancelled"]
+
+
+def test_photos_take_their_room_once_and_trainings_no_more_than_they_may(
+    opened: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = opened()
+    first = there.submit(asked(there))
+    kept = there.folder / first.id / "photos" / "0001.png"
+    assert kept.samefile(there.uploads.folder / first.asked["photos"][0])
+    size = asking.size_of(there.folder)
+    assert size > sum(path.stat().st_size for path in there.folder.rglob("*") if path.is_file())
+    os.link(kept, there.folder / "again")
+    assert asking.size_of(there.folder) == size
+    (there.folder / "again").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+        second = there.submit(asked(there))
+    copied = there.folder / second.id / "photos" / "0001.png"
+    assert copied.read_bytes() == kept.read_bytes() and not copied.samefile(kept)
+    for name in (first.id, second.id):
+        there.cancel(name)
+        there.forget(name)
+    there = opened(trained=asking.size_of(there.folder) + 10)  # of what is in the trash
+    assert there.listed() == []
+    with pytest.raises(LdmError, match="no room for another training") as refused:
+        there.submit(asked(there))
+    assert refused.value.code is Code.RESOURCE and "trash" in refused.value.fix
+    shutil.rmtree(there.folder / "trash")
+    assert there.submit(asked(there)).state == "queued"
+
+
 def test_a_full_disk_is_said_before_anything_begins(
     opened: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +275,7 @@ def test_an_adapter_and_a_word_get_their_names(
 def test_why_a_training_failed_is_told(opened: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch) -> None:
     there = opened()
     record = there.submit(asked(there))
-    run = Run(there.folder / record.id, record, there.understanding.again(record.asked), "auto")
+    run = Run(there.folder / record.id, record, there.understanding.again(record.asked), "auto", there.limits.trained)
     assert [run.failure(status).what for status in (143, -9)] == ["The training was ended."] * 2
     assert run.failure(0) is run.failure(1) is BROKEN
     record.story.hear({"error": {"code": "bug", "what": "KeyError: /secret/place", "why": "", "fix": ""}})
@@ -237,6 +288,10 @@ def test_why_a_training_failed_is_told(opened: Callable[..., Trainings], monkeyp
     record.story.hear({"cost": {"disk": 1 << 60}})
     run._check_room()
     assert run.failure(143).code is Code.RESOURCE and "not enough room" in run.failure(143).what
+    record.story.hear({"cost": {"disk": 1}})
+    run = Run(there.folder / record.id, record, there.understanding.again(record.asked), "auto", 1)
+    run._check_room()
+    assert run.failure(143).code is Code.RESOURCE and "another training" in run.failure(143).what
 
 
 def test_a_model_that_is_gone_fails_its_training_alone(opened: Callable[..., Trainings]) -> None:
