@@ -30,7 +30,7 @@ class Form:
         return self.add(name, gr.Number(None, label=label, elem_id=_id(name), **more))
 
     def choice(self, name: str, label: str, choices: Sequence[Any], value: str, **more: Any) -> Component:
-        more = {"min_width": 140, "filterable": len(choices) > 8} | more
+        more = {"min_width": 140, "filterable": False} | more
         return self.add(name, gr.Dropdown(list(choices), value=value, label=label, elem_id=_id(name), **more))
 
 
@@ -54,15 +54,15 @@ def words(form: Form) -> None:
 
 def settings(form: Form, models: Sequence[str], model: str) -> None:
     """How it is made. What is left empty suits the model."""
-    form.choice("model", "Model", models, model, filterable=True)
+    form.choice("model", "Model", models, model)
     with gr.Row(equal_height=True):
         form.number("width", "Width", minimum=8, step=8, precision=0)
         form.number("height", "Height", minimum=8, step=8, precision=0)
     with gr.Row(equal_height=True):
         form.number("steps", "Steps", minimum=1, precision=0)
         form.number("guidance.scale", "Guidance", minimum=0, step=0.5)
+    form.number("seed", "Seed", minimum=0, precision=0, placeholder="any")
     with gr.Row(equal_height=True):
-        form.number("seed", "Seed", minimum=0, precision=0, placeholder="any")
         form.number("count", "Pictures", minimum=1, precision=0, placeholder="1")
         form.number("best_of", "Best of", minimum=1, precision=0, placeholder="1")
 

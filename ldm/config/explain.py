@@ -87,8 +87,10 @@ def _problem(found: Mapping[str, Any], path: Path, allowed: Sequence[str]) -> tu
             f"give {name} {_WANTED[kind]}",
         )
     reason = found["msg"].removeprefix("Value error, ").removeprefix("Input ").strip()
-    shown = "" if isinstance(value, Mapping | list) else f"{show(value)}: "
-    return f"{key}: {shown}{reason}", f"{name or 'the file'}: {reason}", f"change {key} so that it fits"
+    if not path:  # fields that do not go together
+        return reason, "these do not go together", "change one of them"
+    shown = "" if isinstance(value, Mapping | list) or reason.startswith(show(value)) else f"{show(value)}: "
+    return f"{key}: {shown}{reason}", f"{name}: {reason}", f"change {key} so that it fits"
 
 
 def _not_a_choice(key: str, value: Any, context: Mapping[str, Any]) -> tuple[str, str, str]:

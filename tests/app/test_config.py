@@ -50,7 +50,7 @@ def test_shown_defaults_read_back_as_the_same_request(tmp_path: Path, capsys: py
         ("steps: 12", "stepps: 12", "stepps: unknown key; did you mean steps?"),
         ("weight: 0.7", "wieght: 0.7", "controls.0.wieght: unknown key; did you mean weight?"),
         ("steps: 12", "steps: 0", "steps: 0: should be greater than or equal to 1"),
-        ("steps: 12", "width: 500", "width: 500: 500 is not a multiple of 8 from 8 to 16384; the nearest legal size"),
+        ("steps: 12", "width: 500", "width: 500 is not a multiple of 8 from 8 to 16384; the nearest legal size"),
         ("steps: 12", "dialect: a111", "dialect: a111 is none of a1111, comfy, compel; did you mean a1111?"),
         ("steps: 12", "mask: a.png", "mask needs an image"),
         ("image: outline.png, ", "", "controls.0.image: missing"),

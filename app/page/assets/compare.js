@@ -1,5 +1,6 @@
 // Compare: a grid over any settings, with its bill before anything is made.
 import {$, api, duration, el, kept, tell, trying} from "./core.js";
+import {heard} from "./form.js";
 import {look} from "./picture.js";
 import {onOpen} from "./sections.js";
 
@@ -16,7 +17,9 @@ let watching = 0;
 export function start() {
   const was = kept.get("axes", {x: {field: "guidance.scale", values: "1, 3, 6"}, y: {field: "seed", values: "1, 2"}});
   $("ldm-axes").replaceChildren(...Object.keys(SIDES).map((side) => axis(side, was[side])));
-  $("ldm-compare-bill").addEventListener("click", () => $("ldm-do-make").click());
+  const stale = () => $("ldm-compare-told").replaceChildren(); // the bill was about something else
+  $("ldm-axes").addEventListener("input", stale);
+  heard(stale);
   onOpen("compare", () => trying(earlier));
   const now = kept.get("grid");
   if (now) trying(() => watch(now));
@@ -60,6 +63,7 @@ const value = (field, text) => (TEXTS.includes(field) || Number.isNaN(Number(tex
 
 // From the form: first the bill, and then, when that was seen, the pictures.
 export async function make(request) {
+  $("ldm-compare-told").replaceChildren();
   const {count, ...alone} = request; // one picture in each cell
   const given = {request: alone, ...asked()};
   const bill = await api("/v1/grids", {json: {...given, dry: true}});
@@ -100,9 +104,10 @@ function show(grid) {
     place.dataset.grid = grid.id;
     lay(place, grid);
   }
-  const done = grid.cells.filter((one) => one.state === "done").length;
+  const count = (states) => grid.cells.filter((one) => states.includes(one.state)).length;
+  const [done, stopped] = [count(["done"]), count(["cancelled", "failed"])];
   const head = place.querySelector(".ldm-fields");
-  head.querySelector("[role=status]").textContent = `${done} of ${grid.cells.length} made`;
+  head.querySelector("[role=status]").textContent = `${done} of ${grid.cells.length} made${stopped ? `, ${stopped} not finished` : ""}`;
   const under = String(grid.cells.some(going));
   if (head.dataset.going !== under) {
     head.dataset.going = under;
@@ -116,6 +121,7 @@ function show(grid) {
     if (!box || box.dataset.key === key) continue;
     box.dataset.key = key;
     box.replaceChildren(cell(one));
+    box.classList.toggle("ldm-partial", one.state !== "done" && Boolean(one.url));
   }
 }
 
@@ -143,8 +149,9 @@ function cell(one) {
 async function earlier() {
   const {grids} = await api("/v1/grids");
   const texts = grids.map((grid) => Object.values(grid.axes).filter(Boolean).map((one) => `${FIELDS[one.field] || one.field}: ${one.values.join(", ")}`).join("; "));
+  const when = ({created}) => new Date(created * 1000).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
   $("ldm-compare-earlier").replaceChildren(...grids.map((grid, i) => el("li", {}, el("button", {class: "ldm-quiet",
-    onclick: () => trying(() => watch(grid.id))}, texts[i]))));
+    onclick: () => trying(() => watch(grid.id))}, `${when(grid)}: ${texts[i]}`))));
 }
 
 // What `ldm compare` found, where this machine has it.

@@ -1,7 +1,7 @@
 // Control: scribbles and pictures that guide what is made, each with its own detector, weight and span.
 import {$, api, calm, el, kept, tell, trying, upload} from "./core.js";
-import {chooser, takes} from "./drop.js";
-import {heard, modelNow, valueOf} from "./form.js";
+import {brings, chooser, takes} from "./drop.js";
+import {heard, modelNow, set, valueOf} from "./form.js";
 import {Painter} from "./painter.js";
 import {receives, takes as takesRequest} from "./picture.js";
 
@@ -18,6 +18,7 @@ export function start() {
     const free = controls.find((one) => !one.painter.painted() && !one.image) || (await add());
     await free?.bring(brought);
   }));
+  brings("control", async ([file]) => (controls.find((one) => !one.painter.painted() && !one.image) || (await add()))?.bring(await upload(file)));
   takesRequest("control", (request) => trying(async () => {
     for (const one of controls) one.place.remove();
     controls = [];
@@ -74,7 +75,7 @@ class Control {
         el("label", {class: "ldm-pair"}, "From", this.from), el("label", {class: "ldm-pair"}, "to", this.to),
         el("div", {class: "ldm-actions"}, label, act("Empty sheet", () => this.sheet()), act("Preview", () => trying(() => this.preview())),
           act("Remove", () => this.remove())), this.seen));
-    this.painter = new Painter(board, {ink: INK, onChange: () => remember()});
+    this.painter = new Painter(board, {ink: INK, onChange: () => this.changed()});
     takes(this.place, input, (files) => trying(async () => this.bring(await upload(files[0]))));
     this.was = was;
     this.offer();
@@ -100,8 +101,14 @@ class Control {
   }
 
   explain() {
-    const told = hints[this.hint.value];
-    this.about.textContent = typeof told === "string" ? told : told?.what || "";
+    this.about.textContent = this.hint.value === "none" ? "What you draw or bring is used as it is." : hints[this.hint.value] || "";
+    this.changed();
+  }
+
+  // What was previewed is no longer so.
+  changed() {
+    this.seen.replaceChildren();
+    remember();
   }
 
   sheet() {
@@ -118,7 +125,18 @@ class Control {
     await this.painter.load(at(id));
     if (this.hint.value === "none") this.hint.value = Object.keys(hints).includes("canny") ? "canny" : "none";
     this.explain();
-    remember();
+    this.shape();
+  }
+
+  // A picture of another shape than what is made is squeezed into it: that is said, and can be mended.
+  shape() {
+    const [width, height] = [this.painter.width, this.painter.height];
+    const [across, down] = [valueOf("width") || this.side, valueOf("height") || this.side];
+    if (Math.abs(width / height / (across / down) - 1) < 0.05) return;
+    const scale = Math.sqrt((this.side * this.side) / (width * height));
+    const sides = [width, height].map((one) => Math.max(8, Math.round((one * scale) / 8) * 8));
+    this.seen.replaceChildren(el("p", {class: "ldm-note"}, `It is ${width} x ${height}, and is squeezed into ${across} x ${down}. `,
+      el("button", {class: "ldm-quiet", onclick: () => (set({width: sides[0], height: sides[1]}), this.changed())}, `Make ${sides[0]} x ${sides[1]}`)));
   }
 
   // The upload that stands for it: what was brought with what was drawn over it.
@@ -137,9 +155,12 @@ class Control {
   async use() {
     const image = await this.picture();
     if (!image || !this.model.value) return null;
+    const part = (field, other) => (field.value === "" ? other : Math.min(1, Math.max(0, Number(field.value))));
+    const [start, end] = [part(this.from, 0), part(this.to, 1)];
+    [this.from.value, this.to.value] = [String(start), String(end)]; // what is meant is what is seen
     const use = {model: this.model.value, image, hint: this.hint.value, weight: Number(this.weight.value)};
-    if (Number(this.from.value) > 0) use.start = Number(this.from.value);
-    if (Number(this.to.value) < 1) use.end = Number(this.to.value);
+    if (start > 0) use.start = start;
+    if (end < 1) use.end = end;
     return use;
   }
 

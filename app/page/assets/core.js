@@ -3,9 +3,30 @@
 
 export class Refused extends Error {
   constructor(told) {
-    super([told.title, told.detail, told.fix].filter(Boolean).join(" "));
+    super(sentence(told.title, told.detail, told.fix));
     this.told = told;
   }
+}
+
+// Fields as they are called on the page.
+const LABELS = {
+  "guidance.scale": "Guidance", "guidance.rescale": "Guidance rescale", "hires.scale": "Second pass: enlarge by", "hires.strength": "Second pass: strength",
+  clip_skip: "CLIP skip", variation_seed: "Variation seed", variation: "Variation", width: "Width", height: "Height", steps: "Steps", seed: "Seed",
+  count: "Pictures x Best of", strength: "Change", mask_blur: "Soft edge", prompt: "Prompt", negative: "Not in the picture", token: "Word and kind",
+};
+
+// What, why and fix as one text: what is said twice is said once, and fields have their labels.
+export function sentence(what = "", why = "", fix = "") {
+  const end = (text) => (/[.!?]$/.test(text) || !text ? text : `${text}.`);
+  const plain = what.replace(/ \((?:in|at) the (?:call|request)\)/g, "");
+  const [name, ...after] = plain.split(": ");
+  const field = name.replace(/^controls\.(\d+)\.(\w+)$/, (_, place, key) => `Control ${Number(place) + 1}, ${key}`);
+  const said = after.length && (LABELS[name] || field !== name) ? `${LABELS[name] || field}: ${after.join(": ")}` : plain;
+  const reason = why.replace(/ \((?:in|at) the (?:call|request)\)/g, "");
+  const again = plain.includes(reason.split(": ").slice(1).join(": ") || "\0") || plain.includes(reason);
+  const mend = /^change [\w.]+ so that it fits$/.test(fix) ? "" : fix;
+  const text = [said, again ? "" : reason, mend].filter(Boolean).map((one) => end(one[0].toUpperCase() + one.slice(1)));
+  return text.join(" ");
 }
 
 export async function api(path, {method, json, body, headers} = {}) {
@@ -73,21 +94,24 @@ export async function trying(doing) {
   }
 }
 
+// Each tab of the browser keeps its own; a new one begins with what was kept last.
 export const kept = {
   get(name, other = null) {
     try {
-      return JSON.parse(localStorage.getItem(`ldm-${name}`)) ?? other;
+      return JSON.parse(sessionStorage.getItem(`ldm-${name}`) ?? localStorage.getItem(`ldm-${name}`)) ?? other;
     } catch {
       return other;
     }
   },
   set(name, value) {
-    try {
-      localStorage.setItem(`ldm-${name}`, JSON.stringify(value));
-    } catch { // full, or a browser that keeps nothing: better nothing than what was before
+    for (const place of ["sessionStorage", "localStorage"]) {
       try {
-        localStorage.removeItem(`ldm-${name}`);
-      } catch { /* the page works all the same */ }
+        window[place].setItem(`ldm-${name}`, JSON.stringify(value));
+      } catch { // full, or a browser that keeps nothing: better nothing than what was before
+        try {
+          window[place].removeItem(`ldm-${name}`);
+        } catch { /* the page works all the same */ }
+      }
     }
   },
 };

@@ -1,6 +1,7 @@
-// A picture that is dropped anywhere: its recipe fills the form. Places that take pictures take it themselves.
+// A picture that is dropped or pasted anywhere: its recipe fills the form. Places that take pictures take it themselves.
 import {$, api, el, tell, trying} from "./core.js";
 import {use} from "./picture.js";
+import {current} from "./sections.js";
 
 const filesOf = (event) => [...(event.dataTransfer?.files || [])];
 const within = (event) => event.target.closest?.("[data-takes]");
@@ -25,14 +26,36 @@ export function start() {
     show(false);
     if (!within(event) && filesOf(event).length) read(filesOf(event)[0]);
   });
+  window.addEventListener("paste", pasted);
 }
 
+// The recipe of a picture; one without a recipe is a picture to work on.
 export async function read(file) {
-  const told = await trying(() => api("/v1/recipes", {body: file, headers: {"content-type": file.type || "application/octet-stream"}}));
-  if (!told) return;
-  await use(told.request);
+  if (!file.type.startsWith("image/")) return tell(`${file.name} is no picture.`, "error");
+  let told;
+  try {
+    told = await api("/v1/recipes", {body: file, headers: {"content-type": file.type}});
+  } catch (error) {
+    const bring = bringers[current()];
+    if (error.told?.status === 422 && bring) return bring([file]);
+    return tell(error.message, "error");
+  }
+  await trying(() => use(told.request));
   tell(`The form has the settings of ${file.name} (${FROM[told.source] || told.source}).`);
   for (const note of told.notes) tell(note);
+}
+
+// What a section does with pictures that come from anywhere on the page.
+const bringers = {};
+export const brings = (section, call) => (bringers[section] = call);
+
+function pasted(event) {
+  const files = [...(event.clipboardData?.files || [])];
+  if (!files.length || within(event)) return; // such a place takes them itself
+  event.preventDefault();
+  const bring = bringers[current()];
+  if (bring && files.every((file) => file.type.startsWith("image/"))) trying(() => bring(files));
+  else read(files[0]);
 }
 
 const FROM = {ldm: "made here", a1111: "from A1111", comfyui: "from ComfyUI"};

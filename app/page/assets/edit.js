@@ -1,11 +1,11 @@
 // Edit: a picture, what is painted on it, and how it is to be changed there.
 import {$, calm, el, kept, tell, trying, upload} from "./core.js";
-import {chooser, takes} from "./drop.js";
+import {brings, chooser, takes} from "./drop.js";
 import {Painter} from "./painter.js";
 import {receives, sendTo, takes as takesRequest} from "./picture.js";
 import {last} from "./stage.js";
 
-const FIELDS = {strength: 0.8, soft: 0, fill: "original", crop: false}; // and what they begin with
+const FIELDS = {strength: 0.8, soft: 0, fill: "original", crop: false, fit: false}; // and what they begin with
 const at = (id) => `/v1/uploads/${id}`;
 
 let painter = null;
@@ -25,6 +25,7 @@ export function start() {
   const [label, input] = chooser("Choose a file");
   place.append(label, el("button", {class: "ldm-quiet", onclick: () => trying(takeLast)}, "Take the last picture"));
   const bring = (files) => trying(async () => show(await upload(files[0])));
+  brings("edit", bring);
   takes(place, input, bring);
   takes($("ldm-edit-board"), null, bring);
   receives("edit", (brought) => trying(() => show(brought)));
@@ -32,23 +33,30 @@ export function start() {
   for (const name of Object.keys(FIELDS)) $(`ldm-edit-${name}`).addEventListener("input", () => (told(), remember()));
   document.querySelectorAll("[data-pad]").forEach((one) => one.addEventListener("change", () =>
     painter.setPad([...document.querySelectorAll("[data-pad]")].map((each) => Number(each.value) || 0))));
-  $("ldm-edit-box").addEventListener("click", () => painter.box(...[...document.querySelectorAll("[data-box]")].map((one) => Number(one.value) || 0)));
+  $("ldm-edit-box").addEventListener("click", () => box());
   restore();
 }
 
 const fields = () => ({strength: Number($("ldm-edit-strength").value), soft: Number($("ldm-edit-soft").value), fill: $("ldm-edit-fill").value,
-  crop: $("ldm-edit-crop").checked});
+  crop: $("ldm-edit-crop").checked, fit: $("ldm-edit-fit").checked});
 
 function setFields(values) {
   const all = {...FIELDS, ...values};
   for (const name of ["strength", "soft", "fill"]) $(`ldm-edit-${name}`).value = String(all[name]);
-  $("ldm-edit-crop").checked = all.crop;
+  for (const name of ["crop", "fit"]) $(`ldm-edit-${name}`).checked = all[name];
   told();
 }
 
 function told() {
   $("ldm-edit-strength").nextElementSibling.value = Number($("ldm-edit-strength").value).toFixed(2);
   $("ldm-edit-soft").nextElementSibling.value = $("ldm-edit-soft").value;
+}
+
+function box() {
+  const [left, top, width, height] = [...document.querySelectorAll("[data-box]")].map((one) => Number(one.value) || 0);
+  const inside = width > 0 && height > 0 && left < painter.width && top < painter.height && left + width > 0 && top + height > 0;
+  if (inside) painter.box(left, top, width, height);
+  else tell(`The box lies outside of the picture, which is ${painter.width} x ${painter.height} pixels.`, "error");
 }
 
 async function takeLast() {
@@ -76,7 +84,8 @@ async function take(request) {
   if (request.mask) await painter.paint(at(request.mask));
   strokes += 1;
   painter.setPad(request.pad || [0, 0, 0, 0]);
-  setFields({strength: request.strength ?? FIELDS.strength, soft: request.mask_blur ?? 0, fill: request.fill ?? FIELDS.fill, crop: request.only_masked ?? false});
+  setFields({strength: request.strength ?? FIELDS.strength, soft: request.mask_blur ?? 0, fill: request.fill ?? FIELDS.fill, crop: request.only_masked ?? false,
+    fit: Boolean(request.width || request.height)});
   remember();
 }
 
@@ -98,7 +107,7 @@ async function restore() {
 // What goes into the request besides the form.
 export async function more() {
   if (!picture) return void tell("Bring a picture first: drop it above, or take the last one.", "error");
-  const {strength, soft, fill, crop} = fields();
+  const {strength, soft, fill, crop, fit} = fields();
   const request = {image: picture, strength};
   const padded = painter.pad.some(Boolean);
   if (padded) request.pad = painter.pad;
@@ -111,5 +120,6 @@ export async function more() {
     if (fill !== FIELDS.fill) request.fill = fill;
     if (soft) request.mask_blur = soft;
   }
-  return {request, before: {src: at(picture), pad: painter.pad}};
+  // Else a size that was meant for other pictures would cut this one.
+  return {request, without: fit ? [] : ["width", "height"], before: {src: at(picture), pad: painter.pad}};
 }

@@ -62,9 +62,9 @@ export const again = (names) => names.map((name) => last[name] ?? null);
 
 const plain = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
-// Only the prompt.
-export function say(prompt) {
-  next = {...last, prompt};
+// Some fields; the others stay.
+export function set(values) {
+  next = {...last, ...values};
   $("ldm-do-fill").click();
 }
 

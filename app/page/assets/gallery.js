@@ -35,6 +35,8 @@ async function load(more) {
   const cards = told.pictures.map((picture) => card(picture, trash));
   if (more) $("ldm-gallery-grid").append(...cards);
   else $("ldm-gallery-grid").replaceChildren(...cards);
+  const searched = query.get("query") || query.get("model") || trash || query.get("partial");
+  if (!told.total) $("ldm-gallery-grid").replaceChildren(el("p", {class: "ldm-lead"}, searched ? "Nothing matches." : "Nothing has been made yet."));
   $("ldm-gallery-total").textContent = told.total === 1 ? "1 picture" : `${told.total.toLocaleString()} pictures`;
   $("ldm-gallery-more").hidden = pictures.length >= told.total || !told.pictures.length;
   $("ldm-gallery-empty").hidden = !trash || !told.total;

@@ -33,7 +33,9 @@ async function making(request) {
   const section = sections.current();
   if (section === "compare") return compare.make(request);
   const more = section === "edit" ? await edit.more() : section === "control" ? await control.more() : {request: {}};
-  if (more) await stage.make({...request, ...more.request}, {best, section, before: more.before || null});
+  if (!more) return;
+  for (const name of more.without || []) delete request[name];
+  await stage.make({...request, ...more.request}, {best, section, before: more.before || null});
 }
 
 function go() {
@@ -52,7 +54,7 @@ function start() {
   $("ldm-go").addEventListener("click", go);
   $("ldm-clear").addEventListener("click", () => form.fill({prompt: form.promptNow(), negative: form.valueOf("negative") || ""}));
   for (const one of document.querySelectorAll("[data-example]")) {
-    one.addEventListener("click", () => form.say(one.dataset.example));
+    one.addEventListener("click", () => form.set({prompt: one.dataset.example}));
   }
   window.addEventListener("keydown", keys, true);
   tokens.start();

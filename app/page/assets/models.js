@@ -19,6 +19,7 @@ export function start() {
 }
 
 async function brought(file) {
+  if (!/\.safetensors$/i.test(file.name)) throw new Error(`${file.name} is no .safetensors file: models and adapters are brought as such.`);
   $("ldm-models-told").textContent = `${file.name} (${bytes(file.size)}) is on its way ...`;
   try {
     const name = file.name.replace(/\.safetensors$/i, "");

@@ -2,18 +2,19 @@
 // is shown. What is painted lies in a layer of its own, in one ink.
 import {el, tell} from "./core.js";
 
+const MOST_PAD = 1024; // pixels
 const UNDO_BYTES = 128e6;
 const TOOLS = {brush: ["Brush", "b"], eraser: ["Eraser", "e"], box: ["Box", "x"]};
 
 export class Painter {
   // `ink` is how strokes look; `pads`: whether the edges can be dragged outwards.
-  constructor(place, {ink = "#e8410f", pads = false, onChange = () => {}} = {}) {
-    Object.assign(this, {place, ink, onChange, tool: "brush", size: 16, pad: [0, 0, 0, 0], undos: [], touched: false});
+  constructor(place, {ink = "#0aa5f5", pads = false, onChange = () => {}} = {}) {
+    Object.assign(this, {place, ink, onChange, tool: "brush", size: 16, pad: [0, 0, 0, 0], undos: [], redos: [], touched: false});
     this.base = el("canvas", {class: "ldm-base"});
     this.layer = el("canvas", {class: "ldm-layer", tabindex: "0", role: "img",
-      "aria-label": "What is painted. B: brush, E: eraser, X: box, brackets: size, Ctrl Z: undo"});
+      "aria-label": "What is painted. B: brush, E: eraser, X: box, brackets: size, Ctrl Z: undo, Ctrl Shift Z: redo"});
     this.pen = this.layer.getContext("2d", {willReadFrequently: true});
-    this.hint = el("div", {class: "ldm-brush", "aria-hidden": "true"});
+    this.hint = el("div", {class: "ldm-brush", "aria-hidden": "true", hidden: true});
     this.sheet = el("div", {class: "ldm-sheet"}, this.base, this.layer, this.hint);
     this.frame = el("div", {class: "ldm-board"}, this.sheet);
     this.tools = el("div", {class: "ldm-tools", role: "toolbar", "aria-label": "Tools"}, this.#toolbar());
@@ -48,6 +49,7 @@ export class Painter {
       pen.fillRect(0, 0, width, height);
     }
     this.undos = [];
+    this.redos = [];
     this.touched = false;
     this.setPad([0, 0, 0, 0]);
     this.setSize(Math.max(1, Math.round(Math.min(width, height) / 10)));
@@ -61,8 +63,17 @@ export class Painter {
   }
 
   undo() {
-    const was = this.undos.pop();
+    this.#swap(this.undos, this.redos);
+  }
+
+  redo() {
+    this.#swap(this.redos, this.undos);
+  }
+
+  #swap(from, to) {
+    const was = from.pop();
     if (!was) return;
+    to.push(this.pen.getImageData(0, 0, this.width, this.height));
     this.pen.putImageData(was, 0, 0);
     this.#changed();
   }
@@ -135,7 +146,7 @@ export class Painter {
   }
 
   setPad(pad) {
-    this.pad = pad.map((one) => Math.max(0, Math.round(one / 8) * 8));
+    this.pad = pad.map((one) => Math.min(MOST_PAD, Math.max(0, Math.round(one / 8) * 8))); // the network works in eights
     this.#fit();
     this.onPad?.(this.pad);
   }
@@ -183,7 +194,7 @@ export class Painter {
     this.layer.addEventListener("pointerleave", () => (this.hint.hidden = true));
     this.layer.addEventListener("keydown", (event) => {
       const tool = Object.keys(TOOLS).find((name) => TOOLS[name][1] === event.key.toLowerCase());
-      if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey)) this.undo();
+      if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey)) event.shiftKey ? this.redo() : this.undo();
       else if (event.ctrlKey || event.metaKey) return;
       else if (tool) this.setTool(tool);
       else if (event.key === "[") this.setSize(this.size * 0.8 - 0.5);
@@ -218,6 +229,7 @@ export class Painter {
     this.undos.push(this.pen.getImageData(0, 0, this.width, this.height));
     const most = Math.max(2, Math.floor(UNDO_BYTES / (4 * this.width * this.height)));
     while (this.undos.length > most) this.undos.shift();
+    this.redos = [];
   }
 
   #changed() {
@@ -249,6 +261,7 @@ export class Painter {
     this.scale = scale;
     Object.assign(this.sheet.style, {width: `${this.width * scale}px`, height: `${this.height * scale}px`,
       borderWidth: [top, right, bottom, left].map((one) => `${one * scale}px`).join(" ")});
+    ["left", "top", "right", "bottom"].forEach((name, side) => this.sheet.style.setProperty(`--${name}`, `${this.pad[side] * scale}px`));
     this.sheet.classList.toggle("ldm-pixels", scale >= 2);
   }
 
@@ -260,7 +273,7 @@ export class Painter {
         "aria-valuemin": "0", "aria-valuemax": "1024", "aria-valuenow": "0", title: `Drag outwards to paint beyond the ${name}`});
       const set = (value) => {
         const pad = [...this.pad];
-        pad[side] = Math.min(1024, value);
+        pad[side] = value;
         this.setPad(pad);
         handle.setAttribute("aria-valuenow", String(this.pad[side]));
       };

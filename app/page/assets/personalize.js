@@ -1,5 +1,5 @@
 // Personalize: photos, what the doctor finds, what it costs, how it goes, what it brought.
-import {$, api, bytes, duration, el, kept, put, trying, upload} from "./core.js";
+import {$, api, bytes, duration, el, kept, put, tell, trying, upload} from "./core.js";
 import * as adapters from "./adapters.js";
 import {chart} from "./chart.js";
 import {chooser, takes} from "./drop.js";
@@ -69,6 +69,7 @@ function asked() {
 }
 
 async function plan() {
+  if (!photos.length) return tell("Bring a few pictures first: drop them above, or choose files.", "error");
   const place = $("ldm-plan");
   place.replaceChildren(el("p", {class: "ldm-lead"}, "Looking at them, and measuring how fast this machine is ..."));
   const wish = asked(); // what is begun is what was billed
@@ -187,7 +188,7 @@ function actions(one, going, place) {
   if (["failed", "cancelled"].includes(one.state)) row.append(act("Go on", post("resume")));
   if (one.adapter) row.append(act("Use it", () => use(one)));
   if (one.report) row.append(el("a", {class: "ldm-quiet", href: one.report, target: "_blank", rel: "noopener"}, "Report"));
-  if (!going) row.append(act("Forget", async () => (await api(`/v1/trainings/${one.id}`, {method: "DELETE"}), place.remove())));
+  if (!going) row.append(act("Forget", async () => confirm("Forget this training? Its adapter stays; its report goes to the trash of the server.") && (await api(`/v1/trainings/${one.id}`, {method: "DELETE"}), place.remove())));
   return row;
 }
 

@@ -52,9 +52,14 @@ async function remove(picture) {
   const gone = await trying(async () => (await api(picture.url, {method: "DELETE"}), true));
   if (!gone) return;
   close();
-  for (const one of document.querySelectorAll(`[data-picture="${picture.job}/${picture.place}"]`)) one.remove();
+  const shown = [...document.querySelectorAll(`[data-picture="${picture.job}/${picture.place}"]`)];
+  shown.forEach((one) => (one.hidden = true));
   const toasts = $("ldm-toasts");
-  const back = el("button", {class: "ldm-quiet", onclick: () => (restore(picture), back.parentElement.remove())}, "Undo");
+  const back = el("button", {class: "ldm-quiet", onclick: () => {
+    restore(picture);
+    shown.forEach((one) => (one.hidden = false));
+    back.parentElement.remove();
+  }}, "Undo");
   toasts.append(el("div", {class: "ldm-toast"}, el("p", {}, "It is in the trash."), back));
   setTimeout(() => back.parentElement?.remove(), 8000);
   removed.forEach((call) => call());
@@ -77,11 +82,14 @@ export function look(picture, neighbours = [picture]) {
       if (step && around.length > 1) go(step);
     });
     dialog.addEventListener("click", (event) => event.target === dialog && close());
-    dialog.append(el("div", {class: "ldm-look-bar"}, el("button", {class: "ldm-icon", "aria-label": "Close", onclick: close}, "×")),
+    dialog.append(el("div", {class: "ldm-look-bar"}, el("button", {class: "ldm-icon", "aria-label": "The one before", onclick: () => go(-1)}, "‹"),
+      el("button", {class: "ldm-icon", "aria-label": "The next one", onclick: () => go(1)}, "›"),
+      el("button", {class: "ldm-icon", "aria-label": "Close", onclick: close}, "×")),
       el("div", {class: "ldm-looked"}));
     document.body.append(dialog);
   }
   show(dialog, picture);
+  for (const one of dialog.querySelectorAll('.ldm-look-bar [aria-label^="The"]')) one.hidden = around.length < 2;
   if (!dialog.open) dialog.showModal();
 }
 
@@ -105,7 +113,12 @@ const SHOWN = ["prompt", "negative", "seed", "steps", "solver", "spacing", "widt
 function recipeTable(recipe, asked) {
   const rows = SHOWN.filter((name) => recipe[name] !== null && recipe[name] !== undefined && recipe[name] !== "")
     .map((name) => el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, String(recipe[name]))));
-  rows.push(el("tr", {}, el("th", {scope: "row"}, "model"), el("td", {}, asked.model || "")));
+  const row = (name, text) => text && rows.push(el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, text)));
+  row("guidance", recipe.guidance?.scale !== undefined ? String(recipe.guidance.scale) : "");
+  row("model", asked.model || "");
+  row("adapters", (asked.loras || []).map(({name, weight = 1}) => `${name} ${weight}`).join(", "));
+  row("controls", (asked.controls || []).map(({model, hint = "none", weight = 1}) => `${model} (${hint}) ${weight}`).join(", "));
+  row("edited", asked.image ? (asked.mask ? "where it was painted" : "as a whole") : "");
   return el("div", {}, el("table", {}, el("tbody", {}, rows)),
     el("details", {}, el("summary", {}, "The whole recipe"), el("pre", {tabindex: "0"}, JSON.stringify(recipe, null, 1))));
 }

@@ -3,6 +3,7 @@ import {$, kept} from "./core.js";
 
 export const SECTIONS = ["create", "edit", "control", "personalize", "compare", "models", "gallery"];
 const WITH_FORM = ["create", "edit", "control", "compare"];
+let fresh = true; // nothing has been opened yet
 const opened = {}; // section -> what is called when it is shown
 
 export const onOpen = (name, call) => (opened[name] = call);
@@ -13,7 +14,10 @@ export function open(name, {focus = false} = {}) {
   document.body.dataset.section = name;
   document.body.classList.toggle("ldm-with-form", WITH_FORM.includes(name));
   kept.set("section", name);
-  if (location.hash !== `#${name}`) history.replaceState(null, "", `#${name}`);
+  const go = $("ldm-go");
+  if (go) go.textContent = name === "compare" ? "What will it cost?" : "Make it";
+  if (location.hash !== `#${name}`) history[fresh ? "replaceState" : "pushState"](null, "", `#${name}`);
+  fresh = false;
   for (const tab of document.querySelectorAll("[role=tab][data-section]")) {
     const now = tab.dataset.section === name;
     tab.setAttribute("aria-selected", String(now));
@@ -35,7 +39,7 @@ export function start() {
       open(SECTIONS[(at + SECTIONS.length) % SECTIONS.length], {focus: true});
     });
   }
-  window.addEventListener("hashchange", () => open(location.hash.slice(1)));
+  window.addEventListener("popstate", () => open(location.hash.slice(1)));
   open(location.hash.slice(1) || kept.get("section", "create"));
   const chosen = kept.get("theme");
   if (chosen) document.body.classList.toggle("dark", chosen === "dark");

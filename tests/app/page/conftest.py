@@ -108,10 +108,8 @@ def go(page: Page, section: str) -> None:
 
 def made(page: Page) -> None:
     """Ctrl-Enter, and what comes of it is there."""
-    job = "((JSON.parse(localStorage.getItem('ldm-now')) || {}).id ?? null)"
+    job = "((JSON.parse(sessionStorage.getItem('ldm-runs')) || [{}])[0]?.id ?? null)"
     before = page.evaluate(job)
     page.keyboard.press("Control+Enter")
     page.wait_for_function(f"before => {job} !== before", arg=before)
-    page.wait_for_function(
-        "!document.body.classList.contains('ldm-busy') && document.querySelector('#ldm-now .ldm-done')"
-    )
+    page.wait_for_selector("body:not(.ldm-busy) #ldm-runs .ldm-done")

@@ -76,7 +76,7 @@ def test_no_word_of_a_stranger_is_run(page: Page, site: Site) -> None:
 def test_pictures_are_pictures_and_nothing_else(page: Page, site: Site) -> None:
     set_form(page, **QUICK | {"prompt": "a red circle"})
     made(page)
-    url = str(page.get_attribute("#ldm-now .ldm-done img", "src"))
+    url = str(page.get_attribute("#ldm-runs .ldm-done img", "src"))
     answer = page.request.get(url)
     assert answer.headers["content-type"] == "image/png" and answer.headers["x-content-type-options"] == "nosniff"
 
