@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app.commands import single
+from ldm.errors import Code, LdmError
 
 
 def serve() -> typer.Typer:
@@ -41,15 +42,27 @@ def _serve(
     browser: Annotated[bool, typer.Option("--open", help="Opens the page in your browser.")] = False,
     device: Annotated[str, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", metavar="T", help="auto, float32, float16, bfloat16.")] = "auto",
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Replicas on a Ray cluster: auto, local, an address.")
+    ] = None,
+    replicas: Annotated[
+        str | None, typer.Option("--replicas", metavar="MIN:MAX", help="There, as the work wants; else 1:1.")
+    ] = None,
+    ray_cpus: Annotated[int, typer.Option("--ray-cpus", metavar="N", min=1, help="Of a replica there.")] = 2,
     waiting: Annotated[int | None, typer.Option("--queue", metavar="N", min=1, help="Jobs that may wait.")] = None,
 ) -> int:
     """Pictures for other programs, over HTTP: ldm serve"""
     from app.server.extra import needed
 
     needed()
+    from app.server.crew import Wanted, numbers
     from app.server.limits import Limits
     from app.server.serve import Asked, serve
 
+    least, most = numbers("1" if replicas is None else replicas)
+    if replicas is not None and ray is None:
+        why = "Without a cluster there is one worker, in the server itself."
+        raise LdmError(Code.USAGE, "--replicas needs --ray.", why, "Add --ray auto, or --ray local.")
     limits = Limits() if waiting is None else Limits(waiting=waiting)
     return serve(
         Asked(
@@ -65,6 +78,7 @@ def _serve(
             device=device,
             dtype=dtype,
             limits=limits,
+            ray=None if ray is None else Wanted(ray, least, most, ray_cpus),
             browser=browser,
         )
     )

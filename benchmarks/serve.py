@@ -34,13 +34,12 @@ ROUNDS = 3
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+def served(folder: Path, *words: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     """The server in a process of its own, its model loaded."""
-    command = (LDM, "serve", "--port", "0", "--out", str(folder))
+    command = (LDM, "serve", "--port", "0", "--out", str(folder), *words)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        found = re.match(r"(http://\S+)", process.stderr.readline())
-        assert found is not None
+        found = next(found for line in process.stderr if (found := re.match(r"(http://\S+)", line)))
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
         with httpx.Client(base_url=found[1], timeout=120, trust_env=False, limits=limits) as http:
             drawn(http, "warm", 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from app.batch.store import Store
 from app.failing import told_of
 from app.inputs import opened
 from ldm.errors import Code, LdmError
-from ldm.images import save_image
+from ldm.images import as_png
 from ldm.models.gathering import Ended, Gathering, Run, gathered
 from pipelines.mask_rule import is_rule
 from pipelines.pipeline import Pipeline
@@ -142,10 +141,7 @@ def name_of(key: str, place: int) -> str:
 
 
 def _png(result: Result) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
-        save_image(result.picture, path, text=chunks(result.recipe, False, result.picture.text))
-        return path.read_bytes()
+    return as_png(result.picture, chunks(result.recipe, False, result.picture.text))
 
 
 def _told(error: LdmError) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.batch.launch import mine
 from app.batch.source import Source
 from app.batch.store import Store
-from ldm.errors import Code, LdmError
+from app.cluster import joined, missing, needed
 
 if TYPE_CHECKING:
     from app.batch.making import Maker
@@ -66,38 +64,27 @@ def on_ray(
     plan: Plan, chunks: list[int], where: str, cpus: int, workers: int | None, wanted: Callable[[], bool]
 ) -> Iterator[dict[str, int]]:
     """On all machines of a cluster that have room, as Ray Data feeds them."""
-    ray = _ray()
-    address = None if where == "local" else where
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    own = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": str(cpus)}}
-    try:
-        ray.init(address=address, runtime_env=own, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        what, why = f"No Ray cluster answers at {where!r}.", f"{str(error).splitlines()[0]}."
-        raise LdmError(Code.USAGE, what, why, "Start one with `ray start --head`, or write --ray local.") from error
-    try:
+    data = _data()
+    with joined(where, cpus) as ray:
         room = ray.cluster_resources()
         cards = int(room.get("GPU", 0))
         most = workers or max(1, cards or int(room.get("CPU", 1)) // cpus)
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=min(len(chunks), BLOCKS))
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
+        rows = data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=min(len(chunks), BLOCKS))
+        pool = data.ActorPoolStrategy(min_size=1, max_size=most)
         made = rows.map(Worker, fn_constructor_args=(plan,), compute=pool, num_cpus=cpus, num_gpus=1 if cards else 0)
         for row in made.iter_rows():
             yield json.loads(row["told"])
             if not wanted():
                 return
-    finally:
-        ray.shutdown()
 
 
-def _ray() -> Any:
+def _data() -> Any:
+    """The part of Ray that feeds workers."""
+    needed()
     try:
-        import ray
         import ray.data
     except ImportError as error:
-        what, why = "--ray cannot be used.", f"{error.name or 'Ray'} is not installed."
-        raise LdmError(Code.USAGE, what, why, "Run pip install 'ldm[ray]'.") from error
-    return ray
+        raise missing(error) from error
+    return ray.data

@@ -97,9 +97,14 @@ class Catalog:
             return "folder"
         return "pulled" if "/" in name else "shipped"
 
+    @property
+    def folders(self) -> tuple[Path | None, ...]:
+        """What another catalog of the same things is made with."""
+        return self.models_folder, self.adapters_folder, self.own_models, self.own_adapters
+
     def homes(self) -> list[Path]:
         """Folders that no caller is told of."""
-        return [f for f in (self.models_folder, self.adapters_folder, self.own_models, self.own_adapters) if f]
+        return [folder for folder in self.folders if folder]
 
     def taken(self) -> set[str]:
         """Names that mean something here, in small letters."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.server.store import Job, Made
 from ldm.errors import Code, LdmError
 from ldm.images import save_image
+from ldm.images.save import new_file
 from pipelines.recipe import Recipe, chunks, read_recipe
 
 if TYPE_CHECKING:
@@ -23,13 +25,19 @@ class Gallery:
 
     def keep(self, job: str, place: int, result: Result) -> Made:
         """Writes a picture; a partial one has another name than the finished one."""
-        recipe, partial = result.recipe, result.recipe.partial
-        path = self.folder / _name(job, place, partial)
-        if not partial:
-            (self.folder / _name(job, place, True)).unlink(missing_ok=True)
+        recipe, picture = result.recipe, result.picture
+        path = self._place(job, place, recipe.partial)
         if not path.exists():  # else its server ended before it could tell of it, and it is the same picture
-            save_image(result.picture, path, text=chunks(recipe, False, result.picture.text))
-        return Made(place, path.name, _told(recipe, result.picture.size), partial)
+            save_image(picture, path, text=chunks(recipe, False, picture.text))
+        return Made(place, path.name, told_of(recipe, picture.size), recipe.partial)
+
+    def keep_file(self, job: str, made: Made, data: bytes) -> Made:
+        """The same of a file that was made elsewhere."""
+        path = self._place(job, made.place, made.partial)
+        if not path.exists():
+            with new_file(path) as file:
+                file.write(data)
+        return replace(made, file=path.name)
 
     def left(self, job: Job) -> list[Made]:
         """Finished pictures of a job that nobody told the store of."""
@@ -38,8 +46,14 @@ class Gallery:
             path = self.folder / _name(job.id, place, False)
             if path.is_file():
                 recipe = read_recipe(path)
-                found.append(Made(place, path.name, _told(recipe, (recipe.width, recipe.height)), False))
+                found.append(Made(place, path.name, told_of(recipe, (recipe.width, recipe.height)), False))
         return found
+
+    def _place(self, job: str, place: int, partial: bool) -> Path:
+        """Where a picture is to lie; a partial one makes room for the finished one."""
+        if not partial:
+            (self.folder / _name(job, place, True)).unlink(missing_ok=True)
+        return self.folder / _name(job, place, partial)
 
     def path(self, job: Job, place: int) -> Path:
         """The file of a picture of a job."""
@@ -73,7 +87,8 @@ def _name(job: str, place: int, partial: bool) -> str:
     return f"{job}-{place:04d}{'-partial' if partial else ''}.png"
 
 
-def _told(recipe: Recipe, size: tuple[int, int]) -> Mapping[str, Any]:
+def told_of(recipe: Recipe, size: tuple[int, int]) -> Mapping[str, Any]:
+    """What is told of a picture beside its address."""
     return {
         "seed": recipe.seed, "width": size[0], "height": size[1], "steps": recipe.steps,
         "pixels": recipe.pixels, "notes": list(recipe.notes),

@@ -8,12 +8,14 @@ import socket
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import typer
 import uvicorn
 
+from app.server.crew import RayCrew, Wanted, cluster
 from app.server.guard import LOOPBACK, Doors, hostname, is_loopback
 from app.server.limits import Limits
 from app.server.protocol import patient
@@ -43,6 +45,7 @@ class Asked:
     device: str
     dtype: str
     limits: Limits
+    ray: Wanted | None = None  # replicas, in the place of a worker in this process
     browser: bool = False  # whether the page is to be opened
 
 
@@ -54,6 +57,7 @@ def serve(asked: Asked) -> int:
             raise LdmError(Code.FILE, f"{option}: {folder} is no folder.", "It is not there.", "Check the path.")
     with (
         listening(asked.host, asked.port) as own,
+        cluster(asked.ray) as place,
         opened(
             asked.out,
             asked.limits,
@@ -63,6 +67,7 @@ def serve(asked: Asked) -> int:
             memory=asked.memory,
             device=asked.device,
             dtype=asked.dtype,
+            replicas=None if place is None else partial(RayCrew, place),
         ) as service,
     ):
         logging.getLogger("diffusers").setLevel(logging.ERROR)  # it warns about what we do on purpose
@@ -77,8 +82,9 @@ def serve(asked: Asked) -> int:
 
 
 def check_device(asked: Asked) -> None:
-    """A device that is not there is said at once; torch is not asked about what is always there."""
-    if (asked.device, asked.dtype) == ("auto", "auto"):
+    """A device that is not there is said at once; torch is not asked about what is always there, nor about the
+    machines of a cluster."""
+    if (asked.device, asked.dtype) == ("auto", "auto") or asked.ray is not None:
         return
     from pipelines.device import pick_device, pick_dtype
 
@@ -90,6 +96,7 @@ def configured(service: Service, doors: Doors, early: bool = False) -> uvicorn.C
     return uvicorn.Config(
         guarded(service, doors, early),
         http=patient(service.limits),
+        loop="asyncio",  # the same one, whatever else is installed
         ws="none",
         lifespan="off",
         log_level="warning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from app.server.asking import Understanding
 from app.server.catalog import Catalog
 from app.server.converting import Conversions
 from app.server.decoding import Decoder
+from app.server.dispatcher import Dispatcher
 from app.server.gallery import Gallery
 from app.server.grids import Grids
 from app.server.hub import Event, Hub
@@ -23,6 +24,7 @@ from app.server.library import Library, sweep_library
 from app.server.limits import Limits
 from app.server.pictures import Pictures
 from app.server.ranking import Rankings
+from app.server.replica import Plan
 from app.server.store import Job, Jobs
 from app.server.uploads import Uploads
 from app.server.worker import Worker
@@ -30,6 +32,7 @@ from ldm.errors import Code, LdmError
 from train.lock import Lock
 
 if TYPE_CHECKING:
+    from app.server.crew import RayCrew
     from app.server.together import Together
 
 JOBS, PICTURES, UPLOADS = "jobs.sqlite", "pictures", "uploads"  # in the folder of a server
@@ -49,7 +52,7 @@ class Service:
     gallery: Gallery
     hub: Hub
     understanding: Understanding
-    worker: Worker
+    worker: Worker | Dispatcher
     trainings: Trainings
     pictures: Pictures
     grids: Grids
@@ -120,8 +123,10 @@ def opened(
     memory: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    replicas: Callable[[Plan, Path], RayCrew] | None = None,
 ) -> Iterator[Service]:
-    """A service with its worker; one at a time in a folder. What ran when the last one ended is queued again."""
+    """A service with its worker, or with `replicas` in its place; one at a time in a folder. What ran when the last one
+    ended is queued again."""
     with ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -154,7 +159,12 @@ def opened(
             shelf = Shelf(memory, device, dtype)
             return Together(jobs, understanding, shelf, gallery, hub)
 
-        worker = Worker(jobs, together)
+        worker: Worker | Dispatcher = Worker(jobs, together)
+        if replicas is not None:
+            seen = tuple(None if home is None else home.resolve() for home in catalog.folders)
+            crew = replicas(Plan(seen, memory, device, dtype, limits), folder)
+            stack.callback(crew.end)
+            worker = Dispatcher(jobs, gallery, hub, uploads, crew.begin)
         worker.start()
         stack.callback(worker.stop)
         trainings = Trainings(folder / TRAININGS, folder / ADAPTERS, catalog, uploads, limits, device)

@@ -62,8 +62,12 @@ class Job:
     @property
     def failure(self) -> LdmError | None:
         """Why it failed, as the error that it was."""
-        told = self.error
-        return None if told is None else LdmError(Code[told["code"].upper()], told["what"], told["why"], told["fix"])
+        return None if self.error is None else error_of(self.error)
+
+
+def error_of(told: Mapping[str, Any]) -> LdmError:
+    """An error as it was before it became JSON."""
+    return LdmError(Code[told["code"].upper()], told["what"], told["why"], told["fix"])
 
 
 class Jobs:
@@ -182,25 +186,31 @@ class Jobs:
         with self._whole():
             self._db.execute("update jobs set unwanted=1 where id=? and state='running'", (name,))
 
-    def again(self) -> int:
+    def again(self, name: str | None = None) -> int:
         """What ran when the server ended is queued again, with the turn that it had; how many jobs that is. Not what
-        nobody wants any more, nor what has taken the server along again and again."""
+        nobody wants any more, nor what has taken the server along again and again. With a name only that job, of which
+        the process ended that made it."""
+        which, whose = ("", ()) if name is None else (" and id=?", (name,))
+        ended = "The server" if name is None else "The process"
         error = LdmError(
             Code.RESOURCE,
-            "The server ended while it made this job.",
+            f"{ended} ended while it made this job.",
             f"That was so {TRIES} times, so it is not tried again; memory may be short.",
             "Ask for a smaller picture, or for fewer at a time.",
         )
         told, now = json.dumps(error.as_dict()), time.time()
         with self._whole():
             self._db.execute(
-                "update jobs set state='cancelled', ended=? where state='running' and unwanted is not null", (now,)
+                f"update jobs set state='cancelled', ended=? where state='running' and unwanted is not null{which}",
+                (now, *whose),
             )
             self._db.execute(
-                "update jobs set state='failed', ended=?, error=? where state='running' and tries>=?",
-                (now, told, TRIES),
+                f"update jobs set state='failed', ended=?, error=? where state='running' and tries>=?{which}",
+                (now, told, TRIES, *whose),
             )
-            return self._db.execute("update jobs set state='queued', started=null where state='running'").rowcount
+            return self._db.execute(
+                f"update jobs set state='queued', started=null where state='running'{which}", whose
+            ).rowcount
 
     def list(self, states: Sequence[State] = (), limit: int = 100, before: str | None = None) -> list[Job]:
         """Jobs, the newest first; `before` is the id of the last one that was shown."""

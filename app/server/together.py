@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app import failing
 from app.server.asking import Understanding
-from app.server.gallery import Gallery
-from app.server.hub import Event, Hub
+from app.server.hub import Event
 from app.server.shelf import Shelf
-from app.server.store import Job, Jobs, State
+from app.server.store import Job, Made, State
 from ldm.errors import LdmError
 from ldm.images import Picture, from_rgb
 from ldm.models.gathering import Ended, Gathering, Run
@@ -27,6 +26,30 @@ log = logging.getLogger("ldm.server")
 ROWS = 32  # of one call of the network
 MOST = 16  # jobs
 PREVIEW_SECONDS = 0.25  # between two previews of a job
+
+
+class Queue(Protocol):
+    """Where jobs come from, and where it is written down what becomes of them: a server's store."""
+
+    def next(self, kind: str | None = None) -> Job | None: ...
+    def job(self, name: str) -> Job: ...
+    def begun(self, name: str) -> None: ...
+    def made(self, name: str, picture: Made) -> None: ...
+    def end(self, name: str, state: State, error: LdmError | None = None) -> bool: ...
+
+
+class Keeper(Protocol):
+    """Where pictures go: a server's gallery."""
+
+    def left(self, job: Job) -> list[Made]: ...
+    def keep(self, job: str, place: int, result: Result) -> Made: ...
+
+
+class Listeners(Protocol):
+    """Who is told how a job goes on: a server's hub."""
+
+    def tell(self, job: str, event: Event) -> None: ...
+    def watched(self, job: str) -> bool: ...
 
 
 class Told(NamedTuple):
@@ -49,7 +72,9 @@ class Doing:
 class Together:
     """For the one thread that owns the models."""
 
-    def __init__(self, jobs: Jobs, understanding: Understanding, shelf: Shelf, gallery: Gallery, hub: Hub) -> None:
+    def __init__(
+        self, jobs: Queue, understanding: Understanding, shelf: Shelf, gallery: Keeper, hub: Listeners
+    ) -> None:
         self.jobs, self.understanding, self.shelf, self.gallery, self.hub = jobs, understanding, shelf, gallery, hub
         self.turns = 0  # so far
         self._doing: dict[Run[Told], Doing] = {}

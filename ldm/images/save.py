@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import os
 import secrets
@@ -47,13 +48,26 @@ def save_image(
     kind = picture_format(path, format)
     lossless = kind == "WEBP" and (lossless or (picture.exact and not allow_lossy))
     check_fits(picture, path, kind, allow_lossy)
-    whole = {k: v for k, v in picture.text.items() if k in KEPT_TEXT} | dict(text or {})
+    whole = whole_text(picture, text)
     with new_file(path) as file:
         if kind == "PNG":
             pngs.write(file, picture.pixels, picture.alpha, icc=picture.icc, exif=picture.exif, text=whole)
         else:
             write_with_pillow(file, picture, kind, whole, quality, lossless, path.name)
     return path
+
+
+def as_png(picture: Picture, text: Mapping[str, str] | None = None) -> bytes:
+    """The file that `save_image` would write as PNG, for those who send it."""
+    file = io.BytesIO()
+    whole = whole_text(picture, text)
+    pngs.write(file, picture.pixels, picture.alpha, icc=picture.icc, exif=picture.exif, text=whole)
+    return file.getvalue()
+
+
+def whole_text(picture: Picture, text: Mapping[str, str] | None) -> dict[str, str]:
+    """What goes into the file: of the picture's own texts those that are kept."""
+    return {k: v for k, v in picture.text.items() if k in KEPT_TEXT} | dict(text or {})
 
 
 def picture_format(path: Path, format: str | None = None) -> Format:

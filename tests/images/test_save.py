@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.errors import Code, LdmError
-from ldm.images import Picture, free_path, from_rgb, from_tensor, open_image, save_image, to_tensor
+from ldm.images import Picture, as_png, free_path, from_rgb, from_tensor, open_image, save_image, to_tensor
 from ldm.images.metadata import text_from_xmp, xmp_packet
 from tests.images.make import exif, grey_profile, matrix_profile
 
@@ -45,6 +45,14 @@ def test_everything_survives_that_the_format_can_hold(tmp_path, kind, channels, 
         assert np.abs(found.rgb() - wanted).max() <= tolerance
     if kind == "png":
         assert found.exif == picture.exif and found.pixels.dtype == dtype
+
+
+def test_a_png_that_is_sent_is_the_one_that_would_be_saved(tmp_path):
+    picture = Picture(
+        noise(9, 7, 3), noise(9, 7), matrix_profile(), exif(gps=True), {"prompt": "kept", "Software": "x"}
+    )
+    assert as_png(picture, TEXT) == save_image(picture, tmp_path / "x.png", text=TEXT).read_bytes()
+    assert as_png(from_rgb(noise(5, 5, 3))) == save_image(from_rgb(noise(5, 5, 3)), tmp_path / "y.png").read_bytes()
 
 
 def test_text_given_replaces_what_the_picture_had(tmp_path):

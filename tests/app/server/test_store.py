@@ -97,6 +97,21 @@ def test_a_full_queue_says_so(jobs: Jobs) -> None:
     submit(jobs, "b")
 
 
+def test_of_what_runs_one_job_is_queued_again_where_its_process_ended(jobs: Jobs) -> None:
+    one, other, unwanted = (submit(jobs, name) for name in ("a", "b", "c"))
+    turns = [job.id for job in iter(jobs.next, None)]
+    jobs.unwanted(unwanted.id)
+    assert jobs.again(one.id) == 1 and jobs.again(one.id) == 0 and jobs.again(unwanted.id) == 0
+    assert [jobs.job(job.id).state for job in (one, other, unwanted)] == ["queued", "running", "cancelled"]
+    again = jobs.next()
+    assert again is not None and again.id == one.id == turns[0]
+    for _ in range(TRIES):
+        jobs.begun(one.id)
+    assert jobs.again(one.id) == 0 and jobs.job(other.id).state == "running"
+    given_up = jobs.job(one.id)
+    assert given_up.state == "failed" and given_up.failure is not None and "process ended" in given_up.failure.what
+
+
 def test_what_ran_when_the_server_ended_is_queued_again_with_its_pictures(jobs: Jobs, tmp_path: Path) -> None:
     first, second = submit(jobs, "a", count=3), submit(jobs, "b")
     jobs.next()

@@ -1,0 +1,132 @@
+"""Replicas of a server on Ray Serve: as many as the work wants, between two numbers; called by their handle alone.
+
+No proxy of Serve is begun, so nothing answers HTTP but the server itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.cluster import environment, joined, missing, needed, room
+from app.server.replica import Mailbox, Plan, Replica, Slip, Word
+from app.server.store import Job
+from ldm.errors import Code, LdmError
+
+DEPLOYMENT = "replica"
+MOST = 512  # replicas
+GOODBYE = 3600.0  # seconds that a replica which is not needed any more may finish its work in
+SCALING = {
+    "target_ongoing_requests": 1, "metrics_interval_s": 1.0, "look_back_period_s": 2.0, "upscale_delay_s": 2.0,
+    "downscale_delay_s": 60.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where, how many at least and at most, and the processors of each."""
+
+    address: str
+    least: int = 1
+    most: int = 1
+    cpus: int = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cluster that this process has joined."""
+
+    ray: Any
+    wanted: Wanted
+    cards: bool  # each replica has one
+
+
+def numbers(text: str) -> tuple[int, int]:
+    """MIN:MAX, or one number for both."""
+    least, colon, most = text.partition(":")
+    most = most if colon else least
+    if least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most) <= MOST:
+        return int(least), int(most)
+    why = f"It is MIN:MAX or one number, from 1 to {MOST}, the smaller first."
+    raise LdmError(Code.USAGE, f"--replicas {text[:40]!r} is not understood.", why, "Write --replicas 1:4.")
+
+
+@contextmanager
+def cluster(wanted: Wanted | None) -> Iterator[Place | None]:
+    """The cluster on which they are to be; an error where not even the fewest have room, for Ray would wait for it
+    without a word."""
+    if wanted is None:
+        yield None
+        return
+    needed()
+    try:
+        import ray.serve
+    except ImportError as error:
+        raise missing(error) from error
+    with joined(wanted.address, wanted.cpus) as ray:
+        fit, cards = room(ray.nodes(), wanted.cpus)
+        if fit < wanted.least:
+            what = f"The cluster has no room for --replicas {wanted.least}:{wanted.most}."
+            why = f"With {wanted.cpus} processors each {fit} of them fit."
+            raise LdmError(Code.RESOURCE, what, why, "Give a smaller --ray-cpus or fewer --replicas.")
+        yield Place(ray, wanted, cards)
+
+
+class RayCrew:
+    """`begin` it, once; `end` it."""
+
+    def __init__(self, place: Place, plan: Plan, folder: Path) -> None:
+        self.place, self.plan, self.most = place, plan, place.wanted.most
+        own = f"{socket.gethostname()} {folder.resolve()}"  # others have theirs on the same cluster
+        self.name = f"ldm-{hashlib.sha256(own.encode()).hexdigest()[:12]}"
+        self._mailbox: Any = None
+        self._handle: Any = None
+
+    def begin(self) -> RayCrew:
+        """Returns when the fewest are there."""
+        from ray import serve
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ray, wanted = self.place.ray, self.place.wanted
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1)(Mailbox).remote()
+        serve.start(proxy_location="Disabled")
+        scaling = {"min_replicas": wanted.least, "max_replicas": wanted.most} | SCALING
+        deployment = serve.deployment(
+            name=DEPLOYMENT,
+            max_ongoing_requests=1,
+            autoscaling_config=scaling,
+            graceful_shutdown_timeout_s=GOODBYE,
+            ray_actor_options={
+                "num_cpus": wanted.cpus,
+                "num_gpus": int(self.place.cards),
+                "runtime_env": {"env_vars": environment(wanted.cpus) | {"LDM_TOKEN": ""}},
+            },
+        )(Replica)
+        app = deployment.bind(self.plan, wanted.cpus)
+        self._handle = serve.run(app, name=self.name, route_prefix=None).options(stream=True)
+        return self
+
+    def end(self) -> None:
+        """They have nothing to do any more."""
+        if self._mailbox is None:
+            return
+        from ray import serve
+
+        if self._handle is not None:
+            self._handle.shutdown()  # else it goes on measuring, and complains that Ray is gone
+        serve.delete(self.name, _blocking=False)
+
+    def make(self, errand: str, jobs: Sequence[Job], pictures: Mapping[str, bytes]) -> Iterator[list[Word]]:
+        self.place.ray.get(self._mailbox.put.remote(errand, Slip()))  # it must be there when it is asked for
+        yield from self._handle.make.remote(errand, list(jobs), dict(pictures), self._mailbox)
+
+    def tell(self, errand: str, slip: Slip | None) -> None:
+        self._mailbox.put.remote(errand, slip)

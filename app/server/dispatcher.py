@@ -1,0 +1,244 @@
+"""Jobs made elsewhere: in the place of the worker, a thread that sends them to replicas and keeps what they say.
+
+The store, the gallery and the hub stay the server's. A job whose replica is lost is queued again, with what was
+finished of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event as Flag
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from app.failing import told_of
+from app.server.gallery import Gallery
+from app.server.hub import Event, Hub
+from app.server.replica import Slip, Word
+from app.server.store import Job, Jobs, Made, State, error_of
+from app.server.uploads import Uploads
+from app.server.worker import REST
+from ldm.errors import LdmError
+
+if TYPE_CHECKING:
+    from app.server.together import Together
+
+log = logging.getLogger("ldm.server")
+MOST = 16  # jobs of an errand
+PAUSE = 5.0  # seconds after an errand that nobody took
+
+
+class Crew(Protocol):
+    """Those who make jobs elsewhere."""
+
+    most: int  # errands at a time
+
+    def make(self, errand: str, jobs: Sequence[Job], pictures: Mapping[str, bytes]) -> Iterator[list[Word]]: ...
+    def tell(self, errand: str, slip: Slip | None) -> None: ...
+
+
+@dataclass(eq=False)
+class Errand:
+    """Jobs that were sent together, as they were then; `ended` are those that it has no more to do with."""
+
+    jobs: dict[str, Job]
+    name: str = field(default_factory=lambda: uuid4().hex)
+    slip: Slip = field(default_factory=Slip)
+    heard: bool = False  # whether anybody has begun
+    ended: set[str] = field(default_factory=set)
+
+
+class Dispatcher:
+    """For a service what the worker is. As many errands are under way as there may be replicas."""
+
+    together: Together | None = None  # nothing is made in this process
+
+    def __init__(self, jobs: Jobs, gallery: Gallery, hub: Hub, uploads: Uploads, begin: Callable[[], Crew]) -> None:
+        self.jobs, self.gallery, self.hub, self.uploads = jobs, gallery, hub, uploads
+        self.busy_seconds = 0.0  # of all replicas
+        self._begin = begin
+        self._crew: Crew | None = None  # until they are there
+        self._errands: dict[Errand, Thread] = {}
+        self._awake, self._ending = Flag(), Flag()
+        self._lock, self._taking, self._importing = Lock(), Lock(), Lock()
+        self._thread = Thread(target=self._work, name="ldm-dispatcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 60.0) -> None:
+        """After the steps under way; what ran goes on when the server is started again."""
+        self._ending.set()
+        self.wake()
+        until = time.monotonic() + seconds
+        self._thread.join(seconds)
+        for thread in self._carrying():
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def wake(self) -> None:
+        self._awake.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def bring_in(self, seconds: float = 60.0) -> None:
+        """Imports what is heavy for those who ask beside the jobs: one thread at a time."""
+        with self._importing:
+            import app.server.together  # noqa: F401
+
+    def cancel(self, name: str, keep: bool) -> None:
+        """Ends a job before its next step; at once where nobody has begun it."""
+        with self._taking, self._lock:  # a job that is taken now is in its errand afterwards
+            errand = next((one for one in self._errands if name in one.jobs and name not in one.ended), None)
+        if errand is None:
+            return
+        if not errand.heard:
+            self._end(errand, name, "cancelled")
+        self._say(errand, unwanted={name: keep})
+
+    def _work(self) -> None:
+        try:
+            self._crew = crew = self._begin()
+        except Exception:  # nothing can be made, and /healthz says so
+            log.exception("there are no replicas")
+            return
+        while not self._ending.is_set():
+            self._awake.clear()
+            try:
+                if not self._sent(crew):
+                    self._awake.wait(REST)
+            except Exception:  # a full disk, say: the thread goes on whatever happens, for nobody else could
+                log.exception("the dispatcher failed")
+                self._awake.wait(REST)
+        with self._lock:
+            for errand in self._errands:
+                crew.tell(errand.name, Slip(ending=True))
+
+    def _sent(self, crew: Crew) -> bool:
+        """Sends what comes next, where there may be one more replica at work; whether there was anything."""
+        if len(self._carrying()) >= crew.most:
+            return False
+        with self._taking:
+            if (errand := self._taken(crew)) is None:
+                return False
+            name = f"ldm-errand-{errand.name[:8]}"
+            thread = Thread(target=self._carry, args=(errand, crew), name=name, daemon=True)
+            with self._lock:
+                self._errands[errand] = thread
+        thread.start()
+        return True
+
+    def _taken(self, crew: Crew) -> Errand | None:
+        """The next job, with others of its kind: of all that wait a replica's share, so that none is left with nothing
+        while another has all (guided self-scheduling: Polychronopoulos & Kuck 1987)."""
+        share = math.ceil(self.jobs.counts().get("queued", 0) / crew.most)
+        if (first := self.jobs.next()) is None:
+            return None
+        group = [first]
+        while first.kind and len(group) < min(share, MOST) and (other := self.jobs.next(first.kind)):
+            group.append(other)
+        return Errand({job.id: job for job in group})
+
+    def _carrying(self) -> list[Thread]:
+        with self._lock:
+            return list(self._errands.values())
+
+    def _carry(self, errand: Errand, crew: Crew) -> None:
+        began = time.monotonic()
+        try:
+            pictures = self._prepared(errand)
+            left = [job for name, job in errand.jobs.items() if name not in errand.ended]
+            for said in crew.make(errand.name, left, pictures) if left else ():
+                for word in said:
+                    self._hear(errand, *word)
+                self._say(errand)
+        except Exception as error:  # its replica has died, or there is none
+            log.warning("jobs are queued again: %s", (str(error).splitlines() or [type(error).__name__])[0][:160])
+        try:
+            self._part(errand)
+        finally:
+            crew.tell(errand.name, None)
+            with self._lock:
+                del self._errands[errand]
+                self.busy_seconds += time.monotonic() - began
+            self.wake()
+
+    def _prepared(self, errand: Errand) -> dict[str, bytes]:
+        """The uploads that its jobs name; the jobs as they are after a look for pictures that nobody was told of."""
+        pictures = dict[str, bytes]()
+        for name, job in list(errand.jobs.items()):
+            try:
+                for made in self.gallery.left(job):
+                    self.jobs.made(name, made)
+                errand.jobs[name] = self.jobs.job(name)
+                pictures |= {upload: self.uploads.file(upload) for upload in _uploads(job.asked)}
+            except LdmError as error:
+                self._end(errand, name, "failed", error)
+        return pictures
+
+    def _part(self, errand: Errand) -> None:
+        """Jobs that have come to no end are queued again; where the server ends they stay as they are."""
+        left = [name for name in errand.jobs if name not in errand.ended]
+        if left and not errand.heard:
+            self._ending.wait(PAUSE)
+        if self._ending.is_set():
+            return
+        for name in left:
+            errand.ended.add(name)  # before another errand takes it
+            self.jobs.again(name)
+            job = self.jobs.job(name)
+            if job.state != "queued":
+                self.hub.tell(name, _ended(job.state, job.failure))
+
+    def _hear(self, errand: Errand, what: str, name: str, told: Any) -> None:
+        errand.heard = True
+        if name in errand.ended:
+            return
+        if what == "begun":
+            self.jobs.begun(name)
+        elif what == "event":
+            self.hub.tell(name, told)
+        elif what == "end":
+            state, error = told
+            self._end(errand, name, state, None if error is None else error_of(error))
+        elif what == "picture":
+            self._keep(errand, name, *told)
+
+    def _keep(self, errand: Errand, name: str, made: Made, data: bytes) -> None:
+        try:
+            self.jobs.made(name, self.gallery.keep_file(name, made, data))
+        except Exception as error:  # a full disk, say: this job ends, others go on
+            if made.partial:  # it was not wanted any more, so that is no failure
+                log.warning("what job %s had so far was not kept: %s", name, error)
+                return
+            self._end(errand, name, "failed", told_of(error, self.gallery.folder))
+            self._say(errand, unwanted={name: False})
+
+    def _end(self, errand: Errand, name: str, state: State, error: LdmError | None = None) -> None:
+        errand.ended.add(name)
+        if self.jobs.end(name, state, error):
+            self.hub.tell(name, _ended(state, error))
+
+    def _say(self, errand: Errand, unwanted: Mapping[str, bool] | None = None) -> None:
+        """Tells whoever makes it what has changed."""
+        watched = frozenset(name for name in errand.jobs if self.hub.watched(name))
+        with self._lock:
+            slip = Slip({**errand.slip.unwanted, **(unwanted or {})}, watched, self._ending.is_set())
+            if slip != errand.slip and errand in self._errands and self._crew is not None:
+                errand.slip = slip
+                self._crew.tell(errand.name, slip)
+
+
+def _uploads(asked: Mapping[str, Any]) -> set[str]:
+    """The ids of the pictures that a request names."""
+    return {use[name] for use in (asked, *asked.get("controls", ())) for name in ("image", "mask") if name in use}
+
+
+def _ended(state: State, error: LdmError | None) -> Event:
+    return Event("end", {"state": state} | ({} if error is None else {"error": error.as_dict()}))
