@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.cluster import environment, joined, missing, needed, room
-from app.server.replica import Mailbox, Plan, Replica, Slip, Word
-from app.server.store import Job
+from app.server.replica import Mailbox, Parcel, Plan, Replica, Slip, Word
 from ldm.errors import Code, LdmError
 
 DEPLOYMENT = "replica"
@@ -124,9 +123,9 @@ class RayCrew:
             self._handle.shutdown()  # else it goes on measuring, and complains that Ray is gone
         serve.delete(self.name, _blocking=False)
 
-    def make(self, errand: str, jobs: Sequence[Job], pictures: Mapping[str, bytes]) -> Iterator[list[Word]]:
+    def make(self, errand: str, parcels: Sequence[Parcel]) -> Iterator[list[Word]]:
         self.place.ray.get(self._mailbox.put.remote(errand, Slip()))  # it must be there when it is asked for
-        yield from self._handle.make.remote(errand, list(jobs), dict(pictures), self._mailbox)
+        yield from self._handle.make.remote(errand, list(parcels), self._mailbox)
 
     def tell(self, errand: str, slip: Slip | None) -> None:
         self._mailbox.put.remote(errand, slip)

@@ -19,8 +19,8 @@ from uuid import uuid4
 from app.failing import told_of
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
-from app.server.replica import Slip, Word
-from app.server.store import Job, Jobs, Made, State, error_of
+from app.server.replica import Parcel, Slip, Word
+from app.server.store import Jobs, Made, State, error_of
 from app.server.uploads import Uploads
 from app.server.worker import REST
 from ldm.errors import LdmError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from app.server.together import Together
 
 log = logging.getLogger("ldm.server")
-MOST = 16  # jobs of an errand
+MOST = 16  # jobs of an errand at a time
+LONGEST = 256  # jobs of an errand in all, for both sides remember them
 PAUSE = 5.0  # seconds after an errand that nobody took
 
 
@@ -38,19 +39,25 @@ class Crew(Protocol):
 
     most: int  # errands at a time
 
-    def make(self, errand: str, jobs: Sequence[Job], pictures: Mapping[str, bytes]) -> Iterator[list[Word]]: ...
+    def make(self, errand: str, parcels: Sequence[Parcel]) -> Iterator[list[Word]]: ...
     def tell(self, errand: str, slip: Slip | None) -> None: ...
 
 
 @dataclass(eq=False)
 class Errand:
-    """Jobs that were sent together, as they were then; `ended` are those that it has no more to do with."""
+    """Jobs of one kind that are made together; `ended` are those that it has no more to do with."""
 
-    jobs: dict[str, Job]
+    kind: str
+    jobs: list[str]
     name: str = field(default_factory=lambda: uuid4().hex)
     slip: Slip = field(default_factory=Slip)
-    heard: bool = False  # whether anybody has begun
+    more: list[Parcel] = field(default_factory=list)  # that joined it on the way
+    begun: set[str] = field(default_factory=set)
     ended: set[str] = field(default_factory=set)
+
+    @property
+    def left(self) -> list[str]:
+        return [name for name in self.jobs if name not in self.ended]
 
 
 class Dispatcher:
@@ -95,10 +102,10 @@ class Dispatcher:
     def cancel(self, name: str, keep: bool) -> None:
         """Ends a job before its next step; at once where nobody has begun it."""
         with self._taking, self._lock:  # a job that is taken now is in its errand afterwards
-            errand = next((one for one in self._errands if name in one.jobs and name not in one.ended), None)
+            errand = next((one for one in self._errands if name in one.left), None)
         if errand is None:
             return
-        if not errand.heard:
+        if name not in errand.begun:
             self._end(errand, name, "cancelled")
         self._say(errand, unwanted={name: keep})
 
@@ -135,15 +142,30 @@ class Dispatcher:
         return True
 
     def _taken(self, crew: Crew) -> Errand | None:
-        """The next job, with others of its kind: of all that wait a replica's share, so that none is left with nothing
-        while another has all (guided self-scheduling: Polychronopoulos & Kuck 1987)."""
-        share = math.ceil(self.jobs.counts().get("queued", 0) / crew.most)
+        """The next job, with others of its kind."""
+        waiting = self._waiting()
         if (first := self.jobs.next()) is None:
             return None
-        group = [first]
-        while first.kind and len(group) < min(share, MOST) and (other := self.jobs.next(first.kind)):
-            group.append(other)
-        return Errand({job.id: job for job in group})
+        errand = Errand(first.kind, [first.id])
+        self._fill(errand, waiting - 1, crew)
+        return errand
+
+    def _waiting(self) -> int:
+        return sum(self.jobs.waiting(cells) for cells in (False, True))
+
+    def _fill(self, errand: Errand, waiting: int, crew: Crew) -> list[str]:
+        """Takes others of its kind into an errand: as many as are its share if all that there are were spread evenly,
+        so that no replica is left with nothing while another has all. Returns those that came."""
+        with self._lock:
+            errands = {errand, *(one for one in self._errands if one.kind == errand.kind)}
+        share = min(MOST, math.ceil((waiting + sum(len(one.left) for one in errands)) / crew.most))
+        came = list[str]()
+        while errand.kind and len(errand.left) < share and len(errand.jobs) < LONGEST:
+            if (job := self.jobs.next(errand.kind)) is None:
+                break
+            errand.jobs.append(job.id)
+            came.append(job.id)
+        return came
 
     def _carrying(self) -> list[Thread]:
         with self._lock:
@@ -152,11 +174,11 @@ class Dispatcher:
     def _carry(self, errand: Errand, crew: Crew) -> None:
         began = time.monotonic()
         try:
-            pictures = self._prepared(errand)
-            left = [job for name, job in errand.jobs.items() if name not in errand.ended]
-            for said in crew.make(errand.name, left, pictures) if left else ():
+            parcels = self._parcels(errand, errand.jobs)
+            for said in crew.make(errand.name, parcels) if parcels else ():
                 for word in said:
                     self._hear(errand, *word)
+                self._join(errand, crew)
                 self._say(errand)
         except Exception as error:  # its replica has died, or there is none
             log.warning("jobs are queued again: %s", (str(error).splitlines() or [type(error).__name__])[0][:160])
@@ -169,23 +191,32 @@ class Dispatcher:
                 self.busy_seconds += time.monotonic() - began
             self.wake()
 
-    def _prepared(self, errand: Errand) -> dict[str, bytes]:
-        """The uploads that its jobs name; the jobs as they are after a look for pictures that nobody was told of."""
-        pictures = dict[str, bytes]()
-        for name, job in list(errand.jobs.items()):
+    def _join(self, errand: Errand, crew: Crew) -> None:
+        """What waits and is of its kind joins it on the way, where no other replica is free for it."""
+        if not errand.kind or self._ending.is_set() or not (waiting := self._waiting()):
+            return
+        with self._taking:
+            came = self._fill(errand, waiting, crew) if len(self._carrying()) >= crew.most else []
+        errand.more = [parcel for parcel in errand.more if parcel[0].id not in errand.begun]
+        errand.more += self._parcels(errand, came)
+
+    def _parcels(self, errand: Errand, names: Sequence[str]) -> list[Parcel]:
+        """Jobs with the uploads that they name, after a look for pictures that nobody was told of."""
+        parcels = list[Parcel]()
+        for name in names:
             try:
-                for made in self.gallery.left(job):
+                for made in self.gallery.left(self.jobs.job(name)):
                     self.jobs.made(name, made)
-                errand.jobs[name] = self.jobs.job(name)
-                pictures |= {upload: self.uploads.file(upload) for upload in _uploads(job.asked)}
+                job = self.jobs.job(name)
+                parcels.append((job, {upload: self.uploads.file(upload) for upload in _uploads(job.asked)}))
             except LdmError as error:
                 self._end(errand, name, "failed", error)
-        return pictures
+        return parcels
 
     def _part(self, errand: Errand) -> None:
         """Jobs that have come to no end are queued again; where the server ends they stay as they are."""
-        left = [name for name in errand.jobs if name not in errand.ended]
-        if left and not errand.heard:
+        left = errand.left
+        if left and not errand.begun:
             self._ending.wait(PAUSE)
         if self._ending.is_set():
             return
@@ -197,7 +228,8 @@ class Dispatcher:
                 self.hub.tell(name, _ended(job.state, job.failure))
 
     def _hear(self, errand: Errand, what: str, name: str, told: Any) -> None:
-        errand.heard = True
+        if what == "begun":
+            errand.begun.add(name)
         if name in errand.ended:
             return
         if what == "begun":
@@ -227,9 +259,10 @@ class Dispatcher:
 
     def _say(self, errand: Errand, unwanted: Mapping[str, bool] | None = None) -> None:
         """Tells whoever makes it what has changed."""
-        watched = frozenset(name for name in errand.jobs if self.hub.watched(name))
+        watched = frozenset(name for name in errand.left if self.hub.watched(name))
         with self._lock:
-            slip = Slip({**errand.slip.unwanted, **(unwanted or {})}, watched, self._ending.is_set())
+            more = tuple(errand.more)
+            slip = Slip({**errand.slip.unwanted, **(unwanted or {})}, watched, more, self._ending.is_set())
             if slip != errand.slip and errand in self._errands and self._crew is not None:
                 errand.slip = slip
                 self._crew.tell(errand.name, slip)

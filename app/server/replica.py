@@ -20,14 +20,16 @@ from app.failing import told_of
 from app.server.hub import Event
 from app.server.limits import Limits
 from app.server.store import Job, Made, State
+from ldm.errors import LdmError
 
 if TYPE_CHECKING:
-    from ldm.errors import LdmError
+    from app.server.uploads import Uploads
     from pipelines.steps import Result
 
 log = logging.getLogger("ldm.server")
 Word = tuple[str, str, Any]  # what is done (begun, picture, event, end), with which job, and what is to be known of it
 Words = SimpleQueue[Word | None]  # None: there are no more
+Parcel = tuple[Job, Mapping[str, bytes]]  # and the uploads that it names
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class Plan:
 @dataclass(frozen=True)
 class Slip:
     """What a server has to say of an errand: which jobs are to end (and whether what there is of them is kept), whose
-    previews somebody wants to see, and whether all of it is to stop."""
+    previews somebody wants to see, jobs that join it and have not begun, and whether all of it is to stop."""
 
     unwanted: Mapping[str, bool] = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
+    more: tuple[Parcel, ...] = ()
     ending: bool = False
 
 
@@ -93,6 +96,9 @@ class News:
     def unwanted(self) -> dict[str, bool]:
         return dict(self._heard().unwanted)
 
+    def more(self) -> Sequence[Parcel]:
+        return self._heard().more
+
     def watched(self, job: str) -> bool:
         return job in self._slip.watched
 
@@ -113,25 +119,38 @@ class News:
 class Desk:
     """In the place of a server's store, gallery and hub."""
 
-    def __init__(self, jobs: Sequence[Job], say: Words, news: News) -> None:
-        self._jobs = {job.id: job for job in jobs}
-        self._left = list(jobs)
-        self._say, self._news = say, news
+    def __init__(self, parcels: Sequence[Parcel], uploads: Uploads, say: Words, news: News) -> None:
+        self._left = list(parcels)
+        self._jobs = {job.id: job for job, _ in parcels}
+        self._uploads, self._say, self._news = uploads, say, news
 
     def next(self, kind: str | None = None) -> Job | None:
-        """All that are sent together are of one kind."""
+        """All that are sent together, or join them, are of one kind. What a model takes along while it is loaded for a
+        job is a try of it: so it has begun now."""
+        for job, pictures in self._news.more():
+            if job.id not in self._jobs:
+                self._jobs[job.id] = job
+                self._left.append((job, pictures))
         while self._left:
-            job = self._left.pop(0)
-            if job.id not in self._news.unwanted():
-                return job
-            self.end(job.id, "cancelled")
+            job, pictures = self._left.pop(0)
+            if job.id in self._news.unwanted():
+                self.end(job.id, "cancelled")
+                continue
+            self._say.put(("begun", job.id, None))
+            try:
+                for data in pictures.values():
+                    self._uploads.add(data)
+            except LdmError as error:
+                self.end(job.id, "failed", error)
+                continue
+            return job
         return None
 
     def job(self, name: str) -> Job:
         return self._jobs[name]
 
     def begun(self, name: str) -> None:
-        """Said when the errand was taken: what a model takes along while it is loaded counts as well."""
+        """Said when it was taken."""
 
     def left(self, job: Job) -> list[Made]:
         """The server has looked before it sent the job."""
@@ -161,6 +180,11 @@ class Desk:
         self._say.put(("end", name, (state, None if error is None else error.as_dict())))
         return True
 
+    def fail(self, error: LdmError) -> None:
+        """All that have not ended: the server ignores what is said of the others."""
+        for name in self._jobs:
+            self.end(name, "failed", error)
+
 
 class Replica:
     """One errand at a time; one thread owns the models, as in a server without replicas."""
@@ -175,12 +199,10 @@ class Replica:
         self.decoder = Decoder(plan.limits.input_pixels)
         self._thread = ThreadPoolExecutor(1)
 
-    async def make(
-        self, errand: str, jobs: Sequence[Job], pictures: Mapping[str, bytes], mailbox: Any
-    ) -> AsyncIterator[list[Word]]:
-        """What comes of some jobs, a step at a time; `pictures` are the uploads that they name."""
+    async def make(self, errand: str, parcels: Sequence[Parcel], mailbox: Any) -> AsyncIterator[list[Word]]:
+        """What comes of some jobs, a step at a time."""
         loop, words, news = asyncio.get_running_loop(), Words(), News(mailbox, errand)
-        done = loop.run_in_executor(self._thread, self._make, jobs, pictures, words, news)
+        done = loop.run_in_executor(self._thread, self._make, parcels, words, news)
         try:
             while said := await loop.run_in_executor(None, _taken, words):
                 yield said
@@ -188,28 +210,24 @@ class Replica:
             news.stop()
             await done
 
-    def _make(self, jobs: Sequence[Job], pictures: Mapping[str, bytes], words: Words, news: News) -> None:
-        desk = Desk(jobs, words, news)
-        for job in jobs:
-            words.put(("begun", job.id, None))
-        try:
-            with tempfile.TemporaryDirectory(prefix="ldm-replica-") as folder:
-                self._made(desk, Path(folder), pictures, news)
-        except Exception as error:  # a full disk, say: the server ignores what is said of jobs that have ended
-            log.exception("jobs could not be made")
-            for job in jobs:
-                desk.end(job.id, "failed", told_of(error, *self.catalog.homes()))
-        finally:
-            words.put(None)
-
-    def _made(self, desk: Desk, folder: Path, pictures: Mapping[str, bytes], news: News) -> None:
-        from app.server.asking import Understanding
-        from app.server.together import Together
+    def _make(self, parcels: Sequence[Parcel], words: Words, news: News) -> None:
         from app.server.uploads import Uploads
 
-        uploads = Uploads(folder, self.decoder, self.limits.stored)
-        for data in pictures.values():
-            uploads.add(data)
+        with tempfile.TemporaryDirectory(prefix="ldm-replica-") as folder:
+            uploads = Uploads(Path(folder), self.decoder, self.limits.stored)
+            desk = Desk(parcels, uploads, words, news)
+            try:
+                self._made(desk, uploads, news)
+            except Exception as error:  # a full disk, say
+                log.exception("jobs could not be made")
+                desk.fail(told_of(error, *self.catalog.homes()))
+            finally:
+                words.put(None)
+
+    def _made(self, desk: Desk, uploads: Uploads, news: News) -> None:
+        from app.server.asking import Understanding
+        from app.server.together import Together
+
         together = Together(desk, Understanding(self.catalog, uploads, self.limits), self.shelf, desk, desk)
         while not news.ending() and (job := desk.next()):
             together.make(job, news.ending, news.unwanted)

@@ -17,9 +17,9 @@ from PIL import Image
 from app.server import dispatcher
 from app.server.gallery import Gallery
 from app.server.hub import Hub
-from app.server.replica import Mailbox, Plan, Replica, Slip, Word, _taken
+from app.server.replica import Mailbox, Parcel, Plan, Replica, Slip, Word, _taken
 from app.server.service import Service
-from app.server.store import TRIES, Job, Jobs
+from app.server.store import TRIES, Jobs
 from ldm.errors import Code, LdmError
 from pipelines.recipe import read_recipe
 from tests.app.server.conftest import QUICK, Open, ended, made
@@ -54,14 +54,14 @@ class Near:
     def tell(self, errand: str, slip: Slip | None) -> None:
         self.slips[errand] = slip
 
-    def make(self, errand: str, jobs: Sequence[Job], pictures: Mapping[str, bytes]) -> Iterator[list[Word]]:
+    def make(self, errand: str, parcels: Sequence[Parcel]) -> Iterator[list[Word]]:
         self.slips[errand] = Slip()
-        self.errands.append([job.id for job in jobs])
+        self.errands.append([job.id for job, _ in parcels])
         number, count = len(self.errands), 0
         if self.lose(number, 0, None):
             raise ConnectionError("There is no cluster.")
         replica, words = self._free.get(), SimpleQueue[Word | None]()
-        thread = threading.Thread(target=replica._make, args=(jobs, pictures, words, Said(self.slips, errand)))
+        thread = threading.Thread(target=replica._make, args=(parcels, words, Said(self.slips, errand)))
         thread.start()
         try:
             while said := _taken(words):
@@ -88,6 +88,9 @@ class Said:
     def unwanted(self) -> dict[str, bool]:
         return dict(self._slip().unwanted)
 
+    def more(self) -> Sequence[Parcel]:
+        return self._slip().more
+
     def watched(self, job: str) -> bool:
         return job in self._slip().watched
 
@@ -103,6 +106,12 @@ def near(open_service: Open, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 
     with open_service(replicas=crew) as service:
         yield service, crews[0]
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "PNG")
+    return file.getvalue()
 
 
 def files(service: Service) -> list[str]:
@@ -126,7 +135,7 @@ def test_pictures_are_those_of_a_worker(open_service: Open, near: tuple[Service,
 
 
 def test_what_waits_is_shared_among_replicas_and_made_together(open_service: Open, tmp_path: Path) -> None:
-    """Of eight jobs two replicas take four, then half of what is left, and so on."""
+    """Of eight jobs each of two replicas takes four."""
     crews = list[Near]()
 
     def crew(plan: Plan, folder: Path) -> Near:
@@ -138,9 +147,46 @@ def test_what_waits_is_shared_among_replicas_and_made_together(open_service: Ope
         jobs = [service.submit(QUICK | {"seed": n, "steps": 9}, "me") for n in range(8)]
         crews[0].there.set()
         assert all(ended(service, job).state == "done" for job in jobs)
-    sizes = [len(errand) for errand in crews[0].errands]
-    assert sizes[0] == 4 and sum(sizes) == 8 and max(sizes) == 4
+    assert [len(errand) for errand in crews[0].errands] == [4, 4]
     assert {name for errand in crews[0].errands for name in errand} == {job.id for job in jobs}
+
+
+def test_jobs_of_a_kind_join_on_the_way_and_others_wait_for_their_turn(
+    near: tuple[Service, Near],
+    gate: Gate,  # noqa: F811
+) -> None:
+    service, crew = near
+    crew.most = 1
+    first = service.submit(QUICK | {"steps": 9}, "me")
+    gate.wait()
+    picture = service.uploads.add(png())
+    other = service.submit(QUICK | {"image": picture.id, "strength": 0.5, "seed": 5}, "me")
+    unwanted = service.submit(QUICK | {"steps": 9, "seed": 6}, "me")
+    alone = service.submit(EXACT, "me")
+    last = service.submit(QUICK | {"seed": 7}, "me")  # of the first one's kind, but behind another
+    gate.go(1)
+    until = time.monotonic() + 60
+    while service.jobs.job(unwanted.id).state == "queued":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert service.jobs.job(alone.id).state == service.jobs.job(last.id).state == "queued"
+    service.cancel(unwanted.id, keep=False)
+    gate.go(100)
+    done = [ended(service, job) for job in (first, other, alone, last)]
+    assert [job.state for job in done] == ["done"] * 4 and [len(job.pictures) for job in done] == [1] * 4
+    assert ended(service, unwanted).state == "cancelled" and len(files(service)) == 4
+    assert crew.errands == [[first.id], [alone.id], [last.id]]  # the other one joined the first
+
+
+def test_an_errand_comes_to_an_end_however_many_jobs_of_its_kind_there_are(
+    near: tuple[Service, Near], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, crew = near
+    crew.most = 1
+    monkeypatch.setattr(dispatcher, "LONGEST", 4)
+    jobs = [service.submit(QUICK | {"seed": n, "steps": 9}, "me") for n in range(12)]
+    assert all(ended(service, job).state == "done" for job in jobs)
+    assert len(crew.errands) >= 3 and len(files(service)) == 12
 
 
 def test_a_replica_that_dies_loses_no_picture_and_none_is_made_twice(
@@ -225,9 +271,7 @@ def test_a_job_that_nobody_has_begun_ends_at_once(near: tuple[Service, Near], ga
 
 def test_pictures_that_a_job_names_go_along(near: tuple[Service, Near], gate: Gate) -> None:  # noqa: F811
     service, _ = near
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(file, "PNG")
-    upload = service.uploads.add(file.getvalue())
+    upload = service.uploads.add(png())
     given = QUICK | {"image": upload.id, "strength": 0.5}
     gate.go(100)
     assert made(service, given).pictures
