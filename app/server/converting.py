@@ -66,7 +66,7 @@ class Conversions:
             what, why = f"{model} is a {to} already.", "There is nothing to convert."
             raise LdmError(Code.USAGE, what, why, f"Ask for the other: {'file' if to == 'folder' else 'folder'}.")
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
+            if any(one.state == "running" for one in self._all.values()):
                 why = "One conversion is made at a time, for it takes memory."
                 raise LdmError(Code.BUSY, "A model is being converted.", why, "Try again when it is done.")
             one = Conversion(uuid4().hex, model, to, "running", time.time())
@@ -90,9 +90,9 @@ class Conversions:
                 log.exception("a conversion failed")
             told = told_of(error, *self.library.catalog.homes())
             ended = replace(one, state="failed", error=told)
+        gc.collect()  # before it is told: whoever hears of it may begin the next one
         with self._lock:
             self._all[one.id] = replace(ended, ended=time.time())
-        gc.collect()
 
     def _converted(self, one: Conversion, path: Path, wish: str) -> str:
         from ldm.store.parts import load_parts

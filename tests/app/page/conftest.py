@@ -31,9 +31,10 @@ class Site:
     url: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The Chromium of this machine; playwright's own is not fetched."""
+    """The Chromium of this machine; playwright's own is not fetched. It ends with its module: while it is there, no
+    other test of the process can run a loop of its own."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"no browser is here: none of {', '.join(BROWSERS)} (Debian: apt install chromium)")
