@@ -21,10 +21,7 @@ from app.page.form import AUTO, Form, finer, settings, words
 from app.server.service import Service
 
 ASSETS = Path(__file__).parent / "assets"
-SECTIONS = {
-    "create": "Create", "edit": "Edit", "control": "Control", "personalize": "Personalize", "compare": "Compare",
-    "models": "Models", "gallery": "Gallery",
-}  # fmt: skip
+SECTIONS = ("create", "edit", "control", "personalize", "compare", "models", "gallery")
 WAITING, AT_ONCE = 16, 8  # calls of gradio's own clients
 
 

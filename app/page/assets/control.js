@@ -14,11 +14,8 @@ let controls = []; // of the page
 
 export function start() {
   $("ldm-control-add").addEventListener("click", () => add());
-  receives("control", (brought) => trying(async () => {
-    const free = controls.find((one) => !one.painter.painted() && !one.image) || (await add());
-    await free?.bring(brought);
-  }));
-  brings("control", async ([file]) => (controls.find((one) => !one.painter.painted() && !one.image) || (await add()))?.bring(await upload(file)));
+  receives("control", (brought) => trying(async () => (await free())?.bring(brought)));
+  brings("control", async ([file]) => (await free())?.bring(await upload(file)));
   takesRequest("control", (request) => trying(async () => {
     for (const one of controls) one.place.remove();
     controls = [];
@@ -39,6 +36,9 @@ export async function refresh() {
 }
 
 const remember = calm(0.4, () => kept.set("controls", controls.map((one) => one.told())));
+
+// A control that has nothing yet, or another one.
+const free = async () => controls.find((one) => !one.painter.painted() && !one.image) || add();
 
 async function add(was = null) {
   if (controls.length >= MOST) return void tell(`${MOST} controls are the most.`);

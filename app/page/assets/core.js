@@ -1,7 +1,7 @@
 // What all scripts of the page share: the API, elements, messages, and what the browser keeps.
 // Texts that came from anybody are only ever set as text: no markup is made of them.
 
-export class Refused extends Error {
+class Refused extends Error {
   constructor(told) {
     super(sentence(told.title, told.detail, told.fix));
     this.told = told;

@@ -17,7 +17,7 @@ export function actions(picture, {trashed = false} = {}) {
     act("Delete", () => remove(picture), "To the trash"));
 }
 
-export async function useSettings(picture) {
+async function useSettings(picture) {
   const told = await trying(() => api(`${picture.url}/recipe`));
   if (!told) return;
   await use(told.asked);
