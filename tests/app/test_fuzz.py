@@ -167,7 +167,7 @@ def no_server_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_command_lines_end_in_words(
     ldm: Ldm, tiny_sd1: Path, tiny_controlnet: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_random_command_lines_end_in_words(
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("seed", range(4, 24))
+@pytest.mark.parametrize("seed", range(2, 24))
 def test_many_random_command_lines_end_in_words(
     ldm: Ldm, tiny_sd1: Path, tiny_controlnet: Path, tmp_path: Path, seed: int
 ) -> None:

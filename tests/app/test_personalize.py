@@ -93,6 +93,7 @@ def test_photos_in_and_an_adapter_and_a_report_out(ldm: Ldm, learn: Ldm, tmp_pat
     assert told["modelspec.title"] == told["ss_output_name"] == "zwx-circle"
 
 
+@pytest.mark.torture
 def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_it(
     learn: Ldm, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(learn: Ldm, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+@pytest.mark.torture
 def test_a_start_that_failed_may_be_mended_and_a_report_is_whole_without_what_memory_did_not_allow(
     learn: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_bad_input_is_said_and_nothing_is_left_behind(
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.torture
 def test_one_photo_and_a_common_word_are_remarked_on(
     ldm: Ldm, photos: Path, quick_scenes: Path, tmp_path: Path
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_figure_that_cannot_be_told_is_a_dash(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "step 7: subject –, drift 10 %, near copies 0 %, validation 0.25\n"
 
 
+@pytest.mark.torture
 def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_left_out(
     ldm: Ldm, learn: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +245,7 @@ def test_a_word_and_an_adapter_belong_together_and_one_that_changes_nothing_is_l
     assert drawn.status == 0, drawn.err
 
 
+@pytest.mark.torture
 def test_a_token_may_end_as_the_name_of_a_file_of_another_kind_does(
     ldm: Ldm, photos: Path, quick_scenes: Path, tmp_path: Path
 ) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from benchmarks.tutorial_pictures import commands
 from ldm.images import open_image
 from tests.app.conftest import Ldm
 
+pytestmark = pytest.mark.torture  # a minute; the words of every command are tried by tests/app/test_cli.py
 DOCS = Path(__file__).parents[2] / "docs"
 LESS = {
     "train": ("run.steps=2", "run.batch=8", "run.save=2", "run.preview=2", "run.evaluate=2", "data.validation=8"),

@@ -526,6 +526,7 @@ def test_the_noise_of_a_ladder_without_a_picture_costs_nothing() -> None:
     assert (divergence > 0).all()
 
 
+@pytest.mark.torture
 def test_flow_densities_of_two_numbers_integrate_to_one() -> None:
     form = Form(1, 0, 2)
     layers: list[Bijection] = [Logit()]

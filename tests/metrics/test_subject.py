@@ -34,6 +34,7 @@ def seen() -> See:
     return features
 
 
+@pytest.mark.torture
 def test_poses_of_one_creature_are_one_subject_and_two_creatures_are_often_told(seen: See) -> None:
     draw = random.Random(0)
     one, two = 0, 0

@@ -22,6 +22,7 @@ from pipelines.plan import first_batch, plan
 from pipelines.request import ControlUse, GuidanceUse, HiresUse, Request, TileUse
 from pipelines.work import work_of
 from tests import components
+from tests.thin import thinned
 
 BASE: dict[str, Any] = {"prompt": "a red square", "steps": 4, "seed": 1}
 
@@ -256,7 +257,7 @@ def test_memory_of_a_network_against_the_allocator() -> None:
     assert cost(net, call).peak == pytest.approx(measured_peak(lambda: call(net)), rel=0.25)
 
 
-@pytest.mark.parametrize("tile", [None, TileUse(size=64, overlap=16)])
+@pytest.mark.parametrize("tile", thinned([TileUse(size=64, overlap=16), None], 2))
 def test_memory_of_a_whole_run_against_the_allocator(four: Pipeline, tile: TileUse | None) -> None:
     request = Request(**(BASE | {"steps": 1}), width=96, height=96, hires=HiresUse(strength=1.0), tile=tile)
     four.results(request)

@@ -22,6 +22,7 @@ from ldm.store.convert import _refusal, convert
 from ldm.store.describe import describe
 from ldm.store.parts import load_controlnet, load_parts, load_vae
 from ldm.store.weights import load_weights
+from tests.thin import thinned
 
 
 class Bomb:
@@ -104,7 +105,9 @@ def test_no_hostile_pickle_runs(tmp_path: Path) -> None:
         assert not canary.exists(), name
 
 
-@pytest.mark.parametrize(("index", "said"), [(1, "posix.system"), (2, "instructions"), (13, "posix.system")])
+@pytest.mark.parametrize(
+    ("index", "said"), thinned([(1, "posix.system"), (2, "instructions"), (13, "posix.system")], 3)
+)
 def test_trusted_conversion_runs_no_code_either(tmp_path: Path, index: int, said: str) -> None:
     canary = tmp_path / "canary"
     name, data = bombs(canary)[index]

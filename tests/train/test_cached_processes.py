@@ -101,6 +101,7 @@ def launch(root: Path, file: Path) -> None:
         assert process.returncode == 0, said
 
 
+@pytest.mark.torture
 def test_scenes_are_encoded_once_by_whichever_process(root: Path, tmp_path: Path, tiny_sd1: Path) -> None:
     text = f"""
 task: {{type: diffusion, unet: {tiny_sd1}, vae: {tiny_sd1}, text: {tiny_sd1}, noise: {{kind: epsilon}}}}

@@ -116,6 +116,7 @@ def test_a_few_examples_tell_of_many(vae: Path, tmp_path: Path, monkeypatch: pyt
     assert "led on to 16" in few.how
 
 
+@pytest.mark.torture
 def test_smaller_pieces_and_recomputed_activations_take_less(vae: Path, tmp_path: Path) -> None:
     def in_use(*overrides: str) -> int:
         return forecasted(settings(vae, tmp_path / "run", "data.size=32", *overrides)).in_use or 0

@@ -27,7 +27,7 @@ from tests.train.tasks import clips
 from train.config import RunFile
 from train.run import opened
 
-pytestmark = pytest.mark.loopback
+pytestmark = [pytest.mark.loopback, pytest.mark.torture]  # half a minute; toys do the same in the quick suite
 # name -> task, what its data has besides, and a learning rate that moves it far in ten steps
 TASKS = {
     "diffusion": ("{type: diffusion, unet: MODEL, vae: MODEL, text: MODEL, noise: {kind: epsilon}}", "", 0.05),

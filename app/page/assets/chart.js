@@ -27,7 +27,7 @@ export function chart(title, curves) {
   })));
   const label = (x, y, text, anchor) => svg("text", {x, y, "text-anchor": anchor, "font-size": 11, fill: "currentColor"}, text);
   const told = there.map(([name, points]) => `${name} ${points.at(-1)[1].toPrecision(3)}`).join(", ");
-  return el("figure", {class: "ldm-chart"}, svg("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: now ${told}`},
+  return el("figure", {class: "ldm-chart"}, el("b", {}, title), svg("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: now ${told}`},
     svg("path", {d: `M${LEFT} 8V${HEIGHT - BOTTOM}H${WIDTH - 8}`, fill: "none", stroke: "var(--line)"}), ...lines, ...dots,
     label(LEFT - 6, 16, y1.toPrecision(2), "end"), label(LEFT - 6, HEIGHT - BOTTOM, y0.toPrecision(2), "end"),
     label(LEFT, HEIGHT - 5, String(x0), "start"), label(WIDTH - 8, HEIGHT - 5, `step ${x1}`, "end")),

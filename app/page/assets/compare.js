@@ -16,7 +16,7 @@ let watching = 0;
 
 export function start() {
   const was = kept.get("axes", {x: {field: "guidance.scale", values: "1, 3, 6"}, y: {field: "seed", values: "1, 2"}});
-  $("ldm-axes").replaceChildren(...Object.keys(SIDES).map((side) => axis(side, was[side])));
+  setAxes(was);
   const stale = () => $("ldm-compare-told").replaceChildren(); // the bill was about something else
   $("ldm-axes").addEventListener("input", stale);
   heard(stale);
@@ -26,9 +26,12 @@ export function start() {
   families();
 }
 
+const setAxes = (told) => $("ldm-axes").replaceChildren(...Object.keys(SIDES).map((side) => axis(side, told[side])));
+
 function axis(side, was) {
+  const known = {...FIELDS, ...(was?.field && {[was.field]: FIELDS[was.field] || was.field})}; // another program may compare more
   const field = el("select", {"aria-label": `${SIDES[side]}: setting`}, el("option", {value: ""}, "nothing"),
-    ...Object.entries(FIELDS).map(([name, label]) => el("option", {value: name}, label)));
+    ...Object.entries(known).map(([name, label]) => el("option", {value: name}, label)));
   const values = el("input", {type: "text", placeholder: "values, with commas between", "aria-label": `${SIDES[side]}: values`});
   const replace = el("input", {type: "text", placeholder: "replace in the prompt (else the whole prompt)",
     "aria-label": `${SIDES[side]}: words of the prompt to replace`, hidden: true});
@@ -50,7 +53,7 @@ function asked() {
   for (const [side, {field, values, replace}] of Object.entries(axes)) {
     if (!field) continue;
     const texts = values.split(values.includes("|") ? "|" : ",").map((one) => one.trim()).filter(Boolean);
-    if (!texts.length) throw new Error(`${SIDES[side]}: no values are given for ${FIELDS[field]}.`);
+    if (!texts.length) throw new Error(`${SIDES[side]}: no values are given for ${FIELDS[field] || field}.`);
     told[side] = {field, values: texts.map((one) => value(field, one))};
     if (field === "prompt" && replace.trim()) told[side].replace = replace.trim();
   }
@@ -59,6 +62,8 @@ function asked() {
 }
 
 const TEXTS = ["prompt", "negative", "model", "solver", "spacing"];
+// As it is typed: with bars between where a value has a comma itself.
+const typed = (values) => (values.some((one) => String(one).includes(",")) ? `${values.join(" | ")} |` : values.join(", "));
 const value = (field, text) => (TEXTS.includes(field) || Number.isNaN(Number(text)) ? text : Number(text));
 
 // From the form: first the bill, and then, when that was seen, the pictures.
@@ -151,7 +156,15 @@ async function earlier() {
   const texts = grids.map((grid) => Object.values(grid.axes).filter(Boolean).map((one) => `${FIELDS[one.field] || one.field}: ${one.values.join(", ")}`).join("; "));
   const when = ({created}) => new Date(created * 1000).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
   $("ldm-compare-earlier").replaceChildren(...grids.map((grid, i) => el("li", {}, el("button", {class: "ldm-quiet",
-    onclick: () => trying(() => watch(grid.id))}, `${when(grid)}: ${texts[i]}`))));
+    onclick: () => trying(() => again(grid.id))}, `${when(grid)}: ${texts[i]}`))));
+}
+
+// One that was made before: its settings are in the form, to be changed and made anew, and it is shown.
+async function again(id) {
+  const {axes: were} = await api(`/v1/grids/${id}`);
+  setAxes(Object.fromEntries(Object.entries(were).map(([side, one]) => [side, one && {...one, values: typed(one.values)}])));
+  $("ldm-compare-told").replaceChildren();
+  await watch(id);
 }
 
 // What `ldm compare` found, where this machine has it.

@@ -65,16 +65,27 @@ function card(what, one) {
   return el("li", {class: "ldm-card", data: {name: one.name}}, el("strong", {}, one.name), el("span", {class: "ldm-lead"}, facts.join(" · ")), actions, details);
 }
 
+// What whoever chooses wants to know comes first, in plain words; what its maker wants to know is folded away.
+const PLAIN = {kind: "what it is", family: "family", model: "made for", word: "its word", words: "its words", fits: "fits", side: "draws best at", controls: "its controls",
+  size: "size of the file", parameters: "numbers in it", licence: "licence", problem: "problem"};
+const KNOWN = ["name", "source"]; // the card shows them
+
 async function about(what, name, place) {
   const told = await api(`/v1/about?${KINDS[what]}=${encodeURIComponent(name)}`);
-  place.replaceChildren(el("table", {}, el("tbody", {}, Object.entries(told).filter(([, value]) => !empty(value)).map(([key, value]) =>
-    el("tr", {}, el("th", {scope: "row"}, key.replaceAll("_", " ")), el("td", {}, text(key, value)))))));
+  const row = (label, key) => el("tr", {}, el("th", {scope: "row"}, label), el("td", {}, text(key, told[key])));
+  const table = (rows) => el("table", {}, el("tbody", {}, rows));
+  const there = Object.keys(told).filter((key) => !empty(told[key]) && !KNOWN.includes(key));
+  const rest = there.filter((key) => !(key in PLAIN));
+  place.replaceChildren(table(Object.entries(PLAIN).filter(([key]) => there.includes(key)).map(([key, label]) => row(label, key))),
+    el("details", {}, el("summary", {}, "Details of the file"), table(rest.map((key) => row(key.replaceAll("_", " "), key)))));
 }
 
 const empty = (value) => value === null || value === "" || value === false || (typeof value === "object" && !Object.keys(value).length);
 
 function text(key, value) {
   if (key === "size") return bytes(value);
+  if (key === "side") return `${value} px`;
+  if (key === "family" && value === "own") return "made with ldm";
   if (key === "fits") return value.map((one) => (typeof one === "string" ? one : `${one.model}: ${one.fits ? "yes" : one.why || "no"}`)).join("; ");
   if (typeof value === "number") return value.toLocaleString();
   if (Array.isArray(value)) return value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ");

@@ -193,8 +193,11 @@ function actions(one, going, place) {
 }
 
 const curves = (told) => el("div", {class: "ldm-curves"},
-  told.loss?.length > 1 ? chart("Loss", {loss: smooth(told.loss), validation: told.validation || []}) : null,
-  told.subject?.length ? chart("Measures", {subject: told.subject, prompt: told.prompt || [], drift: told.drift || [], copies: told.copies || []}) : null);
+  told.loss?.length > 1 ? chart("How far off it is (lower is better)", {"in the pictures it learns from": smooth(told.loss),
+    "at each look, at the same noise": told.validation || []}) : null,
+  told.subject?.length ? chart("What its pictures are like", {"subject: like your pictures (more is better)": told.subject,
+    "prompts: do what the words say (more)": told.prompt || [], "drift: other pictures change (less)": told.drift || [],
+    "near copies of your pictures (less)": told.copies || []}) : null);
 
 // The mean of the last steps: single losses say little.
 function smooth(points) {

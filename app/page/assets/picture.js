@@ -70,7 +70,7 @@ async function restore(picture) {
   removed.forEach((call) => call());
 }
 
-// A closer look: arrows go to the neighbours, Escape closes.
+// A closer look: arrows go to the neighbours; Escape and the browser's Back close, for it is a step of the history.
 let around = [];
 export function look(picture, neighbours = [picture]) {
   around = neighbours;
@@ -82,6 +82,8 @@ export function look(picture, neighbours = [picture]) {
       if (step && around.length > 1) go(step);
     });
     dialog.addEventListener("click", (event) => event.target === dialog && close());
+    dialog.addEventListener("close", () => history.state?.look && history.back());
+    window.addEventListener("popstate", close);
     dialog.append(el("div", {class: "ldm-look-bar"}, el("button", {class: "ldm-icon", "aria-label": "The one before", onclick: () => go(-1)}, "‹"),
       el("button", {class: "ldm-icon", "aria-label": "The next one", onclick: () => go(1)}, "›"),
       el("button", {class: "ldm-icon", "aria-label": "Close", onclick: close}, "×")),
@@ -90,7 +92,9 @@ export function look(picture, neighbours = [picture]) {
   }
   show(dialog, picture);
   for (const one of dialog.querySelectorAll('.ldm-look-bar [aria-label^="The"]')) one.hidden = around.length < 2;
-  if (!dialog.open) dialog.showModal();
+  if (dialog.open) return;
+  dialog.showModal();
+  if (!history.state?.look) history.pushState({look: true}, ""); // it is still there after a reload
 }
 
 function go(step) {

@@ -16,7 +16,8 @@ export function open(name, {focus = false} = {}) {
   kept.set("section", name);
   const go = $("ldm-go");
   if (go) go.textContent = name === "compare" ? "What will it cost?" : "Make it";
-  if (location.hash !== `#${name}`) history[fresh ? "replaceState" : "pushState"](null, "", `#${name}`);
+  const instead = fresh || history.state?.look; // of a closer look, which has closed
+  if (location.hash !== `#${name}`) history[instead ? "replaceState" : "pushState"](null, "", `#${name}`);
   fresh = false;
   for (const tab of document.querySelectorAll("[role=tab][data-section]")) {
     const now = tab.dataset.section === name;
@@ -39,7 +40,7 @@ export function start() {
       open(SECTIONS[(at + SECTIONS.length) % SECTIONS.length], {focus: true});
     });
   }
-  window.addEventListener("popstate", () => open(location.hash.slice(1)));
+  window.addEventListener("popstate", () => location.hash !== `#${current()}` && open(location.hash.slice(1)));
   open(location.hash.slice(1) || kept.get("section", "create"));
   const chosen = kept.get("theme");
   if (chosen) document.body.classList.toggle("dark", chosen === "dark");

@@ -51,17 +51,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(service, str(http.base_url).rstrip("/"))
 
 
-@pytest.fixture
-def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
-    """A browser that nobody has used; whatever it asks for is asked of the server, and no script fails."""
+@pytest.fixture(scope="module")
+def used(browser: Browser, site: Site) -> Iterator[BrowserContext]:
+    """A browser that keeps the page's scripts from one test to the next: to read them anew takes most of a test."""
     one = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=site.url)
     one.set_default_timeout(PATIENCE)
-    elsewhere, failed, dialogs = list[str](), list[str](), list[str]()
-    one.on("request", lambda asked: elsewhere.append(asked.url) if _foreign(asked.url, site.url) else None)
-    one.on("weberror", lambda error: failed.append(str(error.error)))
-    one.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.accept()))
     yield one
     one.close()
+
+
+@pytest.fixture
+def context(used: BrowserContext, site: Site) -> Iterator[BrowserContext]:
+    """A browser that remembers nothing; whatever it asks for is asked of the server, and no script fails."""
+    elsewhere, failed, dialogs = list[str](), list[str](), list[str]()
+    heard = {
+        "request": lambda asked: elsewhere.append(asked.url) if _foreign(asked.url, site.url) else None,
+        "weberror": lambda error: failed.append(str(error.error)),
+        "dialog": lambda dialog: (dialogs.append(dialog.message), dialog.accept()),
+    }
+    for event, listener in heard.items():
+        used.on(event, listener)  # type: ignore[call-overload]
+    yield used
+    for event, listener in heard.items():
+        used.remove_listener(event, listener)
+    used.clear_cookies()
+    for page in used.pages:
+        if page.url.startswith(site.url):
+            page.evaluate("localStorage.clear()")
+        page.close()
     assert elsewhere == []
     assert failed == []
     assert all(said.endswith("?") for said in dialogs), dialogs  # those that ask are ours

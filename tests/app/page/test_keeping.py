@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
 from ldm.store.find import find_adapter
-from tests.app.page.conftest import Site, go, made, set_form
+from tests.app.page.conftest import Site, go, made, set_form, shows
 
 pytestmark = pytest.mark.loopback
 QUICK = {"model": "scenes", "prompt": "a red circle", "steps": 2, "seed": 1}
@@ -38,6 +38,26 @@ def test_settings_are_compared_at_shared_noise_after_a_bill(page: Page, site: Si
     assert sheet.ok and Image.open(io.BytesIO(sheet.body())).width > 2 * 96
     page.reload()
     page.wait_for_function("document.querySelectorAll('#ldm-compare-grid img').length === 4")
+    page.get_by_label("Across: setting").select_option("prompt")  # of another comparison, with commas in a value
+    page.get_by_label("Across: values").fill("red, or so | blue")
+    page.get_by_label("Across: words of the prompt to replace").fill("red")
+    page.get_by_label("Down: setting").select_option("")
+    page.click("text=What will it cost?")
+    page.click("text=Make them")
+    page.wait_for_function("document.querySelectorAll('#ldm-compare-grid img').length === 2")
+    page.get_by_label("Across: setting").select_option("eta")
+    page.get_by_label("Across: values").fill("1")
+    go(page, "create")
+    go(page, "compare")
+    page.click("text=Earlier comparisons")
+    page.click("#ldm-compare-earlier >> text=red, or so")
+    expect(page.get_by_label("Across: setting")).to_have_value("prompt")
+    expect(page.get_by_label("Across: values")).to_have_value("red, or so | blue |")
+    expect(page.get_by_label("Across: words of the prompt to replace")).to_have_value("red")
+    page.click("#ldm-compare-earlier >> text=Steps: 1, 2")
+    expect(page.get_by_label("Across: values")).to_have_value("1, 2")
+    expect(page.get_by_label("Down: values")).to_have_value("red, blue")
+    page.wait_for_function("document.querySelectorAll('#ldm-compare-grid img').length === 4")
 
 
 def test_a_comparison_of_nothing_says_so(page: Page) -> None:
@@ -56,7 +76,9 @@ def test_an_adapter_is_brought_looked_at_used_and_removed(page: Page, site: Site
     go(page, "models")
     expect(page.locator("#ldm-models [data-name='emoji']")).to_contain_text("comes with ldm")
     page.click("#ldm-models [data-name='emoji'] >> text=What it is")
-    expect(page.locator("#ldm-models [data-name='emoji'] table")).to_contain_text("parameters")
+    expect(page.locator("#ldm-models [data-name='emoji'] table").first).to_contain_text("draws best at")
+    page.click("#ldm-models [data-name='emoji'] >> text=Details of the file")
+    expect(page.locator("#ldm-models [data-name='emoji'] table").last).to_contain_text("fingerprint")
     file = find_adapter("emoji-fast")
     page.set_input_files("#ldm-models-bring input", files=[
         {"name": "mine.safetensors", "mimeType": "application/octet-stream", "buffer": file.read_bytes()}
@@ -93,12 +115,21 @@ def test_the_gallery_finds_shows_and_throws_away(page: Page, site: Site) -> None
     first = page.locator("#ldm-gallery-grid .ldm-frame").first
     first.click()
     expect(page.locator("#ldm-look table")).to_contain_text("a blue circle")
+    page.go_back()  # closes it, and nothing else
+    expect(page.locator("#ldm-look")).not_to_be_visible()
+    assert shows(page, "gallery")
+    first.click()
+    page.keyboard.press("Escape")
+    expect(page.locator("#ldm-look")).not_to_be_visible()
+    page.wait_for_function("!history.state")
+    first.click()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#ldm-look table")).to_contain_text("a blue square")
     page.click("#ldm-look >> text=Use settings")
     expect(page.locator("#ldm-f-prompt textarea")).to_have_value("a blue square")
-    page.keyboard.press("Escape")
-    go(page, "gallery")
+    expect(page.locator("body")).to_have_attribute("data-section", "create")
+    page.go_back()  # the section before, at once
+    expect(page.locator("body")).to_have_attribute("data-section", "gallery")
     total = page.inner_text("#ldm-gallery-total")
     first.click()
     page.click("#ldm-look >> text=Delete")
@@ -142,6 +173,7 @@ def test_five_drawings_become_an_adapter(page: Page, site: Site) -> None:
     expect(page.locator("#ldm-photos li")).to_have_count(5)
     report = page.request.get(page.get_attribute("#ldm-trainings >> text=Report", "href") or "")
     assert report.ok and "script-src" not in report.headers["content-security-policy"]
+    expect(page.locator("#ldm-trainings .ldm-chart").last).to_contain_text("like your pictures")
     page.click("#ldm-trainings >> text=Use it")
     expect(page.locator("#ldm-f-prompt textarea")).to_have_value("sks tent")
     set_form(page, steps=2)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,11 +19,15 @@ from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from safetensors.torch import save_file
 
 from app.page.build import SECTIONS
 from app.server.guard import LOOPBACK, Doors
+from ldm.store.find import find_adapter
+from ldm.store.weights import load_weights
 from tests.app.page.conftest import PATIENCE, READY, Site, go, made, set_form, shows
 from tests.app.server.conftest import ended, listened
+from tests.thin import thinned
 
 pytestmark = pytest.mark.loopback
 QUICK = {"model": "scenes", "steps": 1, "seed": 1}
@@ -74,6 +79,28 @@ def test_no_word_of_a_stranger_is_run(page: Page, site: Site) -> None:
     assert not {"SCRIPT", "IFRAME", "MATH", "STYLE"} & set(names)
 
 
+def test_no_word_in_a_file_of_a_stranger_is_run(page: Page, site: Site, tmp_path: Path) -> None:
+    """An adapter whose metadata are payloads: on its card, in its details, and among the adapters of the form."""
+    weights = load_weights(find_adapter("emoji-fast"))
+    evil = {"modelspec.license": PAYLOADS[0], "modelspec.trigger_phrase": PAYLOADS[1], "ldm.base_name": PAYLOADS[2]}
+    evil |= {f"{PAYLOADS[1]} {i}": payload for i, payload in enumerate(PAYLOADS)}
+    file = tmp_path / "kind.safetensors"
+    save_file({name: weights[name].clone() for name in weights}, file, evil)
+    go(page, "models")
+    page.set_input_files("#ldm-models-bring input", file)
+    card = page.locator("#ldm-models [data-name='kind']")
+    expect(card).to_contain_text(PAYLOADS[1])
+    card.get_by_text("What it is").click()
+    card.get_by_text("Details of the file").click()
+    expect(card).to_contain_text(PAYLOADS[-1])
+    card.get_by_text("Use it").click()
+    go(page, "create")
+    expect(page.get_by_label("Weight of kind")).to_be_visible()
+    page.wait_for_timeout(300)  # for what would run
+    tags = page.evaluate("[...document.querySelectorAll('#ldm-models *, .ldm-adapters *')].map(one => one.tagName)")
+    assert tags and not {"SCRIPT", "IFRAME", "MATH", "STYLE", "IMG", "SVG"} & {tag.upper() for tag in tags}
+
+
 def test_pictures_are_pictures_and_nothing_else(page: Page, site: Site) -> None:
     set_form(page, **QUICK | {"prompt": "a red circle"})
     made(page)
@@ -82,7 +109,7 @@ def test_pictures_are_pictures_and_nothing_else(page: Page, site: Site) -> None:
     assert answer.headers["content-type"] == "image/png" and answer.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", thinned(["light", "dark"], 2))
 def test_everybody_can_use_it(browser: Browser, site: Site, theme: Any) -> None:
     """No finding of axe that is serious or worse, in any section, light and dark."""
     context = browser.new_context(base_url=site.url, color_scheme=theme, viewport={"width": 1280, "height": 900})

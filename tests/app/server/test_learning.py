@@ -29,7 +29,7 @@ from tests.app.server.conftest import QUICK, Open, listened
 
 pytestmark = pytest.mark.loopback
 SHORT = {"token": "zwx circle", "model": "quick", "steps": 6, "checkpoints": 2, "prior": 2, "batch": 2,
-         "prompts": ["{}", "{} red"], "unrelated": ["a blue square"]}  # fmt: skip
+         "prompts": ["{}", "{} <img src=x onerror=alert(1)>"], "unrelated": ["a blue square"]}  # fmt: skip
 
 
 @pytest.fixture
@@ -126,6 +126,7 @@ def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once
             assert http.get(f"/v1/trainings/{name}/samples/{wrong}").status_code == 404, wrong
         report = http.get(one["report"])
         assert report.status_code == 200 and "zwx circle" in report.text and "CC0" not in report.text
+        assert "<img src=x" not in report.text and "&lt;img src=x" in report.text
         policy = report.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "sandbox" in policy and "script" not in policy
         assert "frame-ancestors 'none'" in policy and report.headers["x-frame-options"] == "DENY"

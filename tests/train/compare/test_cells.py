@@ -197,6 +197,7 @@ def test_a_pace_tells_how_many_steps_a_budget_buys() -> None:
     assert Pace(0, 0.1, 0.001, 10, 0).seconds(500) == pytest.approx(50 + 5)  # where each is read again
 
 
+@pytest.mark.torture
 def test_a_budget_of_time_becomes_steps_and_a_machine_that_changed_is_told_of(tmp_path: Path) -> None:
     asked = wish(tmp_path / "out", budget="4s", families=("stylegan",), seeds=1, size=16)
     remember(asked, Stop())
@@ -264,6 +265,7 @@ def test_a_family_that_diverges_says_so_and_the_page_still_comes_out(
     assert rows(asked)[0].figure("fid") is None
 
 
+@pytest.mark.torture
 def test_the_cost_counts_who_looks_until_it_has_been_trained(tmp_path: Path) -> None:
     told = {"seeds": 1, "families": ("ppca",), "classifier_steps": 40}
     asked, said = wish(tmp_path / "out", **told), list[str]()
@@ -291,6 +293,7 @@ def test_a_larger_picture_costs_more_and_the_clock_says_how_much(monkeypatch: py
     assert growth(settings, 8, 0, torch.device("cpu")) == 4  # there is no smaller side: 16 beside 8
 
 
+@pytest.mark.torture
 def test_a_step_that_does_not_fit_is_timed_with_fewer_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As the training itself goes on."""
     asked = wish(tmp_path, families=("ppca",))
@@ -367,6 +370,7 @@ def test_why_a_cell_ended_is_what_it_said_or_the_signal(tmp_path: Path) -> None:
     assert one.result is None and one.given_up_since(0) and not one.given_up_since(time.time() + 60)
 
 
+@pytest.mark.torture
 def test_reading_that_is_slower_than_training_leaves_a_budget_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_text_to_image_model_that_is_too_slow_is_told_of_soon(
     assert slow.status == Code.USAGE and "takes 10 seconds for a picture" in slow.err and "--cap, 1201 or" in slow.err
 
 
+@pytest.mark.torture
 def test_a_text_to_image_model_draws_for_captions(ldm: Ldm, hasty_sd1: Path) -> None:  # noqa: F811
     told = ldm("evaluate", hasty_sd1, "--against", "scenes", *FEW, "--samples", 100, "--clip", "emoji-clip", "--json")
     assert told.status == 0, told.err
@@ -208,6 +209,7 @@ def test_samples_that_show_their_classes_teach_a_classifier() -> None:
     assert isinstance(right, Estimate)
 
 
+@pytest.mark.torture
 def test_an_autoencoder_is_judged_by_what_comes_back(ldm: Ldm) -> None:  # noqa: F811
     from ldm.store.find import find_model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def cut(picture: Picture, chance: random.Random) -> Tensor:
     return image.flip(-1) if chance.random() < 0.5 else image
 
 
+@pytest.mark.torture
 def test_photos_cut_anew_are_copies_and_other_poses_are_not() -> None:
     chance = random.Random(0)
     again, new, close = [], [], []

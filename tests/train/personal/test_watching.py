@@ -34,6 +34,7 @@ def wish(tmp_path: Path, quick_scenes: Path, monkeypatch: pytest.MonkeyPatch) ->
                 out=tmp_path / "out")  # fmt: skip
 
 
+@pytest.mark.torture
 def test_a_stop_while_it_looks_loses_nothing_of_the_training(wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = personalize(wish, Hooks(), Stop())
     begun = list[Run]()
@@ -57,6 +58,7 @@ def test_a_stop_while_it_looks_loses_nothing_of_the_training(wish: Wish, monkeyp
     assert cut.files[0].read_bytes() == whole.files[0].read_bytes()
 
 
+@pytest.mark.torture
 def test_a_full_disk_costs_a_look_but_not_the_last_one_and_memory_is_asked_for_less(
     wish: Wish, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from ldm.models.unet import guidance_embedding
 from ldm.store.parts import load_parts
 from pipelines.pipeline import Pipeline
 from pipelines.request import Request
+from tests.thin import thinned
 from tests.train.tasks.making import WORDS, apart, batch, descend, gradients, setting, turn
 from train.config import OptimSettings, RunSettings
 from train.draws import Draws
@@ -251,7 +252,7 @@ def test_what_cannot_be_distilled_is_said(tiny_sd1: Path, tiny_xl: Path, tiny_in
         DistillSettings(type="distill", model=tiny_xl, guidance=(8.0, 2.0))
 
 
-@pytest.mark.parametrize("mode", ["consistency", "consistency, lora"])
+@pytest.mark.parametrize("mode", thinned(["consistency, lora", "consistency"], 2))
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(mode: str, tiny_sd1: Path, tmp_path: Path) -> None:
     def batches(step: int) -> Iterator[Batch]:
         return (batch(4, first=4 * s) for s in count(step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ldm.store.parts import load_parts
 from pipelines.adapting import read_adapter
 from pipelines.pipeline import Pipeline
 from pipelines.request import Request
+from tests.thin import thinned
 from tests.train.tasks.making import WORDS, batch, descend, gradients, setting, turn
 from train.config import OptimSettings, RunSettings
 from train.draws import Draws
@@ -30,6 +32,7 @@ from train.tasks.subject import SubjectTask
 from train.trainer import Trainer
 
 CLOSE = 1e-5
+MODELS = ("tiny_sd1", "tiny_xl", "tiny_inpaint9")
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
     "dora, attention alone": {"rank": 4, "dora": True, "convolutions": False},
@@ -62,7 +65,7 @@ def model(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", thinned(KINDS, 2))
 def test_it_changes_nothing_at_first_and_then_learns_and_leaves_the_model_as_it_is(kind: str, tiny_sd1: Path) -> None:
     task, plain = lora(tiny_sd1, **KINDS[kind]), load_parts(tiny_sd1)
     before, whole = inversion(tiny_sd1), batch()
@@ -74,8 +77,7 @@ def test_it_changes_nothing_at_first_and_then_learns_and_leaves_the_model_as_it_
     assert all(torch.equal(ours[name], p) for name, p in plain.unet.named_parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", ["tiny_sd1", "tiny_xl", "tiny_inpaint9"], indirect=True)
+@pytest.mark.parametrize(("model", "kind"), thinned(product(MODELS, KINDS), 4), indirect=["model"])
 def test_what_is_saved_draws_as_what_was_trained(kind: str, model: Path, tmp_path: Path) -> None:
     task, whole = lora(model, token="cat", licence="CC0-1.0", **KINDS[kind]), batch()
     descend(task, whole, steps=3, lr=1e-2)
@@ -197,7 +199,7 @@ def test_a_word_alone_can_recompute_activations(tiny_sd1: Path, tmp_path: Path) 
     assert any(getattr(m, "gradient_checkpointing", False) for m in task.unet.modules())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", thinned(KINDS, 2))
 def test_where_the_token_is_not_said_the_aim_is_what_the_model_says(kind: str, tiny_sd1: Path) -> None:
     """At first the two are the same, whatever the pictures; when the adapter has learned, the aim has not moved."""
     task, whole = lora(tiny_sd1, token="cat", preserve=True, **KINDS[kind]), batch(3)  # the third says cat
@@ -238,7 +240,7 @@ def test_micro_batches_are_one_batch(kind: str, tiny_sd1: Path) -> None:
     assert all((wanted[n] - found[n]).abs().max() < 1e-5 for n in wanted)
 
 
-@pytest.mark.parametrize("model", ["tiny_sd1", "tiny_xl", "tiny_inpaint9"], indirect=True)
+@pytest.mark.parametrize("model", thinned(MODELS, 2), indirect=True)
 def test_previews_and_validation_and_caches(model: Path) -> None:
     task, whole = lora(model, rank=4, drop_caption=0.5), batch()
     assert task.preview(0)["pictures"].shape == (6, 3, 16, 16)
