@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("app", "train", "pipelines", "ldm")
 
 # What a file of each place may import of ours. The longest matching name decides; a place may always import itself.
-BASE = ("ldm.errors", "ldm.version")
+BASE = ("ldm.errors", "ldm.extras", "ldm.version")
 FLOOR = ("ldm.data", "ldm.metrics", "ldm.store", "ldm.images", "ldm.baselines")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "app": ("train", "pipelines", "ldm"),
@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "ldm.diffusion": BASE,
     "ldm.config": BASE,
     "ldm.errors": (),
+    "ldm.extras": (),
     "ldm.version": (),
     "ldm.pretrained": (),
     "ldm": BASE,  # the package's own __init__

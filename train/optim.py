@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
+from ldm.extras import install
 from train.config import OptimSettings
 from train.eight_bit import AdamW8bit
 from train.muon import Muon
@@ -219,7 +220,7 @@ def _schedule_free(groups: list[dict[str, Any]], settings: OptimSettings) -> tor
             Code.USAGE,
             "optim.kind=schedule_free needs the package schedulefree, which is not installed.",
             "It is part of the extra `train`.",
-            'Install it with `pip install "ldm[train]"`, or set optim.kind=adamw.',
+            f"Install it: {install('train')}; or set optim.kind=adamw.",
         ) from None
     optimizer: torch.optim.Optimizer = AdamWScheduleFree(groups, lr=settings.lr, betas=settings.betas)
     optimizer.train()  # type: ignore[attr-defined]

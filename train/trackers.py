@@ -15,9 +15,10 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ldm.config.explain import nearest
 from ldm.errors import Code, LdmError
+from ldm.extras import install
 
 log = logging.getLogger("train.trackers")
-OURS = {"tensorboard": 'pip install "ldm[train]"'}  # in one of our extras
+OURS = {"tensorboard": "train"}  # in one of our extras
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "comet_ml": ("comet_ml",)}  # else as the name
 
 
@@ -36,11 +37,12 @@ def check(names: Sequence[str]) -> None:
                 else "Take one of these, or leave run.trackers out: log.jsonl and report.html are written anyway.",
             )
         if not any(find_spec(package) for package in PACKAGES.get(name, (name,))):
+            how = install(OURS[name]) if name in OURS else f"pip install {name}"
             raise LdmError(
                 Code.USAGE,
                 f"run.trackers: {name} is not installed.",
                 "A tracker is a package of its own, and not one that training needs.",
-                f"Install it ({OURS.get(name, f'pip install {name}')}), or leave it out of run.trackers.",
+                f"Install it ({how}), or leave it out of run.trackers.",
             )
 
 

@@ -18,6 +18,7 @@ from ldm.data.hashes import derived, drop_former
 from ldm.data.settings import Part
 from ldm.data.source import About, Source, as_captions, filled, listed, no_column, numbered, text_column
 from ldm.errors import Code, LdmError
+from ldm.extras import install
 from ldm.images import Picture, open_image
 from ldm.images.size import picture_size
 from ldm.store.write import staged
@@ -137,7 +138,7 @@ def pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        fix = "install it: pip install 'ldm[data]'"
+        fix = f"install it: {install('data')}"
         raise LdmError(Code.RESOURCE, "parquet files cannot be read here", "pyarrow is not installed", fix) from error
     return pyarrow, parquet
 

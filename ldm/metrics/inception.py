@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
+from ldm.extras import install
 from ldm.metrics.extractors import Extractor, digest
 from ldm.store.weights import load_weights
 
@@ -43,7 +44,7 @@ def check_inception(weights: Path) -> None:
         )
     if find_spec("torch_fidelity") is None:
         why = "Inception is built by torch-fidelity, which is not installed."
-        raise LdmError(Code.USAGE, "--inception cannot be used.", why, "Run pip install 'ldm[eval]'.")
+        raise LdmError(Code.USAGE, "--inception cannot be used.", why, f"Run {install('eval')}.")
 
 
 def _network(weights: Path) -> Any:

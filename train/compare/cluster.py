@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import Code, LdmError
+from ldm.extras import install
 from train.compare.cells import Cell, cells
 from train.compare.children import command, run
 from train.compare.lab import Progress, ended, give_up, prepare, published, remember, settled
@@ -106,5 +107,5 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         what, why = "--ray cannot be used.", "Ray is not installed."
-        raise LdmError(Code.USAGE, what, why, "Run pip install 'ldm[ray]'.") from error
+        raise LdmError(Code.USAGE, what, why, f"Run {install('ray')}.") from error
     return ray
