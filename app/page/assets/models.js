@@ -67,7 +67,7 @@ function card(what, one) {
 
 // What whoever chooses wants to know comes first, in plain words; what its maker wants to know is folded away.
 const PLAIN = {kind: "what it is", family: "family", model: "made for", word: "its word", words: "its words", fits: "fits", side: "draws best at", controls: "its controls",
-  size: "size of the file", parameters: "numbers in it", licence: "licence", problem: "problem"};
+  size: "size of the file", parameters: "numbers it learned", licence: "licence", problem: "problem"};
 const KNOWN = ["name", "source"]; // the card shows them
 
 async function about(what, name, place) {

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from ldm.errors import LdmError
 from tests.app.server.conftest import ended, made
 from tests.app.server.test_asking import png
 from tests.app.server.test_worker import Gate
+from tests.thin import thinned
 
 pytestmark = pytest.mark.loopback
 Small = dict[str, Any]
@@ -104,11 +106,12 @@ def test_progress_is_told_and_what_is_interrupted_is_answered_as_far_as_it_is(
     assert api.get_progress()["progress"] == 0
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize(("steps", "turn"), thinned(product((0, 1, 3), range(5)), 5))
 def test_who_leaves_wants_no_picture_any_more(
-    http: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch, steps: int
+    http: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch, steps: int, turn: int
 ) -> None:
-    """F16: while it waits for its turn, in its first step, later: the worker goes on to others, and no file is left."""
+    """F16, five times each: while it waits for its turn, in its first step, later. The worker goes on to others, and no
+    file is left."""
     gate = Gate(monkeypatch)
     before = service.submit({"model": "scenes", "steps": 2, "exact": True}, "other")
     gate.wait()
