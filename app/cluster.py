@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from ldm.errors import Code, LdmError
 
 LOCAL = "local"  # a cluster of this machine's own, that ends with the command
 PATIENCE = 5.0  # seconds until an address has answered; Ray itself would try for two minutes
+TOKEN, MODE = "`ray get-auth-token --generate`", "RAY_AUTH_MODE=token"
 OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a call after the end begins a cluster
@@ -60,14 +63,30 @@ def joined(where: str, cpus: int) -> Iterator[Any]:
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what, why = f"No Ray cluster answers at {where!r}.", f"{str(error).splitlines()[0].rstrip('.')}."
-        fix = "Start one with `ray start --head`, or write --ray local. If it asks for a token: RAY_AUTH_MODE=token."
+        fix = f"Start one ({TOKEN}, then `ray start --head`), or write --ray local. If it asks for a token: {MODE}."
         raise LdmError(Code.USAGE, what, why, fix) from error
     finally:
         _restore(before)
     try:
+        if _answers_anybody(ray.get_runtime_context().gcs_address):
+            why = "whoever reaches it on the network runs what they like on its machines"
+            fix = f"End it, run {TOKEN} on one of them, copy ~/.ray/auth_token to all, and start it again."
+            typer.echo(f"warning: this Ray cluster asks for no token: {why}. {fix}", err=True)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _answers_anybody(address: str) -> bool:
+    """Whether a cluster answers without a token. What Ray itself says (its mode) is ours, not that of the cluster."""
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=PATIENCE)
+        except grpc.RpcError:
+            return False
+    return True
 
 
 def _check(where: str) -> None:

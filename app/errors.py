@@ -46,6 +46,9 @@ def as_ldm_error(error: Exception, argv: Sequence[str]) -> LdmError:
         )
     if isinstance(error, OSError) and (found := _system(error)):
         return found
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of ~name
+        why = "The system knows no user of the name behind ~."
+        return LdmError(Code.FILE, "A path begins with a home that is not there.", why, "Write the whole path.")
     if _out_of_memory(error):
         return LdmError(
             Code.RESOURCE,

@@ -6,7 +6,9 @@ A traceback never reaches a user: what is not an `LdmError` is a bug, and is rep
 
 from __future__ import annotations
 
+import copyreg
 from enum import IntEnum
+from typing import Any
 
 
 class Code(IntEnum):
@@ -29,6 +31,10 @@ class LdmError(Exception):
     def __init__(self, code: Code, what: str, why: str, fix: str) -> None:
         super().__init__(what, why, fix)
         self.code, self.what, self.why, self.fix = code, what, why, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes: whole, as `__init__` of none, not even of a subclass, takes `args`."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         return f"{self.what}\n  why: {self.why}\n  fix: {self.fix}"

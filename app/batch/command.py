@@ -10,11 +10,11 @@ from typing import Any
 
 import typer
 
-from app.batch.launch import advice, ended, mine
+from app.batch.launch import advice, ended, launched, mine
 from app.batch.sharing import Plan, here, on_ray
 from app.batch.source import Source
 from app.batch.store import Format, Store
-from app.errors import printable
+from app.errors import first_line, printable
 from app.inputs import request_file
 from app.options import request_fields
 from app.progress import Stop, duration
@@ -45,7 +45,13 @@ def batch(given: Mapping[str, Any]) -> int:
         return 0
     plan = Plan(source, store, str(model), given["device"], given["dtype"], given["together"])
     with Stop() as stop:
-        wrong = _made(plan, left if given["ray"] else mine(left), given, stop, as_json)
+        try:
+            wrong = _made(plan, left if given["ray"] else mine(left), given, stop, as_json)
+        except Exception as error:
+            if launched():
+                _say(as_json, f"this process ends when the others have: {first_line(error)}")
+            ended(False, lambda: stop.status is None)
+            raise
         ended(not wrong, lambda: stop.status is None)
         if stop.status is not None:
             _say(as_json, "stopped; what was made is kept, and the same command goes on")

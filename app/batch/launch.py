@@ -33,14 +33,19 @@ def advice(chunks: int) -> str | None:
     return None
 
 
+def launched() -> bool:
+    """Whether a launcher has begun this process and others, and looks how they end."""
+    return place()[1] > 1 and os.environ.get(AGENT) == "True"
+
+
 def ended(well: bool, wanted: Callable[[], bool]) -> None:
     """Says that this process is at its end. Where not all went well it waits for the others: a launcher ends all of
     them when one ends with an error."""
-    world = place()[1]
-    if world == 1 or os.environ.get(AGENT) != "True":
+    if not launched():
         return
     import torch.distributed as dist
 
+    world = place()[1]
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(minutes=1)

@@ -56,13 +56,13 @@ class Maker:
         for line in self.source.chunk(number):
             try:
                 items.append(self._item(line))
-            except LdmError as error:
-                lines.append({"line": line.number, "error": _told(error)})
-        pictures, failed = dict[str, bytes](), dict[int, str]()
+            except Exception as error:  # also one that nobody foresaw: it does not stop the others
+                lines.append({"line": line.number, "error": _told(told_of(error))})
+        pictures, failed = dict[str, bytes](), dict[str, str]()  # by names and keys: lines that are equal share them
         todo = self._missing(items)
         for item, told in self._made(iter(todo), wanted):
             if isinstance(told, LdmError):
-                failed[item.line.number] = _told(told)
+                failed[item.key] = _told(told)
                 continue
             name, data = name_of(item.key, told.index), _png(told)
             self.store.keep(name, data)
@@ -70,7 +70,7 @@ class Maker:
                 pictures[name] = data
         if not wanted():
             return None
-        lines += [self._line(item, failed.get(item.line.number)) for item in items]
+        lines += [self._line(item, failed.get(item.key)) for item in items]
         lines.sort(key=lambda told: told["line"])
         self.store.finish(number, lines, pictures)
         wrong = sum("error" in told for told in lines)

@@ -3,17 +3,22 @@
 OUT/batch.json          what the batch is: it is not gone on with as another one
 OUT/pictures/3f/3f….png pictures by the hash of what was asked for, or OUT/shards/000012.tar of webdataset
 OUT/manifest/000012.jsonl   a line for each request of a chunk, written last
+OUT/.parts/                 what is being written
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import posixpath
 import secrets
 import tarfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -21,7 +26,8 @@ import fsspec
 from ldm.errors import Code, LdmError
 
 Format = Literal["files", "webdataset"]
-BATCH = "batch.json"
+BATCH, PARTS = "batch.json", ".parts"
+OLD = 86_400  # seconds after which a part is of a process that was killed
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,10 @@ class Store:
 
     def begin(self, told: Mapping[str, Any]) -> None:
         """The batch is this one from now on; another one is refused."""
+        self._sweep()
         names = self._names("")  # before the look at what is told: another process may write it, and then pictures
         if (there := self.told()) is None:
-            if any(not name.startswith(BATCH) for name in names):
+            if any(not name.startswith((BATCH, PARTS)) for name in names):
                 why = "It is not empty, and holds no batch."
                 raise LdmError(Code.FILE, f"{self.url} cannot be used.", why, "Choose a new --out.")
             self._write(BATCH, json.dumps(told, indent=2).encode() + b"\n")
@@ -97,16 +104,27 @@ class Store:
         fs, at = self._fs, self._at(name)
         return bytes(fs.cat_file(at)) if fs.exists(at) else None
 
+    @property
+    def _local(self) -> bool:
+        return "file" in self._fs.protocol or "local" in self._fs.protocol
+
+    def _sweep(self) -> None:
+        """Parts that killed processes left; a younger one may be written just now, here or on another machine."""
+        for path in Path(self._at(PARTS)).glob("*") if self._local else ():
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - OLD:
+                    path.unlink()
+
     def _write(self, name: str, data: bytes) -> None:
         """Under another name first, where a name is given in one act; an object of a bucket appears whole by itself."""
-        fs, at = self._fs, self._at(name)
-        local = "file" in fs.protocol or "local" in fs.protocol
-        stage = f"{at}.tmp-{secrets.token_hex(6)}" if local else at
+        fs, at, local = self._fs, self._at(name), self._local
+        stage = posixpath.join(self._at(PARTS), secrets.token_hex(8)) if local else at
         try:
-            fs.makedirs(posixpath.dirname(at), exist_ok=True)
+            for path in (at, stage):
+                fs.makedirs(posixpath.dirname(path), exist_ok=True)
             fs.pipe_file(stage, data)
             if local:
-                fs.mv(stage, at)
+                _settle(Path(stage), Path(at))
         except OSError as error:
             if local and fs.exists(stage):
                 fs.rm(stage)
@@ -114,6 +132,19 @@ class Store:
             raise LdmError(
                 Code.RESOURCE, f"{name} cannot be written to {self.url}.", why, "Free some space."
             ) from error
+
+
+def _settle(stage: Path, at: Path) -> None:
+    """On disk first, then under its name: a chunk whose manifest is there is done, also after the power was gone."""
+    with stage.open("rb+") as file:
+        os.fsync(file.fileno())
+    stage.replace(at)
+    with contextlib.suppress(OSError):  # some systems cannot sync a folder
+        folder = os.open(at.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def place_of(name: str) -> str:
@@ -133,9 +164,10 @@ def _tar(lines: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> b
 
 
 def _members(lines: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    left = dict(pictures)  # each once: webdataset refuses a name twice
     for line in lines:
         for name in line.get("pictures", ()):
-            if name in pictures:
-                yield f"{name}.png", pictures[name]
-                yield f"{name}.txt", str(line.get("prompt", "")).encode()
+            if name in left:
+                yield f"{name}.png", left.pop(name)
+                yield f"{name}.txt", str(line.get("prompt", "")).encode("utf-8", "replace")  # half a pair has no bytes
                 yield f"{name}.json", json.dumps(line).encode()

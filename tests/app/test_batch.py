@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from PIL import Image
 
 from app.batch.sharing import Plan, here
 from app.batch.source import Source
-from app.batch.store import Store
+from app.batch.store import OLD, Store
 from app.progress import Stop
 from ldm.errors import Code, LdmError
 from pipelines.pipeline import Pipeline
 from pipelines.recipe import read_recipe
+from pipelines.repeat import MissingInputError
 from tests.app.conftest import Ldm
 
 SHORT = ("--model", "scenes", "--set", "steps=2")
@@ -88,16 +90,21 @@ def test_shards_are_read_by_webdataset(ldm: Ldm, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_made_is_told_and_tried_anew_when_asked(ldm: Ldm, tmp_path: Path) -> None:
-    written(tmp_path, '"a star"', "no json", {"prompt": "a", "stps": 2}, {"prompt": "a", "image": "later.png"}, [1])
+    home = "~nobody-of-that-name/x.png"
+    written(
+        tmp_path, '"a star"', "no json", {"prompt": "a", "stps": 2}, {"prompt": "a", "image": "later.png"}, [1],
+        {"prompt": "a", "image": home}, {"prompt": "a", "loras": [{"path": home}]},
+    )  # fmt: skip
     done = ldm("batch", "prompts.jsonl", "--out", "made", *SHORT)
-    assert done.status == Code.USAGE and "4 requests could not be made" in done.err
+    assert done.status == Code.USAGE and "6 requests could not be made" in done.err
     assert "line 2: " in done.err and "did you mean steps" in done.err and "line 4: " in done.err
-    assert [line["line"] for line in lines_of(tmp_path / "made") if "error" in line] == [1, 2, 3, 4]
+    assert [line["line"] for line in lines_of(tmp_path / "made") if "error" in line] == [1, 2, 3, 4, 5, 6]
+    assert all("no user" in line["error"] for line in lines_of(tmp_path / "made")[5:])
     Image.new("RGB", (32, 32), "red").save(tmp_path / "later.png")
     assert "0 left" in ldm("batch", "prompts.jsonl", "--out", "made", *SHORT).err
     before = pictures_of(tmp_path / "made")
     again = ldm("batch", "prompts.jsonl", "--out", "made", "--again", *SHORT)
-    assert again.status == Code.USAGE and "3 requests could not be made" in again.err
+    assert again.status == Code.USAGE and "5 requests could not be made" in again.err
     assert len(pictures_of(tmp_path / "made")) == 2 and before.items() <= pictures_of(tmp_path / "made").items()
 
 
@@ -195,36 +202,71 @@ def test_a_killed_process_loses_what_it_had_under_way_and_nothing_else(tmp_path:
     assert subprocess.run(command, cwd=tmp_path, timeout=200).returncode == 0
     assert len(pictures_of(tmp_path / "made")) == 12 and len(lines_of(tmp_path / "made")) == 12
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    assert not list((tmp_path / "made").rglob("*.tmp-*"))
+    left = [path for path in (tmp_path / "made").rglob("*") if path.is_file() and ".json" not in path.suffix]
+    assert {path.parent.name for path in left if path.suffix != ".png"} <= {".parts"}
 
 
-@pytest.mark.torture
-def test_two_workers_of_a_ray_cluster_of_which_one_is_killed(tmp_path: Path) -> None:
-    """Ray Data starts it again, and its chunk is gone on with."""
-    written(tmp_path, *({"prompt": f"{n} circles", "steps": 25} for n in range(24)))
-    command = [sys.executable, "-c", "from app.cli import main; main()", "batch", "prompts.jsonl", "--out", "made",
-               "--chunk", "6", "--model", "scenes", "--together", "1", "--ray", "local", "--ray-cpus", "1"]  # fmt: skip
-    root = str(Path(__file__).parents[2])
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}) as child:
-        until = time.monotonic() + 300
-        while len(pictures_of(tmp_path / "made")) < 3:
-            assert time.monotonic() < until and child.poll() is None
-            time.sleep(0.05)
-        own = [path for path in Path("/proc").glob("[0-9]*/cmdline") if read(path).startswith(b"ray::Map")]
-        assert own
-        os.kill(int(own[0].parent.name), signal.SIGKILL)
-        before = pictures_of(tmp_path / "made")
-        assert child.wait(600) == 0
-    assert len(lines_of(tmp_path / "made")) == 24 and not any("error" in line for line in lines_of(tmp_path / "made"))
-    made = pictures_of(tmp_path / "made")
-    assert len(made) == 24 and before.items() <= made.items()
+def test_parts_of_killed_processes_are_swept_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "made"))
+    store.begin({"source": "a"})
+    old, young = tmp_path / "made" / ".parts" / "1", tmp_path / "made" / ".parts" / "2"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * OLD,) * 2)
+    store.begin({"source": "a"})
+    assert young.exists() and not old.exists() and store.told() == {"source": "a"}
 
 
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the manifest may survive a power loss, and the pictures that it names not."""
+    sync, replace, did = os.fsync, Path.replace, list[str]()
+    monkeypatch.setattr(os, "fsync", lambda file: did.append("sync") or sync(file))
+    monkeypatch.setattr(Path, "replace", lambda self, to: did.append("name") or replace(self, to))
+    Store(str(tmp_path / "made")).keep("3f", b"data")
+    assert did == ["sync", "name", "sync"]
+    assert (tmp_path / "made" / "pictures" / "3f" / "3f.png").read_bytes() == b"data"
+
+
+def test_equal_lines_share_their_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No manifest names a picture that is not there."""
+    same = {"prompt": "a star", "seed": 1}
+    path = written(tmp_path, same, {"prompt": "two stars", "seed": 1}, same)
+    asked = Plan(Source(str(path), 9, 0, {"steps": 2}), Store(str(tmp_path / "made")), "scenes", "cpu", "auto", 1)
+    maker = asked.maker()
+    run = maker.pipeline.run
+
+    def full(request: Any) -> Any:
+        if request.prompt == "a star":
+            raise MemoryError
+        yield from run(request)
+
+    monkeypatch.setattr(maker.pipeline, "run", full)
+    assert maker.chunk(0) == {"chunk": 0, "requests": 3, "made": 1, "wrong": 2}
+    told = asked.store.manifest(0)
+    assert ["error" in line for line in told] == [True, False, True]
+    assert all(asked.store.has(name) for line in told for name in line.get("pictures", ()))
+
+
+def test_a_shard_names_nothing_twice_and_takes_any_text(tmp_path: Path) -> None:
+    """Equal lines beside each other, and a text that has no bytes."""
+    same = {"prompt": "a \ud800 star", "seed": 1}
+    path = written(tmp_path, same, same)
+    store = Store(str(tmp_path / "made"), "webdataset")
+    asked = Plan(Source(str(path), 9, 0, {"steps": 2}), store, "scenes", "cpu", "auto", 1)
+    assert [told["made"] for told in here(asked, [0], lambda: True)] == [1]
+    with tarfile.open(tmp_path / "made" / "shards" / "000000.tar") as archive:
+        names = archive.getnames()
+        assert [name.rpartition(".")[2] for name in names] == ["png", "txt", "json"]
+        text = archive.extractfile(names[1])
+        assert text is not None and text.read() == b"a ? star"
+    assert len(store.manifest(0)) == 2
+
+
+def test_an_error_goes_from_process_to_process() -> None:
+    error = LdmError(Code.FILE, "what", "why", "fix")
+    for one in (error, MissingInputError(["a.png"], [Path("b")])):
+        again = pickle.loads(pickle.dumps(one))
+        assert type(again) is type(one) and again.as_dict() == one.as_dict() and vars(again) == vars(one)
 
 
 def test_a_bucket_is_as_good_as_a_folder(tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from torch.distributed import TCPStore
 
-from app.batch.launch import advice, ended, mine
+from app.batch.launch import AGENT, ENDED, advice, ended, mine
+from ldm.errors import Code
 from tests.app.conftest import Ldm
 from tests.app.test_batch import SHORT, lines_of, written
 from tests.train.test_launch import LOCAL
@@ -48,6 +52,34 @@ def test_a_launch_makes_each_picture_once_and_those_of_one_process(ldm: Ldm, tmp
         {path.name: path.read_bytes() for path in (tmp_path / name).glob("pictures/*/*")} for name in ("two", "one")
     )
     assert len(two) == 6 and two == one
+
+
+@pytest.mark.loopback
+def test_a_process_that_cannot_begin_does_not_end_before_the_others(
+    ldm: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the launcher ends them. Here it is a store of the same kind, and the other one ends when we say so."""
+    written(tmp_path, '"a"', '"b"')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    told = {"RANK": "1", "WORLD_SIZE": "2", AGENT: "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    over = list[bool]()
+
+    def other() -> None:
+        while words.add(ENDED, 0) < 1:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        over.append(True)
+        words.add(ENDED, 1)
+
+    Thread(target=other, daemon=True).start()
+    done = ldm(*WORDS, "--out", "made", "--device", "cuda:7")
+    assert over
+    assert done.status == Code.RESOURCE and "ends when the others have" in done.err and "cuda:7" in done.err
 
 
 def test_of_a_launch_that_shares_nothing_it_is_said_why(
