@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from ldm.errors import Code, LdmError
+from ldm.extras import install
 
 LOCAL = "local"  # a cluster of this machine's own, that ends with the command
 PATIENCE = 5.0  # seconds until an address has answered; Ray itself would try for two minutes
@@ -38,7 +39,7 @@ def needed() -> Any:
 
 def missing(error: ImportError) -> LdmError:
     what, why = "--ray cannot be used.", f"{error.name or 'Ray'} is not installed."
-    return LdmError(Code.USAGE, what, why, "Run pip install 'ldm[ray]'.")
+    return LdmError(Code.USAGE, what, why, f"Run {install('ray')}.")
 
 
 def environment(cpus: int) -> dict[str, str]:
