@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 from app.errors import as_ldm_error
@@ -11,11 +12,13 @@ HOME = Path(__file__).resolve().parents[1]  # of this program
 
 
 def told_of(error: Exception, *homes: Path) -> LdmError:
-    """Of a bug only that it is one: the log has the rest."""
+    """Of a bug only that it is one: the rest is for a log, to which it goes as a note of the error."""
     told = as_ldm_error(error, ["serve"])
     if told.code is Code.BUG:
-        why = "This is an error of this program, not of yours; whoever runs the server finds more in its outputs/."
-        return LdmError(Code.BUG, "Something failed that should not.", why, "Report it with what you asked for.")
+        why = "This is an error of this program, not of yours; whoever runs it finds more in its log or outputs/."
+        told = LdmError(Code.BUG, "Something failed that should not.", why, "Report it with what you asked for.")
+        told.add_note("".join(traceback.format_exception(error)))
+        return told
     if told.code is Code.RESOURCE and "--" in told.fix:  # options of the command line are no words of a request
         fix = "Ask for a smaller picture, for fewer at a time, or for tiles."
         told = LdmError(told.code, told.what, told.why, fix)

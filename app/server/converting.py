@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from app.failing import told_of
-from app.server.catalog import brief_of
 from app.server.library import KINDS, SUFFIX, Library
 from ldm.errors import Code, LdmError
-from ldm.store.describe import describe
+from ldm.store.describe import Description, describe
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger("ldm.server")
 TOLD = 50  # conversions that are remembered
-WIDER = 1.3  # as many bytes of memory as the weights take, and some more
+WIDER = 1.3  # as many bytes of memory as the weights take in it, and some more
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,9 @@ class Conversions:
         from ldm.store.parts import load_parts
         from ldm.store.save import save_folder, save_single
 
-        size, dtype = brief_of(path).size, dtype_of(path)
+        told = describe(path)
+        dtype = dtype_of(told)
+        size = told.parameters * dtype.itemsize  # on the disk they may be narrower
         check_memory(one.model, size)
         kind = KINDS["single file" if one.to == "file" else "model folder"]
         with self.library.room(round(size * 1.1)), self.library.promised(wish, kind) as name:
@@ -111,11 +112,11 @@ class Conversions:
             return name
 
 
-def dtype_of(path: Path) -> torch.dtype:
+def dtype_of(told: Description) -> torch.dtype:
     """Half precision stays half: a file of one kind of half-precision numbers loses nothing in it."""
     import torch
 
-    floating = {name for name in describe(path).dtypes if name.startswith(("F", "BF"))}
+    floating = {name for name in told.dtypes if name.startswith(("F", "BF"))}
     return {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}.get(
         frozenset(floating), torch.float32
     )

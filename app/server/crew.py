@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,12 @@ from app.cluster import environment, joined, missing, needed, room
 from app.server.replica import Mailbox, Parcel, Plan, Replica, Slip, Word
 from ldm.errors import Code, LdmError
 
+log = logging.getLogger("ldm.server")
 DEPLOYMENT = "replica"
 MOST = 512  # replicas
+PATIENCE = 30.0  # seconds that the fewest may take to come until it is told that they do not
+LOOK = 0.2  # seconds between two looks whether they are there
+HEALTH = 2.0  # seconds between two questions to a replica whether it is well; after three times no another one comes
 GOODBYE = 3600.0  # seconds that a replica which is not needed any more may finish its work in
 SCALING = {
     "target_ongoing_requests": 1, "metrics_interval_s": 1.0, "look_back_period_s": 2.0, "upscale_delay_s": 2.0,
@@ -74,7 +80,7 @@ def cluster(wanted: Wanted | None) -> Iterator[Place | None]:
             what = f"The cluster has no room for --replicas {wanted.least}:{wanted.most}."
             why = f"With {wanted.cpus} processors each {fit} of them fit."
             raise LdmError(Code.RESOURCE, what, why, "Give a smaller --ray-cpus or fewer --replicas.")
-        yield Place(ray, wanted, cards)
+        yield Place(ray, replace(wanted, most=min(wanted.most, fit)), cards)  # no errand waits for what cannot be
 
 
 class RayCrew:
@@ -87,8 +93,8 @@ class RayCrew:
         self._mailbox: Any = None
         self._handle: Any = None
 
-    def begin(self) -> RayCrew:
-        """Returns when the fewest are there."""
+    def begin(self, ending: Callable[[], bool]) -> RayCrew:
+        """Returns when the fewest are there, or the server ends: others may have the room for as long as they like."""
         from ray import serve
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -101,6 +107,7 @@ class RayCrew:
         deployment = serve.deployment(
             name=DEPLOYMENT,
             max_ongoing_requests=1,
+            health_check_period_s=HEALTH,
             autoscaling_config=scaling,
             graceful_shutdown_timeout_s=GOODBYE,
             ray_actor_options={
@@ -109,9 +116,23 @@ class RayCrew:
                 "runtime_env": {"env_vars": environment(wanted.cpus) | {"LDM_TOKEN": ""}},
             },
         )(Replica)
-        app = deployment.bind(self.plan, wanted.cpus)
-        self._handle = serve.run(app, name=self.name, route_prefix=None).options(stream=True)
+        app = serve.RunTarget(deployment.bind(self.plan, wanted.cpus), name=self.name, route_prefix=None)
+        (handle,) = serve.run_many([app], wait_for_applications_running=False)
+        self._handle = handle.options(stream=True)
+        self._wait(ending)
         return self
+
+    def _wait(self, ending: Callable[[], bool]) -> None:
+        from ray import serve
+
+        until = time.monotonic() + PATIENCE
+        while not ending() and (app := serve.status().applications[self.name]).status != "RUNNING":
+            if app.status == "DEPLOY_FAILED":
+                raise RuntimeError(app.message)
+            if time.monotonic() > until:
+                log.warning("the replicas wait for room on the cluster: others have its processors or cards")
+                until = math.inf
+            time.sleep(LOOK)
 
     def end(self) -> None:
         """They have nothing to do any more."""
@@ -124,7 +145,7 @@ class RayCrew:
         serve.delete(self.name, _blocking=False)
 
     def make(self, errand: str, parcels: Sequence[Parcel]) -> Iterator[list[Word]]:
-        self.place.ray.get(self._mailbox.put.remote(errand, Slip()))  # it must be there when it is asked for
+        self.place.ray.get(self._mailbox.open.remote(errand))  # it must be there when it is asked for
         yield from self._handle.make.remote(errand, list(parcels), self._mailbox)
 
     def tell(self, errand: str, slip: Slip | None) -> None:

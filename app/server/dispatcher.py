@@ -16,6 +16,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from app.errors import first_line
 from app.failing import told_of
 from app.server.gallery import Gallery
 from app.server.hub import Event, Hub
@@ -65,7 +66,9 @@ class Dispatcher:
 
     together: Together | None = None  # nothing is made in this process
 
-    def __init__(self, jobs: Jobs, gallery: Gallery, hub: Hub, uploads: Uploads, begin: Callable[[], Crew]) -> None:
+    def __init__(
+        self, jobs: Jobs, gallery: Gallery, hub: Hub, uploads: Uploads, begin: Callable[[Callable[[], bool]], Crew]
+    ) -> None:
         self.jobs, self.gallery, self.hub, self.uploads = jobs, gallery, hub, uploads
         self.busy_seconds = 0.0  # of all replicas
         self._begin = begin
@@ -111,7 +114,7 @@ class Dispatcher:
 
     def _work(self) -> None:
         try:
-            self._crew = crew = self._begin()
+            self._crew = crew = self._begin(self._ending.is_set)
         except Exception:  # nothing can be made, and /healthz says so
             log.exception("there are no replicas")
             return
@@ -174,21 +177,21 @@ class Dispatcher:
     def _carry(self, errand: Errand, crew: Crew) -> None:
         began = time.monotonic()
         try:
-            parcels = self._parcels(errand, errand.jobs)
+            parcels = self._parcels(errand, errand.left)  # some may have been cancelled already
             for said in crew.make(errand.name, parcels) if parcels else ():
                 for word in said:
                     self._hear(errand, *word)
                 self._join(errand, crew)
                 self._say(errand)
         except Exception as error:  # its replica has died, or there is none
-            log.warning("jobs are queued again: %s", (str(error).splitlines() or [type(error).__name__])[0][:160])
+            log.warning("jobs are queued again: %s", first_line(error))
         try:
             self._part(errand)
         finally:
-            crew.tell(errand.name, None)
             with self._lock:
                 del self._errands[errand]
                 self.busy_seconds += time.monotonic() - began
+            crew.tell(errand.name, None)  # the last word: nothing is said of what is no errand any more
             self.wake()
 
     def _join(self, errand: Errand, crew: Crew) -> None:
@@ -222,10 +225,20 @@ class Dispatcher:
             return
         for name in left:
             errand.ended.add(name)  # before another errand takes it
+            while not self._ending.is_set() and not self._again(name):
+                self._ending.wait(PAUSE)
+
+    def _again(self, name: str) -> bool:
+        """Queues a job again; whether that could be written down. Else it would run until the server ends."""
+        try:
             self.jobs.again(name)
             job = self.jobs.job(name)
-            if job.state != "queued":
-                self.hub.tell(name, _ended(job.state, job.failure))
+        except Exception as error:  # a full disk, say
+            log.warning("job %s is not queued again yet: %s", name, first_line(error))
+            return False
+        if job.state not in ("queued", "running"):
+            self.hub.tell(name, _ended(job.state, job.failure))
+        return True
 
     def _hear(self, errand: Errand, what: str, name: str, told: Any) -> None:
         if what == "begun":
@@ -237,7 +250,9 @@ class Dispatcher:
         elif what == "event":
             self.hub.tell(name, told)
         elif what == "end":
-            state, error = told
+            state, error, notes = told
+            if notes:  # it may lie on another machine, whose files nobody looks at
+                log.error("job %s failed on a replica:\n%s", name, notes)
             self._end(errand, name, state, None if error is None else error_of(error))
         elif what == "picture":
             self._keep(errand, name, *told)
@@ -253,8 +268,9 @@ class Dispatcher:
             self._say(errand, unwanted={name: False})
 
     def _end(self, errand: Errand, name: str, state: State, error: LdmError | None = None) -> None:
-        errand.ended.add(name)
-        if self.jobs.end(name, state, error):
+        told = self.jobs.end(name, state, error)
+        errand.ended.add(name)  # now: what could not be written down has not ended
+        if told:
             self.hub.tell(name, _ended(state, error))
 
     def _say(self, errand: Errand, unwanted: Mapping[str, bool] | None = None) -> None:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Event as Flag
 from typing import TYPE_CHECKING, Any
 
 from app.failing import told_of
 from app.server.hub import Event
 from app.server.limits import Limits
 from app.server.store import Job, Made, State
-from ldm.errors import LdmError
+from ldm.errors import Code, LdmError
 
 if TYPE_CHECKING:
-    from app.server.uploads import Uploads
     from pipelines.steps import Result
 
 log = logging.getLogger("ldm.server")
@@ -60,6 +59,11 @@ class Mailbox:
     def __init__(self) -> None:
         self._slips: dict[str, tuple[int, Slip]] = {}
         self._changed = asyncio.Condition()
+
+    async def open(self, errand: str) -> None:
+        """There is a slip from now on; what has been said of it already stands."""
+        async with self._changed:
+            self._slips.setdefault(errand, (1, Slip()))
 
     async def put(self, errand: str, slip: Slip | None) -> None:
         """None: the errand is over."""
@@ -117,12 +121,14 @@ class News:
 
 
 class Desk:
-    """In the place of a server's store, gallery and hub."""
+    """In the place of a server's store, gallery and hub. `broken` is set where a job failed for what nobody foresaw:
+    nothing begins after that."""
 
-    def __init__(self, parcels: Sequence[Parcel], uploads: Uploads, say: Words, news: News) -> None:
+    def __init__(self, parcels: Sequence[Parcel], say: Words, news: News, broken: Flag) -> None:
+        self.under_way: dict[str, Mapping[str, bytes]] = {}  # jobs that have begun, with the uploads that they name
         self._left = list(parcels)
         self._jobs = {job.id: job for job, _ in parcels}
-        self._uploads, self._say, self._news = uploads, say, news
+        self._say, self._news, self._broken = say, news, broken
 
     def next(self, kind: str | None = None) -> Job | None:
         """All that are sent together, or join them, are of one kind. What a model takes along while it is loaded for a
@@ -131,18 +137,13 @@ class Desk:
             if job.id not in self._jobs:
                 self._jobs[job.id] = job
                 self._left.append((job, pictures))
-        while self._left:
+        while self._left and not self._broken.is_set():
             job, pictures = self._left.pop(0)
             if job.id in self._news.unwanted():
                 self.end(job.id, "cancelled")
                 continue
+            self.under_way[job.id] = pictures
             self._say.put(("begun", job.id, None))
-            try:
-                for data in pictures.values():
-                    self._uploads.add(data)
-            except LdmError as error:
-                self.end(job.id, "failed", error)
-                continue
             return job
         return None
 
@@ -177,12 +178,17 @@ class Desk:
         return self._news.watched(job)
 
     def end(self, name: str, state: State, error: LdmError | None = None) -> bool:
-        self._say.put(("end", name, (state, None if error is None else error.as_dict())))
+        self.under_way.pop(name, None)
+        notes = "\n".join(getattr(error, "__notes__", ()))  # for the log of the server, which nobody else sees
+        self._say.put(("end", name, (state, None if error is None else error.as_dict(), notes)))
+        if error is not None and error.code is Code.BUG:
+            self._broken.set()
         return True
 
     def fail(self, error: LdmError) -> None:
-        """All that have not ended: the server ignores what is said of the others."""
-        for name in self._jobs:
+        """What is under way; the server queues the others again. Where nothing is, the first: of what fails whatever
+        the job is, something must come to an end."""
+        for name in list(self.under_way) or list(self._jobs)[:1]:
             self.end(name, "failed", error)
 
 
@@ -197,7 +203,13 @@ class Replica:
         self.limits, self.catalog = plan.limits, Catalog(*plan.folders)
         self.shelf = Shelf(share_of(plan, cpus), plan.device, plan.dtype)
         self.decoder = Decoder(plan.limits.input_pixels)
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._broken = ThreadPoolExecutor(1), Flag()
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which puts another one in the place of one that raises: after an error that nobody
+        foresaw a card may answer nothing any more."""
+        if self._broken.is_set():
+            raise RuntimeError("A job failed here for what nobody foresaw.")
 
     async def make(self, errand: str, parcels: Sequence[Parcel], mailbox: Any) -> AsyncIterator[list[Word]]:
         """What comes of some jobs, a step at a time."""
@@ -211,24 +223,22 @@ class Replica:
             await done
 
     def _make(self, parcels: Sequence[Parcel], words: Words, news: News) -> None:
-        from app.server.uploads import Uploads
+        desk = Desk(parcels, words, news, self._broken)
+        try:
+            self._made(desk, news)
+        except Exception as error:
+            log.exception("jobs could not be made")
+            desk.fail(told_of(error, *self.catalog.homes()))
+        finally:
+            words.put(None)
 
-        with tempfile.TemporaryDirectory(prefix="ldm-replica-") as folder:
-            uploads = Uploads(Path(folder), self.decoder, self.limits.stored)
-            desk = Desk(parcels, uploads, words, news)
-            try:
-                self._made(desk, uploads, news)
-            except Exception as error:  # a full disk, say
-                log.exception("jobs could not be made")
-                desk.fail(told_of(error, *self.catalog.homes()))
-            finally:
-                words.put(None)
-
-    def _made(self, desk: Desk, uploads: Uploads, news: News) -> None:
+    def _made(self, desk: Desk, news: News) -> None:
         from app.server.asking import Understanding
         from app.server.together import Together
+        from app.server.uploads import Brought
 
-        together = Together(desk, Understanding(self.catalog, uploads, self.limits), self.shelf, desk, desk)
+        understanding = Understanding(self.catalog, Brought(self.decoder, desk.under_way), self.limits)
+        together = Together(desk, understanding, self.shelf, desk, desk)
         while not news.ending() and (job := desk.next()):
             together.make(job, news.ending, news.unwanted)
 

@@ -81,13 +81,13 @@ class Service:
 
     def cancel(self, name: str, keep: bool = True) -> Job:
         """Ends a job; what has ended stays as it is. With `keep`, pictures under way are kept as far as they are."""
-        self.jobs.job(name)
-        if self.jobs.withdraw(name):
-            self.hub.tell(name, Event("end", {"state": "cancelled"}))
-        elif self.jobs.job(name).state == "running":
-            self.jobs.unwanted(name)
-            self.worker.cancel(name, keep)
-        return self.jobs.job(name)
+        while (job := self.jobs.job(name)).state in ("queued", "running"):  # it may become the other one meanwhile
+            if self.jobs.withdraw(name):
+                self.hub.tell(name, Event("end", {"state": "cancelled"}))
+            elif self.jobs.unwanted(name):
+                self.worker.cancel(name, keep)
+                return self.jobs.job(name)
+        return job
 
     def seconds(self) -> float:
         """What a job took, of those that ended last."""

@@ -181,10 +181,11 @@ class Jobs:
         with self._whole():
             self._db.execute("update jobs set tries=tries+1 where id=?", (name,))
 
-    def unwanted(self, name: str) -> None:
-        """A job that runs is to end, whatever becomes of the server until then."""
+    def unwanted(self, name: str) -> bool:
+        """A job that runs is to end, whatever becomes of the server until then; whether it runs."""
         with self._whole():
-            self._db.execute("update jobs set unwanted=1 where id=? and state='running'", (name,))
+            running = "update jobs set unwanted=1 where id=? and state='running'"
+            return self._db.execute(running, (name,)).rowcount == 1
 
     def again(self, name: str | None = None) -> int:
         """What ran when the server ended is queued again, with the turn that it had; how many jobs that is. Not what

@@ -64,6 +64,13 @@ class Record:
         return None if self.error is None else {key: self.error[key] for key in ("code", "what", "why", "fix")}
 
 
+def unwritten(folder: Path) -> Iterator[Path]:
+    """Folders of trainings that were never written down: their server was killed before."""
+    for home in folder.iterdir():
+        if ID.fullmatch(home.name) and home.is_dir() and not (home / FILE).exists():
+            yield home
+
+
 def read_all(folder: Path) -> Iterator[Record]:
     """Those that a folder holds; one that cannot be read is left alone, and the log says so."""
     for home in sorted(folder.iterdir()):

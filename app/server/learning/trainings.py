@@ -18,7 +18,7 @@ from app.server.hub import Event, Hub
 from app.server.learning.asking import OUT, Understanding
 from app.server.learning.planning import CLASS_PICTURES, folder_for, plan
 from app.server.learning.process import Child, end_earlier
-from app.server.learning.record import ENDED, REPORT, Record, State, read_all
+from app.server.learning.record import ENDED, REPORT, Record, State, read_all, unwritten
 from app.server.learning.running import GOODBYE, Run, failed_with, published
 from app.server.learning.story import Heard
 from app.server.learning.telling import end_of, told
@@ -45,7 +45,7 @@ class Trainings:
         self.device, self.hub = device, Hub()
         folder.mkdir(parents=True, exist_ok=True)
         self.understanding = Understanding(catalog, uploads, limits, folder)
-        for left in folder.glob(".plan-*"):
+        for left in (*folder.glob(".plan-*"), *unwritten(folder)):
             shutil.rmtree(left, ignore_errors=True)
         self._records = {record.id: record for record in read_all(folder)}
         self._lock, self._planning, self._planners = RLock(), Lock(), BoundedSemaphore(PLANNERS)
@@ -85,8 +85,8 @@ class Trainings:
         training = self.understanding(given)
         self._check_queue()  # before a hundred photos are copied in vain
         record = Record(uuid4().hex, dict(training.fields), "queued", time.time())
-        folder_for(training, self.folder / record.id, self.uploads)
         (self.folder / CLASS_PICTURES).mkdir(exist_ok=True)
+        folder_for(training, self.folder / record.id, self.uploads)
         try:
             with self._lock:
                 self._check_queue()

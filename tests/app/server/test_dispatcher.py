@@ -42,8 +42,9 @@ class Near:
         self.there.set()
         self._free: SimpleQueue[Replica] = SimpleQueue()
 
-    def begin(self) -> Near:
-        self.there.wait(60)
+    def begin(self, ending: Callable[[], bool]) -> Near:
+        while not self.there.wait(0.01) and not ending():
+            pass
         for _ in range(self.most):
             self._free.put(Replica(self.plan, 1))
         return self
@@ -55,7 +56,7 @@ class Near:
         self.slips[errand] = slip
 
     def make(self, errand: str, parcels: Sequence[Parcel]) -> Iterator[list[Word]]:
-        self.slips[errand] = Slip()
+        self.slips.setdefault(errand, Slip())
         self.errands.append([job.id for job, _ in parcels])
         number, count = len(self.errands), 0
         if self.lose(number, 0, None):
@@ -73,7 +74,16 @@ class Near:
         finally:
             self.slips[errand] = Slip(ending=True)
             thread.join()
-            self._free.put(replica)
+            self._free.put(well(replica, self.plan))
+
+
+def well(replica: Replica, plan: Plan) -> Replica:
+    """As Ray Serve does: another one in the place of one that is not."""
+    try:
+        replica.check_health()
+    except RuntimeError:
+        return Replica(plan, 1)
+    return replica
 
 
 class Said:
@@ -347,7 +357,7 @@ def test_what_is_under_way_when_the_server_ends_goes_on_at_its_next_start(
 
 def test_without_replicas_nothing_is_taken_on(open_service: Open) -> None:
     class Nobody(Near):
-        def begin(self) -> Near:
+        def begin(self, ending: Callable[[], bool]) -> Near:
             raise RuntimeError("no machine has room")
 
     with open_service(replicas=Nobody) as service:
@@ -361,7 +371,7 @@ def test_a_slip_is_read_whenever_it_has_changed() -> None:
     async def talk() -> None:
         box = Mailbox()
         assert await box.slip("nobody", 0) == (0, Slip(ending=True))
-        await box.put("errand", Slip())
+        await box.open("errand")
         assert await box.slip("errand", 0) == (1, Slip())
         waits = asyncio.create_task(box.slip("errand", 1))
         await box.put("other", Slip())
@@ -369,6 +379,8 @@ def test_a_slip_is_read_whenever_it_has_changed() -> None:
         assert not waits.done()
         await box.put("errand", Slip({"job": True}))
         assert await waits == (2, Slip({"job": True}))
+        await box.open("errand")  # it was cancelled before it was sent
+        assert await box.slip("errand", 1) == (2, Slip({"job": True}))
         waits = asyncio.create_task(box.slip("errand", 2))
         await asyncio.sleep(0)
         await box.put("errand", None)

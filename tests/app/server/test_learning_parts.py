@@ -85,6 +85,22 @@ def test_states_outlive_their_server(opened: Callable[..., Trainings]) -> None:
     assert (there.folder / names[5]).is_dir()
 
 
+def test_a_folder_that_was_never_written_down_takes_no_room(opened: Callable[..., Trainings]) -> None:
+    """Its server was killed before, or the disk was full."""
+    there = opened()
+    kept, lost = (there.submit(asked(there, seed=n)).id for n in range(2))
+    (there.folder / lost / "training.json").unlink()
+    (there.folder / "x").mkdir()  # no training
+    there = opened()
+    assert [one["id"] for one in there.listed()] == [kept]
+    assert sorted(path.name for path in there.folder.iterdir()) == sorted([kept, "class-pictures", "x"])
+    (there.folder / "class-pictures").rmdir()
+    (there.folder / "class-pictures").write_text("in the way")
+    with pytest.raises(OSError, match="exists"):
+        there.submit(asked(there))
+    assert len(list(there.folder.glob("*/photos"))) == 1
+
+
 def test_a_training_is_cancelled_gone_on_with_and_forgotten(opened: Callable[..., Trainings]) -> None:
     there = opened()
     name = there.submit(asked(there)).id

@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from app.server import converting
 from app.server.catalog import Catalog
 from app.server.fitting import fits
+from app.server.library import Library
 from app.server.service import Service
 from ldm.errors import Code, LdmError
 from ldm.store.find import find_model, shipped_adapters
@@ -274,6 +276,27 @@ def test_half_precision_stays_half(service: Service, own: Path, tmp_path: Path) 
     assert done.state == "done", done
     types = {entry.dtype for entry in read_header(own / "models" / f"{done.name}.safetensors").tensors.values()}
     assert types == {"F16", "I64"}
+
+
+def test_what_is_half_of_it_half_precision_is_promised_the_room_that_it_takes(
+    service: Service, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.sd1()
+    model.unet.half()
+    model.save_pretrained(own / "models" / "mixed")
+    promised, room = list[int](), Library.room
+
+    def noted(self: Library, size: int) -> Any:
+        promised.append(size)
+        return room(self, size)
+
+    monkeypatch.setattr(Library, "room", noted)
+    monkeypatch.setattr(converting, "check_memory", lambda model, size: promised.append(size))
+    done = converted(service, "mixed", "file")
+    assert done.state == "done", done
+    header = read_header(own / "models" / f"{done.name}.safetensors")
+    assert "F16" not in {entry.dtype for entry in header.tensors.values()}
+    assert all(size >= 0.99 * header.size for size in promised) and len(promised) == 2
 
 
 def test_what_cannot_be_converted_says_why(service: Service, own: Path, single: Path) -> None:
