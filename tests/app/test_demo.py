@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from app.demo import make
+from app.demo import Demo, make
 from pipelines.recipe import read_recipe
 
 
-def test_the_demonstration_shows_every_mode_and_overwrites_nothing(tmp_path: Path) -> None:
+def test_the_demonstration_shows_every_mode_and_overwrites_nothing(
+    tmp_path: Path, torture: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the quick suite with rough pictures."""
+    drawn, rough = Demo._run, {"steps": 3} if torture == 1 else {}
+    monkeypatch.setattr(Demo, "_run", lambda self, **fields: drawn(self, **rough | fields))
     told: list[str] = []
     index = make(tmp_path / "demo", told.append)
     page = index.read_text("utf-8")

@@ -72,6 +72,7 @@ def test_what_is_no_hub_id_is_not_asked_for(ldm: Ldm, repo: str) -> None:
     assert ldm("models", "pull", repo).status == Code.USAGE
 
 
+@pytest.mark.torture
 @pytest.mark.loopback
 def test_a_variant_is_pulled_and_used(tiny_sd1: Path, tmp_path: Path) -> None:
     """In processes of their own: huggingface_hub reads its settings once, when it is imported."""

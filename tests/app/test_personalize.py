@@ -259,6 +259,7 @@ def test_a_number_out_of_its_range_is_told_with_the_range(learn: Ldm) -> None:
     assert "less than or equal to 1." in done.err
 
 
+@pytest.mark.torture
 def test_a_loss_that_is_no_number_is_told_in_the_words_of_this_command(
     learn: Ldm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,7 @@ def judged(picture: Picture, names: tuple[str, ...]) -> Found:
     return read(rgb)
 
 
-@pytest.mark.parametrize("names", thinned(((pair,) for pair in PAIRS), 3), ids=" + ".join)
+@pytest.mark.parametrize("names", thinned(((pair,) for pair in PAIRS), 5), ids=" + ".join)
 def test_pair(names: tuple[str, str], pipeline: Pipeline, files: Mapping[str, Path]) -> None:
     results = pipeline.results(request(names, files))
     found = [judged(r.picture, names) for r in results]

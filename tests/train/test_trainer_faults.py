@@ -175,6 +175,7 @@ def test_memory_for_the_gradients_is_a_clear_error_too(tmp_path: Path, monkeypat
     assert "sum of gradients" in error.value.what
 
 
+@pytest.mark.torture
 def test_memory_that_runs_out_while_looking_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Validation takes halves of a batch, which give the same figures; a preview is left out."""
 

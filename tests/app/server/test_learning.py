@@ -68,6 +68,7 @@ def events(http: httpx.Client, name: str) -> Iterator[tuple[str, dict[str, Any]]
                 yield kind, json.loads(line.removeprefix("data: "))
 
 
+@pytest.mark.torture
 def test_photos_in_a_plan_first_then_live_curves_a_report_and_an_adapter_at_once(
     open_service: Open, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def soon(http: httpx.Client, job: str, condition: Callable[[dict[str, Any]], boo
         time.sleep(0.02)
 
 
+@pytest.mark.torture
 def test_the_page_is_opened_in_the_browser_of_the_user(tmp_path: Path) -> None:
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/shown\n')

@@ -344,6 +344,7 @@ def test_two_processes_do_not_disturb_each_other(done: Wish, tmp_path: Path) -> 
     assert caught.value.code == Code.BUSY
 
 
+@pytest.mark.torture
 def test_a_whole_comparison_in_processes_of_its_own(tmp_path: Path) -> None:
     """Two cells, one of which does not know its own family's options and so fails; the other is measured."""
     bad = tmp_path / "bad.yaml"

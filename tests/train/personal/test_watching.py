@@ -87,6 +87,7 @@ def test_a_full_disk_costs_a_look_but_not_the_last_one_and_memory_is_asked_for_l
     assert json.loads((wish.out / "report.json").read_text()) == json.loads(json.dumps(report))
 
 
+@pytest.mark.torture
 def test_a_run_that_measured_by_other_rules_is_refused_before_anything_is_read(wish: Wish) -> None:
     personalize(wish, Hooks(), Stop())
     (wish.out / "report.json").unlink()
