@@ -116,7 +116,7 @@ def test_only_what_is_painted_changes(page: Page, site: Site) -> None:
     before = pixels(site, last_job(site))
     page.click("#ldm-runs >> text=Edit")
     page.wait_for_selector("#ldm-edit-board .ldm-layer", state="visible")
-    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base').width === 64")
+    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base')?.width === 64")
     page.keyboard.press("Escape")
     drag(page, "#ldm-edit-board .ldm-layer", [(0.6, 0.1), (0.8, 0.2), (0.6, 0.3)])
     page.click("#ldm-edit-board >> text=Box")
@@ -142,7 +142,7 @@ def test_strokes_survive_a_reload(page: Page, site: Site) -> None:
     set_form(page, **APPLE)
     made(page)
     page.click("#ldm-runs >> text=Edit")
-    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base').width === 64")
+    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base')?.width === 64")
     drag(page, "#ldm-edit-board .ldm-layer", [(0.2, 0.2), (0.8, 0.8)])
     pen = "document.querySelector('#ldm-edit-board .ldm-layer').getContext('2d')"
     painted = f"[...{pen}.getImageData(0, 0, 64, 64).data].filter(Boolean).length"
@@ -164,7 +164,7 @@ def test_settings_of_an_edit_bring_its_picture_and_strokes_back(page: Page, site
     set_form(page, **APPLE)
     made(page)
     page.click("#ldm-runs >> text=Edit")
-    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base').width === 64")
+    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base')?.width === 64")
     drag(page, "#ldm-edit-board .ldm-layer", [(0.3, 0.3), (0.7, 0.7)])
     page.locator("#ldm-edit-strength").fill("0.6")
     page.locator("#ldm-edit-soft").fill("3")
@@ -202,7 +202,7 @@ def test_an_edge_is_dragged_outwards(page: Page, site: Site) -> None:
     set_form(page, **APPLE)
     made(page)
     page.click("#ldm-runs >> text=Edit")
-    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base').width === 64")
+    page.wait_for_function("document.querySelector('#ldm-edit-board .ldm-base')?.width === 64")
     handle = page.locator("#ldm-edit-board .ldm-right").bounding_box()
     sheet = page.locator("#ldm-edit-board .ldm-layer").bounding_box()
     assert handle is not None and sheet is not None
@@ -223,7 +223,7 @@ def test_an_edge_is_dragged_outwards(page: Page, site: Site) -> None:
 
 def test_a_scribble_guides_a_picture(page: Page, site: Site) -> None:
     go(page, "control")
-    page.wait_for_function("document.querySelector('.ldm-control .ldm-base').width === 64")
+    page.wait_for_function("document.querySelector('.ldm-control .ldm-base')?.width === 64")
     drag(page, ".ldm-control .ldm-layer", [(0.5, 0.2), (0.8, 0.5), (0.5, 0.8), (0.2, 0.5), (0.5, 0.2)])
     set_form(page, prompt="lemon, noto style", steps=4, seed=3)
     page.click(".ldm-control >> text=Preview")
