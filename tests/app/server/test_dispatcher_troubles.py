@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -114,6 +115,15 @@ def test_a_full_disk_leaves_no_job_running(
     assert job.state == "done" and len(files(service)) == 1 and crew.errands == [[job.id]] * 2
 
 
+def held_back(crews: list[Near], plan: Plan, folder: Path) -> Near:
+    """A crew of one, noted; it makes nothing until its `there` is set."""
+    crew = Near(plan, folder)
+    crew.most = 1
+    crew.there.clear()
+    crews.append(crew)
+    return crew
+
+
 def test_what_nobody_foresaw_fails_what_is_under_way_and_no_others(
     open_service: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,13 +137,7 @@ def test_what_nobody_foresaw_fails_what_is_under_way_and_no_others(
 
     monkeypatch.setattr(Gathering, "turn", once)
 
-    def crew(plan: Plan, folder: Path) -> Near:
-        crews.append(Near(plan, folder))
-        crews[-1].most = 1
-        crews[-1].there.clear()
-        return crews[-1]
-
-    with open_service(replicas=crew) as service:
+    with open_service(replicas=partial(held_back, crews)) as service:
         jobs = [service.submit(QUICK | {"seed": n}, "me") for n in range(3)]
         crews[0].there.set()
         first, *others = [ended(service, job) for job in jobs]
@@ -161,13 +165,7 @@ def test_a_replica_on_which_a_job_failed_for_a_bug_ends_what_it_makes_and_anothe
     monkeypatch.setattr(Pipeline, "run", odd)
     monkeypatch.setattr(Replica, "_make", noted)
 
-    def crew(plan: Plan, folder: Path) -> Near:
-        crews.append(Near(plan, folder))
-        crews[-1].most = 1
-        crews[-1].there.clear()
-        return crews[-1]
-
-    with open_service(replicas=crew) as service:
+    with open_service(replicas=partial(held_back, crews)) as service:
         jobs = [service.submit(QUICK | {"prompt": prompt, "steps": 9}, "me") for prompt in ("a", "odd", "b")]
         crews[0].there.set()
         assert [ended(service, job).state for job in jobs] == ["done", "failed", "done"]
