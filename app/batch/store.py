@@ -24,6 +24,7 @@ from typing import Any, Literal
 import fsspec
 
 from ldm.errors import Code, LdmError
+from ldm.images.save import sync_folder
 
 Format = Literal["files", "webdataset"]
 BATCH, PARTS = "batch.json", ".parts"
@@ -139,12 +140,7 @@ def _settle(stage: Path, at: Path) -> None:
     with stage.open("rb+") as file:
         os.fsync(file.fileno())
     stage.replace(at)
-    with contextlib.suppress(OSError):  # some systems cannot sync a folder
-        folder = os.open(at.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(at.parent)
 
 
 def place_of(name: str) -> str:

@@ -213,8 +213,13 @@ def publish(temp: Path, path: Path) -> None:
     except OSError:  # taken, or a file system without links: reserve the name (fails if taken), then rename over it
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         temp.replace(path)
-    with contextlib.suppress(OSError):  # some systems cannot sync a folder; the file itself is on disk
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """The names in a folder on disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
