@@ -144,8 +144,7 @@ def leaving(http: httpx.Client, folder: Path, count: int) -> dict[str, Any]:
         else:
             job = dropped(http, number)
             began = time.perf_counter()
-        while http.get(f"/v1/jobs/{job}").json()["state"] == "running":
-            time.sleep(0.005)  # a server that is asked without a pause takes longer for the step that is waited for
+        until_over(http, job)
         spent.append(time.perf_counter() - began)
     counts = http.get("/v1/jobs", params={"limit": 1}).json()["counts"]
     return {
@@ -166,7 +165,7 @@ def dropped(http: httpx.Client, number: int) -> str:
         head = f"POST /sdapi/v1/txt2img HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         raw.sendall(head.encode() + body)
         while (job := newest(http)) == last:
-            time.sleep(0.002)
+            time.sleep(0.01)
         until_running(http, job)
     return job
 
@@ -178,7 +177,13 @@ def newest(http: httpx.Client) -> str:
 
 def until_running(http: httpx.Client, job: str) -> None:
     while http.get(f"/v1/jobs/{job}").json().get("progress", {}).get("step", 0) < 1:
-        time.sleep(0.002)
+        time.sleep(0.01)
+
+
+def until_over(http: httpx.Client, job: str) -> None:
+    """Asked once: a server that is asked again and again takes longer for the step that is waited for."""
+    while http.get(f"/v1/jobs/{job}/result", params={"wait": 60}).status_code == 409:
+        continue
 
 
 def step_seconds(http: httpx.Client) -> float:
