@@ -13,33 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0
 
 from benchmarks.machine import write
-from ldm.models.attention import QuickAttention
+from ldm.models.nets import attention
+from ldm.models.nets.unet import UNet2D
 
 CONFIG, BATCH, REPEATS = Path("configs/models/emoji-unet.json"), 128, 7
 
 
-def turn(unet: Any, processor: object) -> float:
-    """Seconds of one forward and backward pass."""
-    unet.set_attn_processor(processor)
+def turn(unet: UNet2D, few: int) -> float:
+    """Seconds of one forward and backward pass, with attention written out over so many tokens or fewer."""
+    attention.FEW = few
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
     x, t, words = torch.randn(BATCH, 4, side, side), torch.randint(0, 1000, (BATCH,)), torch.randn(BATCH, 24, width)
     begin = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
-        out = unet(x, t, words, return_dict=False)[0]
+        out = unet(x, t, words)
     out.float().square().mean().backward()
     return time.perf_counter() - begin
 
 
 def measure() -> dict[str, Any]:
-    unet = UNet2DConditionModel.from_config(json.loads(CONFIG.read_text("utf-8")))
+    unet, few = UNet2D.from_config(json.loads(CONFIG.read_text("utf-8"))), attention.FEW
     spent: dict[str, list[float]] = {"written out": [], "fused": []}
     for _ in range(REPEATS + 1):  # in turns, so that whatever else runs meets both alike
-        spent["written out"].append(turn(unet, QuickAttention()))
-        spent["fused"].append(turn(unet, AttnProcessor2_0()))
+        spent["written out"].append(turn(unet, few))
+        spent["fused"].append(turn(unet, 0))
     seconds = {name: round(statistics.median(times[1:]), 3) for name, times in spent.items()}
     share = round(seconds["written out"] / seconds["fused"], 2)
     return {"model": CONFIG.stem, "batch": BATCH, "seconds": seconds, "share": share}

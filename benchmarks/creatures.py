@@ -26,6 +26,7 @@ from ldm.data.characters import character, draw_character, pose
 from ldm.data.emoji_table import read_table
 from ldm.images import open_image
 from ldm.metrics.features import extracted, squares
+from ldm.models.nets.coder import Posterior
 from ldm.store.parts import load_parts
 from ldm.store.weights import load_weights
 from ldm.store.write import staged, write_weights
@@ -75,8 +76,8 @@ def known(pictures: Path) -> tuple[Tensor, Tensor]:
 def come_back(pictures: Tensor, model: str) -> Tensor:
     """The same from the autoencoder's latents, as bytes."""
     vae = load_parts(model, components=("vae",)).vae.eval()
-    latents = (vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pictures.split(64))
-    made = [vae.decode(latent).sample for latent in latents]
+    encoded = (vae.encode(part.float() / 127.5 - 1) for part in pictures.split(64))
+    made = [vae.decode(latent.mean if isinstance(latent, Posterior) else latent) for latent in encoded]
     return ((torch.cat(made).clamp(-1, 1) + 1) * 127.5).round().byte()
 
 

@@ -126,17 +126,17 @@ def _call(twin: nn.Module, work: Work, **more: Any) -> Any:
         pooled = torch.zeros(rows, int(model.text.towers[-1].model.config.projection_dim), dtype=dtype)
         ids = time_ids(model.network, pooled, work.size, 6.0)
         assert ids is not None
-        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.repeat(rows, 1)}
+        more |= {"pooled": pooled, "sizes": ids.repeat(rows, 1)}
     side = (work.size[1] // model.vae.factor, work.size[0] // model.vae.factor)
     x = torch.zeros(rows, config.in_channels, *side, dtype=dtype)  # type: ignore[union-attr, arg-type]
     text = torch.zeros(rows, work.tokens, config.cross_attention_dim, dtype=dtype)  # type: ignore[union-attr, arg-type]
-    return twin(x, torch.zeros(rows, dtype=torch.long), encoder_hidden_states=text, **more)
+    return twin(x, torch.zeros(rows, dtype=torch.long), text, **more)
 
 
 def _control_call(twin: nn.Module, work: Work, said: list[int]) -> None:
     """Writes down how many bytes the control answers with."""
     hint = torch.zeros(work.rows, 3, work.size[1], work.size[0], dtype=_dtype(twin))
-    down, mid = _call(twin, work, controlnet_cond=hint, return_dict=False)
+    down, mid = _call(twin, work, hint=hint)
     said.append(sum(t.nbytes for t in (*down, mid)))
 
 

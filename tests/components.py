@@ -6,6 +6,7 @@ call builds a new module: a test may change it. Latents are 8x8, the autoencoder
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ldm.models.clip_tokenizer import ClipTokenizer
 
 LATENT = 8  # side of a latent
 PIXELS = 16  # side of a picture: the tiny autoencoder halves once
@@ -79,6 +82,16 @@ def tokenizer(pad: str = END) -> CLIPTokenizer:
     if pad not in vocab:  # XL's second tower and SD 2 pad with "!", which is a byte
         raise ValueError(pad)
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
+
+
+def stock(words: ClipTokenizer) -> CLIPTokenizer:
+    """A tokenizer of ours as that of transformers."""
+    model = json.loads(words.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(
+        vocab=model["vocab"] | {START: words.bos_token_id, END: words.eos_token_id}, merges=merges,
+        pad_token=words.special["pad_token"], model_max_length=words.model_max_length,
+    )  # fmt: skip
 
 
 def text_config(width: int = TEXT, **changes: Any) -> CLIPTextConfig:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("app", "train", "pipelines", "ldm")
 
 # What a file of each place may import of ours. The longest matching name decides; a place may always import itself.
-BASE = ("ldm.errors", "ldm.extras", "ldm.version")
+BASE = ("ldm.errors", "ldm.extras", "ldm.fields", "ldm.version")
 FLOOR = ("ldm.data", "ldm.metrics", "ldm.store", "ldm.images", "ldm.baselines")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "app": ("train", "pipelines", "ldm"),
@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "ldm.config": BASE,
     "ldm.errors": (),
     "ldm.extras": (),
+    "ldm.fields": (),
     "ldm.version": (),
     "ldm.pretrained": (),
     "ldm": BASE,  # the package's own __init__
@@ -34,8 +35,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "accelerate": ("train",),
     "diffusers.schedulers": ("ldm.diffusion.solver",),
-    "diffusers": ("ldm.diffusion.solver", "ldm.models", "ldm.store", "ldm.baselines", "train", "pipelines", "app"),
-    "transformers": ("ldm.models", "ldm.store", "train", "pipelines", "app"),
+    "diffusers": ("ldm.diffusion.solver", "ldm.baselines"),
+    "transformers": ("ldm.models",),
     "open_clip": ("ldm.models", "ldm.store", "ldm.metrics", "train"),
     "peft": ("ldm.models", "ldm.store", "train"),
     "gradio": ("app",),

@@ -13,9 +13,9 @@ from typing import Any
 import open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from ldm.errors import Code, LdmError
+from ldm.models.clip_tokenizer import ClipTokenizer
 from ldm.models.open_clip_config import check_fits, misfits
 from ldm.store.clip import OpenClip, read_open_clip
 from train.tasks.parts import read_architecture, seeded
@@ -120,7 +120,7 @@ def _continued(settings: ClipSettings, known: OpenClip) -> Any:
     return model
 
 
-def _words(tokenizer: CLIPTokenizer, made: bool) -> dict[str, Any]:
+def _words(tokenizer: ClipTokenizer, made: bool) -> dict[str, Any]:
     """The part of an architecture that follows the tokenizer."""
     last = int(tokenizer.eos_token_id) == len(tokenizer) - 1
     end = {"pool_type": "argmax"} if last else {"pool_type": "eos", "eos_id": int(tokenizer.eos_token_id)}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
-from ldm.models.attention import quicken
 from train import sharding
 from train.config import RunSettings
 from train.processes import Processes
@@ -41,9 +40,6 @@ class Networks:
             self.split = True
             for network in self.trained.values():
                 sharding.shard(network, self.processes.world, self.processes.device)
-        if run.precision == "bf16":
-            for network in (*self.trained.values(), *self.frozen.values()):
-                quicken(network)
         if run.compile:
             for network in self.trained.values():
                 _compile(network)
@@ -83,11 +79,8 @@ class Networks:
 
 def _checkpoint(network: nn.Module) -> int:
     """Asks every part of a network that can to recompute its activations in the backward pass; how many there are."""
-    if getattr(network, "_supports_gradient_checkpointing", False):  # diffusers
-        network.enable_gradient_checkpointing()  # type: ignore[operator]
-        return 1
-    if getattr(network, "supports_gradient_checkpointing", False):  # transformers
-        network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if hasattr(network, "recompute"):
+        network.recompute()  # type: ignore[operator]
         return 1
     if hasattr(network, "set_grad_checkpointing"):  # open_clip
         network.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 
 from ldm.data.held_out import Split, pair_is_held_out
 from ldm.data.scenes import Scene, caption, draw, outline, sample_scene
-from ldm.store.parts import load_controlnet
+from ldm.store.parts import load_controlnet, load_vae
 from ldm.store.write import free
 from train.sampled import Sampled, psnr
 from train.scenes_check import along_edges, beside, save_sheet, tally
@@ -134,8 +133,8 @@ def report(
     drawn = [draw(scene) for scene in unseen]
     result["psnr_db"] = psnr(drawn, model.round_trip(drawn))
     if decoder is not None:
-        tiny = AutoencoderTiny.from_pretrained(decoder, dtype=torch.float32)
-        result["decoder_psnr_db"] = psnr(drawn, model.round_trip(drawn, lambda z: tiny.decode(z).sample))
+        tiny = load_vae(decoder)[0]
+        result["decoder_psnr_db"] = psnr(drawn, model.round_trip(drawn, lambda z: tiny.decode(z)))
     about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     result["machine"] = about
     out.mkdir(parents=True)

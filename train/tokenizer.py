@@ -13,9 +13,9 @@ from typing import Literal
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTokenizer
 
 from ldm.errors import Code, LdmError
+from ldm.models.clip_tokenizer import ClipTokenizer
 from ldm.models.prompt import clean
 from ldm.models.tokenizer import clip_tokenizer
 from ldm.store.clip import write_tokenizer
@@ -35,7 +35,7 @@ def byte_symbols() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
 
 
-def learn_tokenizer(captions: Iterable[str], size: int, length: int = 77) -> CLIPTokenizer:
+def learn_tokenizer(captions: Iterable[str], size: int, length: int = 77) -> ClipTokenizer:
     """At most `size` entries, learned from captions by byte-pair encoding (Sennrich et al. 2016); `length` places.
 
     The entries stand in CLIP's order: 256 bytes, 256 bytes that end a word, merges by rank, start, end. Fewer than
@@ -67,10 +67,10 @@ def learn_tokenizer(captions: Iterable[str], size: int, length: int = 77) -> CLI
     return _tokenizer(bytes_, merges, length)
 
 
-def _tokenizer(bytes_: Sequence[str], merges: Sequence[tuple[str, str]], length: int) -> CLIPTokenizer:
+def _tokenizer(bytes_: Sequence[str], merges: Sequence[tuple[str, str]], length: int) -> ClipTokenizer:
     tokens = dict.fromkeys([*bytes_, *(left + right for left, right in merges), START, END])
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=length)
+    return ClipTokenizer(vocabulary, merges, length=length)
 
 
 def train_tokenizer(captions: Iterable[str], size: int, folder: Path, length: int = 77) -> int:
@@ -82,7 +82,7 @@ def train_tokenizer(captions: Iterable[str], size: int, folder: Path, length: in
 
 def open_tokenizer(
     where: Path | Literal["clip"] | None, captions: Iterable[str], size: int, length: int
-) -> CLIPTokenizer:
+) -> ClipTokenizer:
     """The tokenizer that a run file names: a folder (its own, or a model's), CLIP's own, or None: from the captions."""
     if where is None:
         return learn_tokenizer(captions, size, length)

@@ -1,8 +1,9 @@
-"""Solvers: an adapter over the schedulers of diffusers, built for one call and never shared (they are not thread-safe).
+"""Solvers: an adapter over schedulers, built for one call and never shared (they are not thread-safe).
 
-The scheduler is rebuilt to expect v with clipping off, and is handed the v that belongs to the predicted clean latent:
-v = (alpha x - clean) / sigma. This is exact, so a modifier of predictions works with every solver alike. Multistep
-solvers keep a history of what they are handed; those that average raw outputs (PNDM, KDPM2) are left out.
+Most are of diffusers; `by_times` has those of the models that come along. A scheduler is rebuilt to expect v with
+clipping off, and is handed the v that belongs to the predicted clean latent: v = (alpha x - clean) / sigma. This is
+exact, so a modifier of predictions works with every solver alike. Multistep solvers keep a history of what they are
+handed; those that average raw outputs (PNDM, KDPM2) are left out.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-import diffusers.schedulers as stock
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.diffusion import schedule
+from ldm.diffusion.by_times import OURS
 from ldm.diffusion.level import Level
 from ldm.diffusion.sample import Generators, Prediction
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import Code, LdmError
 
-Space = Literal[
-    "times", "vp", "ve", "flow"
-]  # by training times; by sigma with x of unit variance; with x = clean + sigma noise
+Space = Literal["times", "vp", "ve", "flow"]  # by training times; by sigma, x of unit variance; x = clean + sigma noise
 FLAGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 UNIFORM: frozenset[Spacing] = frozenset({"leading", "trailing", "linspace"})
 EVERY: frozenset[Spacing] = frozenset(schedule.SPACINGS)
@@ -35,7 +34,7 @@ EVERY: frozenset[Spacing] = frozenset(schedule.SPACINGS)
 class Spec:
     """One row of the table of solvers."""
 
-    scheduler: str  # class name in diffusers
+    scheduler: str  # class name in diffusers; `by_times` has two of its own
     space: Space
     spacings: frozenset[Spacing] = EVERY
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -248,10 +247,19 @@ def _spacing(run: Run, spec: Spec, config: Mapping[str, Any]) -> Spacing:
     return cast(Spacing, wished)
 
 
+def _scheduler(name: str) -> tuple[Any, Mapping[str, Any]]:
+    """Ours, where there is one; else that of diffusers. And what it may be told."""
+    if name in OURS:
+        return OURS[name], OURS[name].DEFAULTS
+    import diffusers.schedulers as stock  # late: it takes seconds
+
+    cls = getattr(stock, name)
+    return cls, inspect.signature(cls.__init__).parameters
+
+
 def _build(run: Run, spec: Spec, spacing: Spacing, config: Mapping[str, Any]) -> Any:
-    """The scheduler of diffusers, with the checkpoint's schedule and our choices."""
-    cls = getattr(stock, spec.scheduler)
-    known = inspect.signature(cls.__init__).parameters
+    """The scheduler, with the checkpoint's schedule and our choices."""
+    cls, known = _scheduler(spec.scheduler)
     wanted: dict[str, Any] = {k: v for k, v in config.items() if k in known}
     wanted |= {"prediction_type": "v_prediction", "clip_sample": False, "thresholding": False, **spec.config}
     wanted |= dict.fromkeys(FLAGS.values(), False)

@@ -69,7 +69,7 @@ class Schedule:
         if str(config.get("_class_name", "")).startswith("FlowMatch"):
             sigma = torch.arange(1, steps + 1, dtype=torch.float64) / steps
             return cls(1 - sigma, sigma, True, float(config.get("shift", 1.0)))
-        signal = (1 - _betas(config, steps)).cumprod(0)
+        signal = (1 - betas(config, steps)).cumprod(0)
         if config.get("rescale_betas_zero_snr"):
             signal = zero_terminal(signal)
         return cls(signal.sqrt(), (1 - signal).sqrt())
@@ -138,20 +138,20 @@ def zero_terminal(signal: Tensor) -> Tensor:
     return ((alpha - last) * first / (first - last)) ** 2
 
 
-def _betas(config: Mapping[str, Any], steps: int) -> Tensor:
-    """beta_t [T] fp64 as diffusers means the names."""
+def betas(config: Mapping[str, Any], steps: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """beta_t [T] as diffusers means the names."""
     if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float64)
+        return torch.tensor(config["trained_betas"], dtype=dtype)
     first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     name = config.get("beta_schedule", "linear")
     if name == "linear":
-        return torch.linspace(first, last, steps, dtype=torch.float64)
+        return torch.linspace(first, last, steps, dtype=dtype)
     if name == "scaled_linear":
-        return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+        return torch.linspace(first**0.5, last**0.5, steps, dtype=dtype) ** 2
     if name == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
         part = torch.arange(steps + 1, dtype=torch.float64) / steps
         signal = ((part + 0.008) / 1.008 * math.pi / 2).cos() ** 2
-        return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+        return (1 - signal[1:] / signal[:-1]).clamp(max=0.999).to(dtype)
     raise LdmError(
         Code.MODEL,
         f"the noise schedule {name!r} cannot be trained",

@@ -6,18 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ldm.errors import Code, LdmError
+from ldm.models.nets.coder import Posterior
+from ldm.models.nets.known import ours
 from ldm.models.tiling import tiles, window
 
 
 class Autoencoder:
-    """Wraps AutoencoderKL, VQModel or AutoencoderTiny. Pictures are [B,3,H,W] in [-1,1]; latents have unit variance."""
+    """Wraps the network of one: KL, VQ or tiny. Pictures are [B,3,H,W] in [-1,1]; latents have unit variance."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.config: Any = model.config
+        self.model = ours(model)
+        self.config: Any = self.model.config
         self.scale = float(getattr(self.config, "scaling_factor", None) or 1.0)
         self.shift = float(getattr(self.config, "shift_factor", None) or 0.0)
         self.retried = False  # a half-precision decode came out non-finite and was repeated in fp32
@@ -63,11 +65,11 @@ class Autoencoder:
             if torch.isfinite(done).all():
                 return done
             self.retried = dtype != torch.float32
-        nn.Module.float(self.model)  # past diffusers' own `to`, which logs advice about loading
+        self.model.float()
         try:
             done = work(torch.float32)
         finally:
-            nn.Module.to(self.model, dtype)
+            self.model.to(dtype)
         if torch.isfinite(done).all():
             return done
         raise LdmError(
@@ -80,9 +82,9 @@ class Autoencoder:
     def _posterior(self, picture: Tensor) -> Tensor:
         """Means and deviations, one after the other along the batch; a plain code has deviation 0."""
         encoded = self.model.encode(picture)
-        if hasattr(encoded, "latent_dist"):
-            return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std])
-        return torch.cat([encoded.latents, torch.zeros_like(encoded.latents)])
+        if isinstance(encoded, Posterior):
+            return torch.cat([encoded.mean, encoded.std])
+        return torch.cat([encoded, torch.zeros_like(encoded)])
 
     @property
     def _device(self) -> torch.device:
@@ -96,7 +98,7 @@ class Autoencoder:
         return in_tiles(self._pixels, z, tile // self.factor, self.factor, 1)
 
     def _pixels(self, z: Tensor) -> Tensor:
-        return torch.as_tensor(self.model.decode(z, return_dict=False)[0])
+        return torch.as_tensor(self.model.decode(z))
 
 
 def _draw(mean: Tensor, std: Tensor, generator: Generator) -> Tensor:

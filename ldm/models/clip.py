@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from ldm.models.clip_tokenizer import ClipTokenizer
+from ldm.models.nets.text import ProjectedTextTower
 from ldm.models.prompt import clean
 from ldm.models.tokenizer import Vocabulary
 
@@ -49,9 +50,9 @@ class Clip(nn.Module):
 
     def __init__(
         self,
-        text: CLIPTextModelWithProjection,
-        image: CLIPVisionModelWithProjection,
-        tokenizer: CLIPTokenizer,
+        text: ProjectedTextTower,
+        image: Any,
+        tokenizer: ClipTokenizer,
         mean: Sequence[float],
         std: Sequence[float],
         scale: float = 100.0,
@@ -72,7 +73,7 @@ class Clip(nn.Module):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """n texts to [n,P] of length 1; what is beyond the tower's places is cut off."""
         ids = token_rows(self.vocabulary, texts).to(self.text.device)
-        return F.normalize(self.text(ids).text_embeds.float(), dim=-1)
+        return F.normalize(self.text(ids).pooled.float(), dim=-1)
 
     def similarity(self, image: Tensor, texts: Sequence[str]) -> Tensor:
         """[n,m]: the cosine between each of n pictures and each of m texts."""

@@ -83,7 +83,7 @@ def cost(network: nn.Module, call: Callable[[nn.Module], object]) -> Cost:
     with torch.device("meta"):
         config = copy.deepcopy(dict(network.config))  # type: ignore[arg-type]
         twin = type(network).from_config(config)  # type: ignore[attr-defined]
-        nn.Module.to(twin, next(network.parameters()).dtype)  # past diffusers' own `to`, which logs advice
+        twin.to(next(network.parameters()).dtype)
         counter, peak, fused = FlopCounterMode(display=False), Allocations(), _Fused()
         with torch.no_grad(), counter, peak, fused:
             call(twin)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.level import Level
 from ldm.diffusion.sample import Denoiser, Prediction
+from ldm.models.nets.known import ours
 
 __all__ = ["Cond", "Control", "Denoiser", "Network", "Prediction"]
 
@@ -30,6 +31,9 @@ class Control:
     span: tuple[float, float] = (0.0, 1.0)
     mask: Tensor | None = None
     guess: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", ours(self.network))
 
     def weight_at(self, level: Level) -> float:
         """The weight at this level, 0 outside the span (the same rule as stock: whole step inside the span)."""

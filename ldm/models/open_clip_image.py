@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ldm.models.open_clip_text import block_tensors, fill_tower
 
@@ -42,11 +41,13 @@ def open_clip_image_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Te
     return out
 
 
-def open_clip_image_model(state: Mapping[str, Tensor], **told: Any) -> CLIPVisionModelWithProjection:
+def open_clip_image_model(state: Mapping[str, Tensor], **told: Any) -> Any:
     """The image tower of an open_clip state, on the device and in the type of its weights.
 
     `told` is what the shapes do not tell, in the words of transformers: heads, activation, side of the pictures.
     """
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # late: seconds, which words do not need
+
     converted = open_clip_image_to_transformers(state)
     there = sum(name.endswith("layer_norm1.weight") for name in converted)
     if "num_hidden_layers" in told:  # one too many is noticed below; a billion would be built first

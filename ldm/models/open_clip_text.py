@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from ldm.errors import Code, LdmError
+from ldm.models.nets.base import unfilled
+from ldm.models.nets.text import ProjectedTextTower
 from ldm.models.text_tower import Tower
 from ldm.models.tokenizer import clip_tokenizer
 
@@ -70,7 +71,7 @@ def block_tensors(key: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def text_config(
     state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None, **told: Any
-) -> CLIPTextConfig:
+) -> dict[str, Any]:
     """The configuration that the shapes of a converted state tell.
 
     They do not tell `quick_gelu` (OpenAI's own weights and open_clip's `-quickgelu` models use it), `heads`, and what a
@@ -91,23 +92,21 @@ def text_config(
         "eos_token_id": entries - 1,
         "pad_token_id": 0,
     }
-    return CLIPTextConfig(**(values | told))
+    return values | told
 
 
 def open_clip_text_model(
     state: Mapping[str, Tensor], *, quick_gelu: bool = False, heads: int | None = None, **told: Any
-) -> CLIPTextModelWithProjection:
+) -> ProjectedTextTower:
     """The text tower of an open_clip state, on the device and in the type of its weights."""
     converted = open_clip_text_to_transformers(state)
     config = text_config(converted, quick_gelu=quick_gelu, heads=heads, **told)
     if "text_projection.weight" not in converted:  # LDM files of SD 2 leave it out, and nothing there reads it
         like = converted["text_model.final_layer_norm.weight"]
-        converted["text_projection.weight"] = torch.eye(config.hidden_size, dtype=like.dtype, device=like.device)
-    with torch.device("meta"):
-        model = CLIPTextModelWithProjection(config)
+        converted["text_projection.weight"] = torch.eye(len(like), dtype=like.dtype, device=like.device)
+    with unfilled():
+        model = ProjectedTextTower(**config)
     fill_tower(model, converted, "text tower")
-    embeddings = model.text_model.embeddings
-    embeddings.position_ids = torch.arange(config.max_position_embeddings, device=model.device)[None]
     return model.eval().requires_grad_(False)
 
 

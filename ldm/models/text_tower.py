@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.errors import Code, LdmError
+from ldm.models.clip_tokenizer import ClipTokenizer
+from ldm.models.nets.known import ours
+from ldm.models.nets.text import ProjectedTextTower, TextTower
 from ldm.models.prompt import Token
 from ldm.models.tokenizer import Vocabulary
 
@@ -25,9 +27,9 @@ class Hidden:
 
 
 class Tower:
-    """A text model of transformers with its tokenizer. Neither is ever changed."""
+    """A text tower with its tokenizer. Neither is ever changed."""
 
-    def __init__(self, model: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, model: TextTower | ProjectedTextTower, tokenizer: ClipTokenizer) -> None:
         positions, entries = int(model.config.max_position_embeddings), int(model.config.vocab_size)
         declared = int(tokenizer.model_max_length)
         if len(tokenizer) > entries:
@@ -37,7 +39,7 @@ class Tower:
                 "they do not belong together",
                 "take the tokenizer and the text encoder from the same model",
             )
-        self.model: Any = model
+        self.model: Any = ours(model)
         self.vocabulary = Vocabulary(tokenizer, min(positions, declared))
         self.learned: dict[str, Tensor] = {}
 
@@ -47,9 +49,13 @@ class Tower:
 
     @property
     def final_norm(self) -> nn.Module:
-        """The layer norm behind the last layer (CLIPTextModel has it itself, the one with a projection inside)."""
-        norm: nn.Module = getattr(self.model, "text_model", self.model).final_layer_norm
+        """The layer norm behind the last layer."""
+        norm: nn.Module = self.model.final_layer_norm
         return norm
+
+    @property
+    def projects(self) -> bool:
+        return isinstance(self.model, ProjectedTextTower)
 
     @property
     def lengths(self) -> Mapping[str, int]:
@@ -65,16 +71,14 @@ class Tower:
         # A learned vector needs some id in its place: any but EOS, which marks the end and the pooled position.
         filler = 0 if self.vocabulary.eos != 0 else 1
         ids = self.vocabulary.wrap([filler if token.name is not None else token.id for token in chunk])
-        device = self.model.get_input_embeddings().weight.device
+        device = self.model.device
         mask = None
         if masked:
             mask = torch.ones(1, len(ids), dtype=torch.long, device=device)
             mask[0, [i + 1 for i in masked]] = 0
         with self._put_in(chunk):
-            out = self.model(
-                torch.tensor([ids], device=device), attention_mask=mask, output_hidden_states=True, return_dict=True
-            )
-        return Hidden(out.hidden_states[index], getattr(out, "text_embeds", None))
+            read = self.model(torch.tensor([ids], device=device), mask)
+        return Hidden(read.states[index], read.pooled if self.projects else None)
 
     @contextmanager
     def _put_in(self, chunk: Sequence[Token]) -> Iterator[None]:
@@ -87,7 +91,7 @@ class Tower:
                 embedded[:, place] = vector.to(embedded)
             return embedded
 
-        handle = self.model.get_input_embeddings().register_forward_hook(replace) if rows else None
+        handle = self.model.tokens().register_forward_hook(replace) if rows else None
         try:
             yield
         finally:

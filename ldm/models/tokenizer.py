@@ -7,33 +7,28 @@ import gzip
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ldm.errors import Code, LdmError
+from ldm.models.clip_tokenizer import BOS, EOS, ClipTokenizer
 
-if TYPE_CHECKING:  # two seconds, which reading a prompt need not cost
-    from transformers import CLIPTokenizer
-
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _MERGES = 49152 - 256 - 2  # merge rules in use; the file holds more
 CLIPS_OWN = 49408  # entries of the vocabulary that every large model shares
 _CHUNK = 77  # positions of every CLIP text tower of Stable Diffusion
 _WITHOUT_LIMIT = 100_000  # transformers writes an astronomic `model_max_length` when a folder names none
 
 
-def clip_tokenizer(pad_token: str = EOS) -> CLIPTokenizer:
+def clip_tokenizer(pad_token: str = EOS) -> ClipTokenizer:
     """CLIP's tokenizer (49,408 entries), built from the merge rules that open_clip ships.
 
     `pad_token`: SD 1 and the first tower of XL pad with EOS; SD 2, XL's second tower and open_clip with "!" (id 0).
     """
-    from transformers import CLIPTokenizer
-
     lines = gzip.decompress(_rules().read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
     merges = [(left, right) for left, right in (line.split() for line in lines)]
     letters = _byte_letters()
     entries = [*letters, *(f"{c}</w>" for c in letters), *(a + b for a, b in merges), BOS, EOS]
     vocab = {entry: i for i, entry in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=_CHUNK)
+    return ClipTokenizer(vocab, merges, pad=pad_token, length=_CHUNK)
 
 
 def _rules() -> Path:
@@ -71,7 +66,7 @@ class Vocabulary:
     a user typed ("!" of SD 2 among them) for the real ones.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, positions: int | None = None) -> None:
+    def __init__(self, tokenizer: ClipTokenizer, positions: int | None = None) -> None:
         if positions is None:
             declared = int(tokenizer.model_max_length)
             positions = declared if declared < _WITHOUT_LIMIT else _CHUNK
@@ -79,7 +74,7 @@ class Vocabulary:
         self.bos, self.eos, self.pad = (
             int(tokenizer.bos_token_id),
             int(tokenizer.eos_token_id),
-            int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id),
+            int(tokenizer.pad_token_id),
         )
         self._backend: Any = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_padding()

@@ -1,4 +1,4 @@
-"""A U-Net of diffusers (with any ControlNets) as a `Network`: several conditions in one call, clean latents out."""
+"""A U-Net (with any ControlNets) as a `Network`: several conditions in one call, clean latents out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from ldm.diffusion.level import Kind, Level
 from ldm.diffusion.sample import Prediction
 from ldm.errors import Code, LdmError
-from ldm.models import attention
 from ldm.models.latent import Cond, Control
+from ldm.models.nets.known import ours
 
 
 class UNet:
@@ -25,8 +25,8 @@ class UNet:
     """
 
     def __init__(self, model: nn.Module, kind: Kind) -> None:
-        self.model, self.kind = model, kind
-        attention.install(model)
+        """`model`: a `UNet2D`, or one of diffusers."""
+        self.model, self.kind = ours(model), kind
 
     def meaning(self, kind: Kind) -> UNet:
         """The same network, its output read as another kind."""
@@ -60,19 +60,13 @@ class UNet:
         stacked, level = torch.cat([x] * count), level.expand(batch).repeat(count)
         dtype = next(self.model.parameters()).dtype
         inputs = stacked if told.channels is None else torch.cat([stacked, told.channels.to(stacked)], dim=1)
-        call = self.arguments(told, dtype)
-        down, mid = self._residuals(stacked.to(dtype), level, conds, told, dtype)
         output = self.model(
             inputs.to(dtype),
             level.t,
-            **call,
-            cross_attention_kwargs={"perturb": self._perturbed(conds, batch)}
-            if any(c.perturb for c in conds)
-            else None,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            return_dict=False,
-        )[0].float()
+            **self.arguments(told, dtype),
+            perturb=self._perturbed(conds, batch) if any(c.perturb for c in conds) else None,
+            residuals=self._residuals(stacked.to(dtype), level, conds, told, dtype),
+        ).float()
         variance = None
         if output.shape[1] == 2 * x.shape[1]:  # improved DDPM: the second half is the learned variance
             output, variance = output.chunk(2, dim=1)
@@ -82,13 +76,11 @@ class UNet:
 
     def arguments(self, told: Cond, dtype: torch.dtype) -> dict[str, Any]:
         """How the model is told a condition, besides what stands beside the latent."""
-        call: dict[str, Any] = {"encoder_hidden_states": None if told.text is None else told.text.to(dtype)}
+        call: dict[str, Any] = {"words": None if told.text is None else told.text.to(dtype), "label": told.label}
         if told.pooled is not None:
-            call["added_cond_kwargs"] = {"text_embeds": told.pooled.to(dtype), "time_ids": told.sizes}
-        if told.label is not None:
-            call["class_labels"] = told.label
+            call |= {"pooled": told.pooled.to(dtype), "sizes": told.sizes}
         if told.guidance is not None:
-            call["timestep_cond"] = guidance_embedding(told.guidance, int(self.config.time_cond_proj_dim)).to(dtype)
+            call["guidance"] = guidance_embedding(told.guidance, int(self.config.time_cond_proj_dim)).to(dtype)
         return call
 
     def _perturbed(self, conds: Sequence[Cond], batch: int) -> dict[str, Tensor]:
@@ -98,7 +90,7 @@ class UNet:
 
     def _residuals(
         self, x: Tensor, level: Level, conds: Sequence[Cond], told: Cond, dtype: torch.dtype
-    ) -> tuple[list[Tensor] | None, Tensor | None]:
+    ) -> tuple[list[Tensor], Tensor] | None:
         """The summed residuals of all controls; rows whose condition lacks a control get zeros from it."""
         batch = len(x) // len(conds)
         down: list[Tensor] | None = None
@@ -111,7 +103,7 @@ class UNet:
             more, centre = _control(control, weight, x, level, told, rows, dtype)
             down = more if down is None else [a + b for a, b in zip(down, more, strict=True)]
             mid = centre if mid is None else mid + centre
-        return down, mid
+        return None if down is None or mid is None else (down, mid)
 
 
 def _control(
@@ -119,19 +111,16 @@ def _control(
 ) -> tuple[list[Tensor], Tensor]:
     """One ControlNet on the rows that it is meant for; zeros elsewhere, and outside its mask."""
     repeat = int(rows.sum()) // len(control.hint) if len(control.hint) else 1
-    added = None
-    if told.pooled is not None and told.sizes is not None:
-        added = {"text_embeds": told.pooled[rows].to(dtype), "time_ids": told.sizes[rows]}
     assert told.text is not None
     down, mid = control.network(
         x[rows],
         level.t[rows],
-        encoder_hidden_states=told.text[rows].to(dtype),
-        controlnet_cond=control.hint.to(x.device, dtype).repeat(repeat, 1, 1, 1),
-        conditioning_scale=weight,
-        guess_mode=control.guess,
-        added_cond_kwargs=added,
-        return_dict=False,
+        told.text[rows].to(dtype),
+        control.hint.to(x.device, dtype).repeat(repeat, 1, 1, 1),
+        weight=weight,
+        guess=control.guess,
+        pooled=None if told.pooled is None else told.pooled[rows].to(dtype),
+        sizes=None if told.sizes is None else told.sizes[rows],
     )
     return [_placed(d, control.mask, rows) for d in down], _placed(mid, control.mask, rows)
 

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, VQModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.errors import Code, LdmError
+from ldm.models.nets.base import Net, unfilled
+from ldm.models.nets.known import NETWORKS
 from ldm.store.header import printable
 from ldm.store.names import Piece
 from ldm.store.weights import Weights
 
-# The closed table of what a config may ask for; a name that is not here is refused, never looked up.
-NETWORKS: dict[str, type[nn.Module]] = {
-    "UNet2DConditionModel": UNet2DConditionModel,
-    "AutoencoderKL": AutoencoderKL,
-    "VQModel": VQModel,
-    "AutoencoderTiny": AutoencoderTiny,
-    "ControlNetModel": ControlNetModel,
-    "CLIPTextModel": CLIPTextModel,
-    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
-}
 _HOSTILE = (
     "auto_map",
     "custom_pipelines",
@@ -51,8 +40,8 @@ _IDLE = {"output_attentions": False, "output_hidden_states": False, "return_dict
 Plan = Mapping[str, Piece]
 
 
-def known_class(name: str, where: str) -> Any:
-    """A class of the closed table; any other name is refused."""
+def known_class(name: str, where: str) -> type[Net]:
+    """A class of the closed table; any other name is refused, never looked up."""
     if name not in NETWORKS:
         raise LdmError(
             Code.REFUSED,
@@ -66,10 +55,10 @@ def known_class(name: str, where: str) -> Any:
 def build(name: str, config: Mapping[str, Any], where: str) -> tuple[Any, list[str]]:
     """An empty network (meta device) of a known class, and notes about config keys that it does not know."""
     kind = known_class(name, where)
-    fields, notes = _known(config, CLIPTextConfig if name.startswith("CLIP") else kind, where)
+    fields, notes = _known(config, kind, where)
     try:
-        with torch.device("meta"):
-            network = kind(CLIPTextConfig(**fields)) if name.startswith("CLIP") else kind(**fields)
+        with unfilled():
+            network = kind(**fields)
     except Exception as error:  # the constructors raise many kinds, and a bad config is the user's to mend
         raise LdmError(
             Code.MODEL,
@@ -77,15 +66,10 @@ def build(name: str, config: Mapping[str, Any], where: str) -> tuple[Any, list[s
             f"{type(error).__name__}: {printable(str(error), 300)}.",
             "Restore the config of the original model.",
         ) from error
-    for buffer, value in network.named_buffers():
-        if buffer.endswith("position_ids"):  # the only buffer of these networks, and never in their files
-            network.get_submodule(buffer.rpartition(".")[0])._buffers["position_ids"] = torch.arange(value.shape[-1])[
-                None
-            ]
     return network.eval().requires_grad_(False), notes
 
 
-def _known(config: Mapping[str, Any], kind: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+def _known(config: Mapping[str, Any], kind: type[Net], where: str) -> tuple[dict[str, Any], list[str]]:
     """The keys that the constructor knows. Unknown ones are noted; those that can lead to code are refused."""
     for key in config:
         if str(key).startswith(_HOSTILE):
@@ -95,7 +79,7 @@ def _known(config: Mapping[str, Any], kind: Any, where: str) -> tuple[dict[str, 
                 "Such keys make other programs run code or fetch it.",
                 "Remove the key if you trust the rest, or get the model elsewhere.",
             )
-    allowed = set(inspect.signature(kind.__init__).parameters) - {"self", "dtype", "transformers_version"}
+    allowed = {*kind.DEFAULTS, *kind.SETTLED}
     fields = {key: value for key, value in config.items() if key in allowed}
     for key, value in fields.items():
         _sane(key, value, where)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from ldm.errors import Code, LdmError
 from ldm.models.clip import Clip
+from ldm.models.clip_tokenizer import ClipTokenizer
+from ldm.models.nets.text import ProjectedTextTower
 from ldm.models.open_clip_config import check_fits, image_facts, side_of, text_facts
 from ldm.models.open_clip_image import open_clip_image_model
 from ldm.models.open_clip_text import open_clip_text_model
@@ -37,7 +38,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 _HERE = "local-dir"  # told to open_clip, which then takes the tokenizer of the folder itself
 _TEXT = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
          "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id",
-         "attention_dropout", "model_type")  # fmt: skip
+         "attention_dropout")  # fmt: skip
 _IMAGE = ("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
           "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
           "model_type")  # fmt: skip
@@ -48,7 +49,7 @@ class OpenClip:
     """A CLIP in open_clip's terms: `config` is its constructor call, mean and std [3] prepare pictures in [0,1]."""
 
     config: dict[str, Any]
-    tokenizer: CLIPTokenizer
+    tokenizer: ClipTokenizer
     state: Mapping[str, Tensor]
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
@@ -89,10 +90,14 @@ def load_clip(folder: str | Path) -> Clip:
     return Clip(text.float(), image.float(), made.tokenizer, made.mean, made.std, scale)
 
 
-def towers(made: OpenClip) -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWithProjection]:
+def towers(made: OpenClip) -> tuple[ProjectedTextTower, Any]:
     """The towers as transformers has them, with open_clip's numbers to rounding."""
     words = made.tokenizer
-    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    ids: dict[str, Any] = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
     text = {n: t for n, t in made.state.items() if not n.startswith("visual.")}
     return (
         open_clip_text_model(text, **text_facts(made.config), **ids),
@@ -116,6 +121,8 @@ def save_clip(made: OpenClip, folder: Path) -> None:
             (stage / name).mkdir()
             write_weights(stage / name / "model.safetensors", tower.state_dict())
             values = {key: getattr(tower.config, key) for key in keys}
+            if name == "text_encoder":
+                values["model_type"] = "clip_text_model"
             # What a pipeline wants is the text tower without its projection; both classes of transformers read this.
             kind = "CLIPTextModel" if name == "text_encoder" else type(tower).__name__
             _write(stage / name / "config.json", {**values, "architectures": [kind]})
@@ -142,11 +149,10 @@ def _understood(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """A tokenizer in the files of both ages: tokenizer.json, and vocab.json with merges.txt."""
+def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+    """A tokenizer into a new folder."""
     folder.mkdir(parents=True)
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))
+    tokenizer.save(folder)
 
 
 def _extractor(made: OpenClip) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def _extractor(made: OpenClip) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path, config: Mapping[str, Any]) -> CLIPTokenizer:
+def _tokenizer(folder: Path, config: Mapping[str, Any]) -> ClipTokenizer:
     for place in (folder / "tokenizer", folder):
         if any((place / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return tokenizer_at(place)

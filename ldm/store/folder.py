@@ -40,7 +40,8 @@ def load_folder(path: Path, *, dtype: torch.dtype, components: Collection[str], 
     classes = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     _refuse_foreign(path, classes, index)
     notes: list[str] = []
-    unet = vae = None
+    unet: Any = None
+    vae: Any = None
     weights = component_weights(path / "unet", "unet", dtype)
     if "unet" in components:
         unet = _part(path, "unet", classes, dtype, notes)

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.diffusion.level import Kind
 from ldm.errors import Code, LdmError
+from ldm.models.clip_tokenizer import ClipTokenizer
+from ldm.models.nets.coder import KLCoder, VQCoder
+from ldm.models.nets.controlnet import ControlNet
+from ldm.models.nets.known import ours
+from ldm.models.nets.text import ProjectedTextTower, TextTower
+from ldm.models.nets.tiny import TinyCoder
+from ldm.models.nets.unet import UNet2D
 from ldm.store.detect import Family
 
-Tower = tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]
+Tower = tuple[ClipTokenizer, TextTower | ProjectedTextTower]
+Coder = KLCoder | VQCoder | TinyCoder
 COMPONENTS = frozenset({"unet", "vae", "text", "scheduler"})
 
 
@@ -27,14 +33,18 @@ class Parts:
     family: Family
     source: Path
     fingerprint: str  # of the U-Net, equal for folder and single file, fp16 and fp32 (see fingerprint.py)
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    unet: UNet2D
+    vae: Coder
     towers: tuple[Tower, ...]
     scheduler: dict[str, Any]  # as in scheduler_config.json
     prediction: Kind
     reason: str  # how the prediction type was found
     notes: list[str] = field(default_factory=list)
     words: frozenset[str] = frozenset()  # that its text tower learned from; none: it is not told, as of large models
+
+    def __post_init__(self) -> None:
+        self.unet, self.vae = ours(self.unet), ours(self.vae)
+        self.towers = tuple((words, ours(tower)) for words, tower in self.towers)
 
 
 def load_parts(
@@ -71,7 +81,7 @@ def _vae_config(path: Path, parts: Parts) -> dict[str, Any] | None:
 
 def load_vae(
     where: str | Path, dtype: torch.dtype = torch.float32, like: Mapping[str, Any] | None = None
-) -> tuple[AutoencoderKL, list[str]]:
+) -> tuple[Coder, list[str]]:
     """An autoencoder: a folder with config.json (or a model folder with vae/), or a file in either layout.
 
     A lone file does not tell its latent scale: `like` is the configuration of the one that it replaces.
@@ -85,7 +95,7 @@ def load_vae(
     return single.load_single_vae(path, dtype, like)
 
 
-def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> ControlNetModel:
+def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> ControlNet:
     """A ControlNet: a folder with config.json, or a file in the diffusers or the original layout (control_model.*)."""
     from ldm.store import folder, single
     from ldm.store.find import OPEN_CLIP, find_model
@@ -102,5 +112,7 @@ def load_controlnet(where: str | Path, dtype: torch.dtype = torch.float32) -> Co
         why, fix = "It scores pictures and steers nothing.", "Point to the ControlNet's own folder or file."
         raise LdmError(Code.MODEL, f"{path} is a CLIP, not a ControlNet.", why, fix)
     if path.is_dir():
-        return folder.load_component(path, "controlnet", dtype)[0]
-    return single.load_single_controlnet(path, dtype)
+        found: ControlNet = folder.load_component(path, "controlnet", dtype)[0]
+        return found
+    alone: ControlNet = single.load_single_controlnet(path, dtype)
+    return alone

@@ -6,15 +6,15 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm.errors import Code, LdmError
+from ldm.models.nets.coder import KLCoder
 from ldm.models.tokenizer import CLIPS_OWN
 from ldm.store.find import TINY_DECODER
 from ldm.store.folder import WORDS
@@ -24,9 +24,6 @@ from ldm.store.sampling import PROMPTS, SAMPLING, Suited
 from ldm.store.single import UNET, VAE, towers_of
 from ldm.store.write import staged, write_weights
 
-_DROPPED = ("_name_or_path", "_use_default_values", "_commit_hash", "_attn_implementation",
-            "output_attentions", "output_hidden_states", "return_dict", "problem_type", "id2label", "label2id",
-            "is_encoder_decoder", "chunk_size_feed_forward")  # of this machine, or of no text tower  # fmt: skip
 _ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "xl": "stable-diffusion-xl-v1-base",
                  "xl-refiner": "stable-diffusion-xl-v1-refiner", "own": "ldm"}  # fmt: skip
 
@@ -37,18 +34,18 @@ def save_folder(parts: Parts, path: str | Path, along: Path | None = None, suits
     goal = Path(path)
     with staged(goal) as stage:
         stage.mkdir()
-        index: dict[str, Any] = {"_class_name": _pipeline(parts), "_diffusers_version": diffusers.__version__}
+        index: dict[str, Any] = {"_class_name": _pipeline(parts), "_diffusers_version": version("diffusers")}
         for role, network in (("unet", parts.unet), ("vae", parts.vae)):
             _part(stage / role, network.state_dict(), _config(network), "diffusion_pytorch_model")
-            index[role] = ["diffusers", type(network).__name__]
+            index[role] = ["diffusers", network.STOCK]
         for suffix, (tokenizer, tower) in zip(_suffixes(parts), parts.towers, strict=True):
             names = {
                 f"text_model.{n.removeprefix('text_model.')}" if "projection" not in n else n: t
                 for n, t in tower.state_dict().items()
             }
             _part(stage / f"text_encoder{suffix}", names, _config(tower), "model")
-            tokenizer.save_pretrained(stage / f"tokenizer{suffix}")
-            index[f"text_encoder{suffix}"] = ["transformers", type(tower).__name__]
+            tokenizer.save(stage / f"tokenizer{suffix}")
+            index[f"text_encoder{suffix}"] = ["transformers", tower.STOCK]
             index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
         if parts.words:
             (stage / WORDS).write_text("\n".join(sorted(parts.words)) + "\n", "utf-8")
@@ -103,22 +100,18 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 def _config(network: Any) -> dict[str, Any]:
     """The constructor call of a network, without any path of this machine."""
-    config = network.config
-    if hasattr(config, "to_diff_dict"):  # transformers
-        kept: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-        kept["architectures"] = [type(network).__name__]
-    else:
-        kept = {**dict(config), "_class_name": type(network).__name__}
-    return {k: v for k, v in kept.items() if not k.startswith(_DROPPED)}
+    if network.STOCK.startswith("CLIP"):  # as transformers writes it
+        return {**network.config, "architectures": [network.STOCK], "model_type": "clip_text_model"}
+    return {**network.config, "_class_name": network.STOCK}
 
 
 def save_single(parts: Parts, path: str | Path) -> Path:
     """One safetensors file in the original layout of the family, with our configurations in its metadata."""
     goal = Path(path)
-    if not isinstance(parts.vae, AutoencoderKL):
+    if not isinstance(parts.vae, KLCoder):
         raise LdmError(
             Code.MODEL,
-            f"{parts.name} cannot be one file: its autoencoder is a {type(parts.vae).__name__}.",
+            f"{parts.name} cannot be one file: its autoencoder is a {parts.vae.STOCK}.",
             "The original layout has names for AutoencoderKL only.",
             "Save it as a folder.",
         )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -137,7 +137,7 @@ def load_single(path: Path, *, dtype: torch.dtype, components: Collection[str], 
     _refuse_leftover(weights)
     notes: list[str] = []
     unet, more = _unet(weights, layout, dtype, fill_it="unet" in components)
-    vae = None
+    vae: Any = None
     if "vae" in components:
         vae, notes_vae = _network("AutoencoderKL", "vae", VAE, weights, layout, dtype)
         more += notes_vae
@@ -149,7 +149,7 @@ def load_single(path: Path, *, dtype: torch.dtype, components: Collection[str], 
         layout.family,
         path,
         unet_fingerprint(weights.headers),
-        unet if "unet" in components else None,
+        unet if "unet" in components else cast(Any, None),
         vae,
         towers,
         scheduler,

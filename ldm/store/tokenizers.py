@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ldm.errors import Code, LdmError
+from ldm.models.clip_tokenizer import ClipTokenizer
 from ldm.models.tokenizer import Vocabulary, clip_tokenizer
 from ldm.store.header import printable
 from ldm.store.shards import read_json
-
-if TYPE_CHECKING:  # two seconds, which a command that reads no words need not wait
-    from transformers import CLIPTokenizer
 
 
 class Reader(NamedTuple):
@@ -31,7 +29,7 @@ def readers_of(path: Path) -> list[Reader]:
     return [_reader(clip_tokenizer(), config) for config in tower_configs(path)]
 
 
-def _reader(tokenizer: CLIPTokenizer, config: dict[str, Any]) -> Reader:
+def _reader(tokenizer: ClipTokenizer, config: dict[str, Any]) -> Reader:
     positions = min(int(config.get("max_position_embeddings", 77)), int(tokenizer.model_max_length))
     return Reader(Vocabulary(tokenizer, positions), int(config.get("hidden_size", 512)))
 
@@ -40,7 +38,7 @@ def _config(path: Path, suffix: str) -> dict[str, Any]:
     return read_json(path / f"text_encoder{suffix}" / "config.json", 1_000_000)
 
 
-def load_tokenizer(path: Path, suffix: str) -> CLIPTokenizer:
+def load_tokenizer(path: Path, suffix: str) -> ClipTokenizer:
     """The folder's own tokenizer, from its files alone; the shipped CLIP one if it has none."""
     folder = path / f"tokenizer{suffix}"
     if not folder.is_dir():
@@ -49,10 +47,8 @@ def load_tokenizer(path: Path, suffix: str) -> CLIPTokenizer:
     return tokenizer_at(folder)
 
 
-def tokenizer_at(folder: Path) -> CLIPTokenizer:
+def tokenizer_at(folder: Path) -> ClipTokenizer:
     """The CLIP tokenizer in a folder, from its files alone."""
-    from transformers import CLIPTokenizer
-
     for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
         if (folder / name).is_file() and "auto_map" in read_json(folder / name, 20_000_000):
             raise LdmError(
@@ -62,7 +58,7 @@ def tokenizer_at(folder: Path) -> CLIPTokenizer:
                 "Get the model from a source that you trust.",
             )
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return ClipTokenizer.read(folder)
     except Exception as error:  # the library raises many kinds here, and a damaged tokenizer is the user's to mend
         raise LdmError(
             Code.FILE,

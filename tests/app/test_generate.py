@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def test_a_picture_is_made_repeated_and_proved(ldm: Ldm, tiny_sd1: Path, tmp_pat
 
     lost = ldm("verify", first, "--model", "conv.safetensors")
     assert lost.status == Code.FILE and "The model 'conv.safetensors' was not found." in lost.err
+
+
+@pytest.mark.parametrize("more", [(), ("--lora", "emoji-fast")])
+def test_a_first_picture_waits_for_no_library_that_it_does_not_need(tmp_path: Path, more: tuple[str, ...]) -> None:
+    slow = ("diffusers", "transformers", "peft", "accelerate", "torch._dynamo", "sympy", "open_clip", "gradio")
+    words = ["generate", "red apple", *more, "--steps", "1", "--out", str(tmp_path), "--quiet"]
+    code = (
+        f"import sys; from app.cli import run; s = run({words!r}); print([m for m in {slow!r} if m in sys.modules], s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
 
 
 def test_each_picture_of_a_batch_repeats_alone(ldm: Ldm, tiny_sd1: Path, tmp_path: Path) -> None:

@@ -187,3 +187,30 @@ def test_too_many_steps_are_answered_with_the_most_that_work() -> None:
     with pytest.raises(LdmError, match="Use 999 or fewer"):
         Solver(Run("ddim", 1000, "leading"), SD)
     assert Solver(Run("ddim", 999, "leading"), SD).count == 999
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(
+    ("name", "spacing"), [("ddim", "leading"), ("ddim", "trailing"), ("ddim", "linspace"), ("lcm", "trailing")]
+)
+def test_our_own_make_the_bits_of_stock(name: str, spacing: str, schedule: str, zero_snr: bool) -> None:
+    """Handed the very same v, from one noise and the same generators."""
+    config = {**SD, "beta_schedule": schedule, "rescale_betas_zero_snr": zero_snr}
+    solver = Solver(Run(name, 7, spacing, eta=0.5 if name == "ddim" else 0.0), config)
+    stock_one = getattr(stock, SOLVERS[name].scheduler)(
+        **config, prediction_type="v_prediction", timestep_spacing=spacing
+    )
+    stock_one.set_timesteps(7)
+    assert torch.equal(solver.scheduler.timesteps, stock_one.timesteps)
+    known, noise = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    first = stock_one.timesteps[:1].expand(2)
+    assert torch.equal(solver.start(noise, known), stock_one.add_noise(known, noise, first))
+    mine = theirs_too = noise
+    draws = [[torch.Generator().manual_seed(10 + i) for i in range(2)] for _ in range(2)]
+    extra = {"eta": 0.5} if name == "ddim" else {}
+    for t in stock_one.timesteps:
+        v = network(mine, t)
+        mine = solver.scheduler.step(v, t, mine, generator=draws[0], **extra)[0]
+        theirs_too = stock_one.step(v, t, theirs_too, generator=draws[1], return_dict=False, **extra)[0]
+        assert torch.equal(mine, theirs_too)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from ldm.models.attention import FEW, DrivenAttention, QuickAttention, quick_attention, quicken
+from ldm.models.attention import layer_prefixes, quick_attention
+from ldm.models.nets import attention as written
+from ldm.models.nets.attention import FEW, Attention
+from ldm.models.nets.known import ours
 from tests.components import unet
 
 
@@ -14,20 +16,19 @@ from tests.components import unet
 def written_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The token counts of the calls that were written out."""
     seen: list[int] = []
-    stock = AttnProcessor.__call__
+    real = written._written_out
 
-    def noted(self: object, attn: Attention, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        seen.append(x.shape[1])
-        out: torch.Tensor = stock(self, attn, x, *args, **kwargs)
-        return out
+    def noted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(q.shape[2])
+        return real(q, k, v)
 
-    monkeypatch.setattr(AttnProcessor, "__call__", noted)
+    monkeypatch.setattr(written, "_written_out", noted)
     return seen
 
 
-def attention() -> Attention:
+def attention(words: int | None = None) -> Attention:
     torch.manual_seed(0)
-    return Attention(32, heads=2, dim_head=16, processor=QuickAttention())
+    return Attention(32, 2, words)
 
 
 def test_it_is_written_out_where_half_precision_learns_over_few_tokens(written_out: list[int]) -> None:
@@ -44,31 +45,21 @@ def test_it_is_written_out_where_half_precision_learns_over_few_tokens(written_o
 
 
 @pytest.mark.parametrize("across", [False, True])
-def test_values_and_gradients_are_those_of_the_fused_one(across: bool, written_out: list[int]) -> None:
-    layer = attention()
+def test_values_and_gradients_are_those_of_the_fused_one(
+    across: bool, written_out: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = attention(32)
     x, words = torch.randn(3, 64, 32, requires_grad=True), torch.randn(3, 24, 32) if across else None
-    told = {}
-    for processor in (QuickAttention(), AttnProcessor2_0()):
-        layer.set_processor(processor)
+    told = []
+    for few in (FEW, 0):
+        monkeypatch.setattr(written, "FEW", few)
         with torch.autocast("cpu", torch.bfloat16):
-            out = layer(x, encoder_hidden_states=words)
+            out = layer(x, words)
         (gradient,) = torch.autograd.grad(out.float().square().sum(), x)
-        told[type(processor)] = (out.float(), gradient)
+        told.append((out.float(), gradient))
     assert written_out == [64]
-    for mine, theirs in zip(told[QuickAttention], told[AttnProcessor2_0], strict=True):
-        assert (mine - theirs).abs().max() <= 0.03 * theirs.abs().max()
-
-
-def test_stock_processors_are_replaced_and_others_stay() -> None:
-    network = unet()
-    first = next(iter(network.attn_processors))
-    network.set_attn_processor(
-        {n: AttnProcessor2_0() for n in network.attn_processors} | {first: DrivenAttention(first)}
-    )
-    quicken(network)
-    kinds = {name: type(processor) for name, processor in network.attn_processors.items()}
-    assert kinds.pop(first) is DrivenAttention
-    assert set(kinds.values()) == {QuickAttention}
+    for mine, fused in zip(*told, strict=True):
+        assert (mine - fused).abs().max() <= 0.03 * fused.abs().max()
 
 
 def test_attention_of_torch_itself_is_written_out_likewise() -> None:
@@ -81,3 +72,19 @@ def test_attention_of_torch_itself_is_written_out_likewise() -> None:
         told.append((out.float(), "ScaledDotProduct" in type(out.grad_fn).__name__))
     assert [fused for _, fused in told] == [False, True]
     assert (told[0][0] - told[1][0]).abs().max() < 0.03
+
+
+def test_perturbed_rows_see_their_own_values_alone() -> None:
+    layer, x = attention(), torch.randn(2, 5, 32)
+    rows = torch.tensor([False, True])
+    got = layer(x, perturb=rows)
+    assert torch.equal(got[0], layer(x)[0])
+    assert torch.equal(got[1], layer.to_out[0](layer.to_v(x))[1])
+
+
+def test_places_are_named_as_the_network_names_its_layers() -> None:
+    network = ours(unet())
+    names = list(network.attention_layers())
+    assert set(names) <= set(dict(network.named_modules()))
+    prefixes = layer_prefixes(["mid", "up.0"], network)
+    assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)

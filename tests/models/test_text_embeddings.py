@@ -65,7 +65,7 @@ def test_a_tower_without_vectors_reads_the_word() -> None:
 
 def test_one_vector_that_is_a_words_own_embedding_is_that_word() -> None:
     ours = encoder()
-    table = ours.towers[0].model.get_input_embeddings().weight
+    table = ours.towers[0].model.tokens().weight
     for word, name in (("red", "warm"), ("cat", "<pet>")):
         (spot,) = ours.towers[0].vocabulary.spots([word])[0]
         ours.add_embedding(name, [table[spot.id]])
@@ -82,8 +82,8 @@ def test_clearing_leaves_no_trace() -> None:
     assert not torch.equal(changed, before)
     model = ours.towers[0].model
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
-    assert model.get_input_embeddings().weight.shape[0] == words
-    assert not model.get_input_embeddings()._forward_hooks
+    assert model.tokens().weight.shape[0] == words
+    assert not model.tokens()._forward_hooks
 
 
 def test_vectors_count_towards_the_chunk_and_are_explained() -> None:

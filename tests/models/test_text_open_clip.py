@@ -76,8 +76,8 @@ def test_names_prefix_and_shapes() -> None:
     assert torch.equal(converted["text_projection.weight"], state["text_projection"].T)
     assert not any("visual" in k or "logit_scale" in k for k in converted)
     config = text_config(converted, heads=HEADS)
-    assert (config.vocab_size, config.eos_token_id, config.hidden_size) == (300, 299, 32)
-    assert (config.num_hidden_layers, config.intermediate_size, config.projection_dim) == (3, 128, 24)
+    assert [config[key] for key in ("vocab_size", "eos_token_id", "hidden_size")] == [300, 299, 32]
+    assert [config[key] for key in ("num_hidden_layers", "intermediate_size", "projection_dim")] == [3, 128, 24]
     assert open_clip_text_model(state, heads=HEADS).state_dict().keys() == converted.keys()
 
 
@@ -97,7 +97,7 @@ def test_without_a_projection_the_pooled_text_is_not_projected() -> None:
     state = {k: v for k, v in model(vocab=300).state_dict().items() if k != "text_projection"}
     built = open_clip_text_model(state, heads=HEADS)
     out = built(torch.tensor([[298, 5, 6, 299]]))
-    assert torch.equal(out.text_embeds, out.last_hidden_state[:, 3])
+    assert torch.equal(out.pooled, built.final_layer_norm(out.states[-1])[:, 3])
 
 
 def test_what_is_no_text_tower_is_refused() -> None:

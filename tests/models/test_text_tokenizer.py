@@ -16,7 +16,7 @@ def test_it_is_open_clips_vocabulary() -> None:
     tokenizer, reference = clip_tokenizer(), SimpleTokenizer()
     assert len(tokenizer) == 49_408
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (reference.sot_token_id, reference.eot_token_id)
-    ours = {i: token for token, i in tokenizer.get_vocab().items()}
+    ours = {i: token for token, i in tokenizer.vocab.items()}
     assert [ours[i] for i in range(49_406)] == [reference.decoder[i] for i in range(49_406)]
     assert tokenizer.model_max_length == 77
 
@@ -24,13 +24,13 @@ def test_it_is_open_clips_vocabulary() -> None:
 @pytest.mark.parametrize(("pad", "number"), [("<|endoftext|>", 49407), ("!", 0)])
 def test_padding(pad: str, number: int) -> None:
     tokenizer = clip_tokenizer(pad)
-    padded = tokenizer("a cat", padding="max_length", max_length=77, truncation=True).input_ids
+    padded = components.stock(tokenizer)("a cat", padding="max_length", max_length=77, truncation=True).input_ids
     assert padded == [49406, 320, 2368, 49407] + [number] * 73
     assert Vocabulary(tokenizer).wrap([320, 2368]) == padded
 
 
 def test_what_a_user_types_is_no_special_token_and_the_original_stays_as_it_is() -> None:
-    tokenizer = clip_tokenizer("!")
+    tokenizer = components.stock(clip_tokenizer("!"))
     tokenizer("warm up", padding="max_length", max_length=9, truncation=True)  # leaves its padding behind
     before = tokenizer.backend_tokenizer.to_str()
     vocabulary = Vocabulary(tokenizer)

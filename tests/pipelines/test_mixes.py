@@ -254,10 +254,11 @@ def test_partial_results_count_all_stages(pipeline: Pipeline) -> None:
 
 
 def test_encoding_is_upcast_where_the_autoencoder_asks_for_it() -> None:
-    model = torch.nn.Module.half(components.vae(force_upcast=True))
+    vae = Autoencoder(components.vae(force_upcast=True))
+    model = vae.model.half()
     seen: list[torch.dtype] = []
     model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
-    Autoencoder(model).encode(torch.zeros(1, 3, 16, 16), [torch.Generator()])
+    vae.encode(torch.zeros(1, 3, 16, 16), [torch.Generator()])
     assert seen == [torch.float32]
     assert next(model.parameters()).dtype == torch.float16
 

@@ -105,8 +105,8 @@ def files(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Mappi
             tensors[f"unet.{name}.lora_B.weight"] = torch.randn(rows, 4, generator=drawn) * 0.02
     save_file(tensors, root / "lora.safetensors")
     tower = pipeline.model.text.towers[0]
-    ids = pipeline.model.parts.towers[0][0](COLOUR, add_special_tokens=False).input_ids
-    vectors = tower.model.get_input_embeddings().weight[ids].detach().clone()
+    ids = [spot.id for spot in tower.vocabulary.spots([COLOUR])[0]]
+    vectors = tower.model.tokens().weight[ids].detach().clone()
     save_file({"zork": vectors}, root / "word.safetensors")
     return {"lora": root / "lora.safetensors", "word": root / "word.safetensors"}
 

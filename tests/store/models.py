@@ -43,7 +43,7 @@ def vocabulary(pipeline: Any) -> Any:
     """The same stock pipeline with CLIP's own tokenizers."""
     for suffix, pad in (("", "<|endoftext|>"), ("_2", "!")):
         if getattr(pipeline, f"tokenizer{suffix}", None) is not None:
-            setattr(pipeline, f"tokenizer{suffix}", clip_tokenizer(pad))
+            setattr(pipeline, f"tokenizer{suffix}", components.stock(clip_tokenizer(pad)))
     return pipeline
 
 
@@ -56,7 +56,7 @@ def sd2() -> Any:
     tower = components.text_tower(**(FULL | {"hidden_act": "gelu", "num_hidden_layers": 2}))
     unet = components.unet(use_linear_projection=True)
     pipeline = components.sd1(text_encoder=tower, unet=unet, scheduler=components.ddim(prediction_type="v_prediction"))
-    pipeline.tokenizer = clip_tokenizer("!")
+    pipeline.tokenizer = components.stock(clip_tokenizer("!"))
     return pipeline
 
 

@@ -89,7 +89,7 @@ def test_stock_reads_what_we_write_and_we_read_it_back(tmp_path: Path, name: str
     for mine, a, b in zip([t for _, t in ours.towers], filter(None, towers), filter(None, towers2), strict=True):
         assert models.difference(mine, a) == models.difference(b, a) == 0
         ids = torch.tensor([[49406, 320, 1125, 49407, 49407]])
-        assert torch.equal(mine(ids).last_hidden_state, a(ids).last_hidden_state)
+        assert torch.equal(mine(ids).states[-2], a(ids, output_hidden_states=True).hidden_states[-2])
 
 
 def test_same_picture_through_stock(tmp_path: Path) -> None:
@@ -168,10 +168,13 @@ def test_controlnet_files(tmp_path: Path, layout: str, family: str) -> None:
     assert models.difference(ours, net) == 0
     ours = copy.deepcopy(ours)  # mapped weights lie at any address, and another address may be served by another kernel
     x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 3, of.config.cross_attention_dim)
-    sizes = {"text_embeds": torch.randn(1, 2000 - 6 * 256), "time_ids": torch.ones(1, 6)} if family == "xl" else None
+    told = {"text_embeds": torch.randn(1, 2000 - 6 * 256), "time_ids": torch.ones(1, 6)} if family == "xl" else None
     hint = torch.rand(1, 3, 16, 16)
-    a, b = (n(x, t, text, hint, added_cond_kwargs=sizes).mid_block_res_sample for n in (net, ours))
-    assert torch.equal(a, b)
+    more = {} if told is None else {"pooled": told["text_embeds"], "sizes": told["time_ids"]}
+    wanted = net(x, t, text, hint, added_cond_kwargs=told)
+    down, middle = ours(x, t, text, hint, **more)
+    assert torch.equal(middle, wanted.mid_block_res_sample)
+    assert all(torch.equal(a, b) for a, b in zip(down, wanted.down_block_res_samples, strict=True))
 
 
 def test_controlnet_names_are_those_the_converter_of_diffusers_expects() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.clip import token_rows
+from ldm.models.clip_tokenizer import ClipTokenizer
 from ldm.models.latent import Cond
 from ldm.models.text_tower import Tower
 from train.draws import Draws
@@ -23,7 +23,7 @@ from train.tasks.learned import Learned
 class Words(nn.Module):
     """The sha256 of the tokenizers as a buffer: so a checkpoint knows whose numbers its embeddings belong to."""
 
-    def __init__(self, tokenizers: Sequence[CLIPTokenizer]) -> None:
+    def __init__(self, tokenizers: Sequence[ClipTokenizer]) -> None:
         super().__init__()
         self.own = torch.cat([_digest(tokenizer) for tokenizer in tokenizers])
         self.digest: Tensor
@@ -44,7 +44,7 @@ class Words(nn.Module):
         self._checked = True
 
 
-def _digest(tokenizer: CLIPTokenizer) -> Tensor:
+def _digest(tokenizer: ClipTokenizer) -> Tensor:
     """[32] uint8, of vocabulary and merges."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     text = json.dumps([model["vocab"], model["merges"]], sort_keys=True)
@@ -56,7 +56,7 @@ class Captions:
 
     def __init__(
         self,
-        towers: Sequence[tuple[CLIPTokenizer, nn.Module]],
+        towers: Sequence[tuple[ClipTokenizer, Any]],
         trained: bool,
         *,
         xl: bool = False,
@@ -71,7 +71,7 @@ class Captions:
         self._empty: Cond | None = None
 
     @property
-    def tokenizer(self) -> CLIPTokenizer:
+    def tokenizer(self) -> ClipTokenizer:
         return self.tokenizers[0]
 
     @property
@@ -108,12 +108,12 @@ class Captions:
         tower: Any = self.towers[place]
         if self.learned is not None:
             with self.learned.put_in(place, tower, texts) as ids:
-                out = tower.model(ids.to(device), output_hidden_states=self.xl)
+                read = tower.model(ids.to(device))
         else:
-            out = tower.model(token_rows(tower.vocabulary, texts).to(device), output_hidden_states=self.xl)
+            read = tower.model(token_rows(tower.vocabulary, texts).to(device))
         if not self.xl:
-            return out.last_hidden_state, None
-        return out.hidden_states[-2], getattr(out, "text_embeds", None)
+            return tower.final_norm(read.states[-1]), None
+        return read.states[-2], read.pooled if tower.projects else None
 
     def told(self, draws: Draws, batch: Batch, drop: float) -> Cond:
         """A batch as the U-Net is told it, each caption dropped to the empty prompt with the chance `drop`.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.nets.coder import KLCoder, VQCoder
 from ldm.store.parts import load_vae
 from train.draws import Draws
 from train.task import Setting, Turn
@@ -51,7 +51,7 @@ class GaussianCoder:
     """AutoencoderKL: z = mean + std * noise; its cost is KL(q(z|x) || N(0,1)) in nats, divided by the 3 H W numbers of
     the picture, so that the weights of published recipes (1e-6) mean the same (Rombach et al. 2022, app. G)."""
 
-    def __init__(self, vae: AutoencoderKL, weight: float) -> None:
+    def __init__(self, vae: KLCoder, weight: float) -> None:
         self.vae: Any = with_outer(vae)
         self.weight = weight
 
@@ -62,14 +62,14 @@ class GaussianCoder:
         """Nothing that is known of a whole batch matters."""
 
     def trip(self, picture: Tensor, draws: Draws | None) -> Trip:
-        mean, log_variance = self.vae.encode(picture).latent_dist.parameters.float().chunk(2, dim=1)
+        mean, log_variance = self.vae.moments(picture).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30.0, 20.0)
         nats = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
         z = mean
         if draws is not None:
             z = mean + (0.5 * log_variance).exp() * draws.normal("posterior", tuple(mean.shape[1:]))
         kl = nats / picture[0].numel()
-        return Trip(self.vae.decode(z).sample, self.weight * kl, {"kl": kl})
+        return Trip(self.vae.decode(z), self.weight * kl, {"kl": kl})
 
     def moments(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         return moments(Autoencoder(self.vae), picture)
@@ -79,7 +79,7 @@ class CodeCoder:
     """VQModel: |sg[h] - e|^2 + beta |h - sg[e]|^2 for the latents h and their codes e, means over all numbers (van den
     Oord et al. 2017, eq. 3); the decoder's gradient is passed to h as it is."""
 
-    def __init__(self, vae: VQModel, settings: AutoencoderSettings, fresh: bool, steps: int) -> None:
+    def __init__(self, vae: VQCoder, settings: AutoencoderSettings, fresh: bool, steps: int) -> None:
         self.vae: Any = vae
         self.weight = settings.commit
         self.watch = Watch(self.codes.detach(), fresh, settings.revive, steps)
@@ -93,14 +93,14 @@ class CodeCoder:
         return {"vae": self.vae, "watch": self.watch}
 
     def observe(self, turn: Turn, micros: Sequence[Batch]) -> None:
-        self.watch.observe(turn, micros, self.codes, lambda picture: self.vae.encode(picture).latents)
+        self.watch.observe(turn, micros, self.codes, self.vae.encode)
 
     def trip(self, picture: Tensor, draws: Draws | None) -> Trip:
-        h = self.vae.encode(picture).latents.float()
+        h = self.vae.encode(picture).float()
         chosen = self.codes[nearest(flat(h), self.codes)]
         e = chosen.view(len(h), *h.shape[2:], -1).permute(0, 3, 1, 2)
         cost = _mean((h.detach() - e) ** 2) + self.weight * _mean((h - e.detach()) ** 2)
-        made = self.vae.decode(h + (e - h).detach(), force_not_quantize=True).sample
+        made = self.vae.decode(h + (e - h).detach(), rounded=False)
         ones = torch.ones_like(cost)
         return Trip(made, cost, {"codes used": self.watch.used * ones, "perplexity": self.watch.perplexity * ones})
 
@@ -122,20 +122,13 @@ def open_coder(settings: AutoencoderSettings, setting: Setting) -> Coder:
     else:
         vae = owned(load_vae(settings.vae)[0])
     check_sides(setting, Autoencoder(vae).factor, f"task.vae={where}")
-    if isinstance(vae, AutoencoderKL):
+    if isinstance(vae, KLCoder):
         return GaussianCoder(vae, settings.kl)
-    if not isinstance(vae, VQModel):
+    if not isinstance(vae, VQCoder):
         raise LdmError(
             Code.MODEL,
-            f"task.vae={where} is a {type(vae).__name__}.",
+            f"task.vae={where} is a {vae.STOCK}.",
             "Task autoencoder trains AutoencoderKL and VQModel.",
             "Use task decoder for a tiny autoencoder.",
-        )
-    if vae.config.norm_type == "spatial" or vae.config.lookup_from_codebook:
-        raise LdmError(
-            Code.MODEL,
-            f"task.vae={where} has norm_type: spatial, or lookup_from_codebook.",
-            "Its decoder reads codes past the outer convolution, into which scale and shift are folded.",
-            "Use norm_type: group and lookup_from_codebook: false.",
         )
     return CodeCoder(vae, settings, is_new(settings.vae), setting.steps)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from ldm.data.batch import Batch
@@ -16,6 +15,7 @@ from ldm.diffusion.training import Schedule
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent import Cond, Control
+from ldm.models.nets.controlnet import ControlNet
 from ldm.models.unet import UNet
 from ldm.store.parts import load_controlnet, load_parts
 from pipelines.fit import check_control
@@ -72,7 +72,7 @@ class ControlTask:
         halvings = self.vae.factor.bit_length() - 1
         embedding = (*EMBEDDING, *(EMBEDDING[-1],) * halvings)[: halvings + 1]
         with seeded(self.setting.seed):
-            control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=embedding)
+            control = ControlNet.beside(unet, embedding)
         if self.network.inpaints:  # a control is shown the latent alone
             control = changed(control, in_channels=self.network.latent_channels)
         return control.train().requires_grad_(True)
@@ -99,16 +99,8 @@ class ControlTask:
     def output(self, rows: Rows, hint: Tensor) -> Tensor:
         """What the frozen U-Net says with the control's residuals added; hint [n,3,H,W]."""
         hint = hint.repeat(len(rows.x) // len(hint), 1, 1, 1)
-        down, mid = self.control(rows.x, rows.level.t, rows.states, controlnet_cond=hint, return_dict=False)
-        said: Tensor = self.parts.unet(
-            rows.inputs,
-            rows.level.t,
-            rows.states,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            return_dict=False,
-        )[0]
-        return said
+        down, mid = self.control(rows.x, rows.level.t, rows.states, hint)
+        return torch.as_tensor(self.parts.unet(rows.inputs, rows.level.t, rows.states, residuals=(down, mid)))
 
     def validate(self, draws: Draws, batch: Batch) -> dict[str, Tensor]:
         with evaluating(self.control):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.nets.tiny import TinyCoder
 from ldm.store.build import build
 from ldm.store.parts import load_vae
 from train.draws import Draws
@@ -107,7 +107,7 @@ class DecoderTask:
         return {"decoders": side_by_side(x, self._large(z), self._decode(z), self._decode(self._encode(x)))}
 
     def save(self, folder: Path) -> None:
-        self.tiny.register_to_config(scaling_factor=1.0, shift_factor=0.0)
+        self.tiny.reconfigured(scaling_factor=1.0, shift_factor=0.0)
         save_network(self.tiny, folder, {"ldm.run": self.setting.name})
 
     @torch.no_grad()
@@ -118,19 +118,13 @@ class DecoderTask:
 
     def _large(self, z: Tensor) -> Tensor:
         large = self.large
-        made: Tensor = large.model.decode(z / large.scale + large.shift, return_dict=False)[0]
-        return made.float().clamp(-1, 1)
+        return torch.as_tensor(large.model.decode(z / large.scale + large.shift)).float().clamp(-1, 1)
 
     def _decode(self, z: Tensor) -> Tensor:
-        made: Tensor = self.tiny.decode(z).sample
-        return made
+        return torch.as_tensor(self.tiny.decode(z))
 
     def _encode(self, x: Tensor) -> Tensor:
-        """diffusers' tiny encoder takes [-1,1], but forgets to bring it to [0,1] where activations are recomputed."""
-        if self.tiny.encoder.gradient_checkpointing and torch.is_grad_enabled():
-            x = (x + 1) / 2
-        found: Tensor = self.tiny.encode(x).latents
-        return found
+        return torch.as_tensor(self.tiny.encode(x))
 
     def _error(self, goal: Tensor) -> Callable[[Tensor], Tensor]:
         s = self.settings
@@ -157,9 +151,9 @@ def _tiny(settings: DecoderSettings, large: Autoencoder, seed: int) -> Any:
         tiny = _new(read_architecture(settings.decoder), str(settings.decoder), seed)
     else:
         tiny = owned(load_vae(settings.decoder)[0])
-    mine, its = (Autoencoder(tiny), large) if isinstance(tiny, AutoencoderTiny) else (None, large)
+    mine, its = (Autoencoder(tiny), large) if isinstance(tiny, TinyCoder) else (None, large)
     if mine is None or (mine.factor, mine.channels) != (its.factor, its.channels):
-        found = type(tiny).__name__ if mine is None else f"made for {mine.channels} channels and factor {mine.factor}"
+        found = tiny.STOCK if mine is None else f"made for {mine.channels} channels and factor {mine.factor}"
         raise LdmError(
             Code.MODEL,
             f"task.decoder={settings.decoder} does not fit task.vae={settings.vae}.",
@@ -170,12 +164,10 @@ def _tiny(settings: DecoderSettings, large: Autoencoder, seed: int) -> Any:
 
 
 def _new(config: dict[str, Any], where: str, seed: int) -> Any:
-    """With new weights. The class writes `block_out_channels` into its configuration, and warns where it meets it."""
+    """With new weights."""
     shaped, _ = build("AutoencoderTiny", config, where)
     with seeded(seed):
-        return AutoencoderTiny.from_config(
-            {k: v for k, v in shaped.config.items() if k != "block_out_channels"}
-        ).train()
+        return TinyCoder.from_config(shaped.config).train()
 
 
 def small_config(large: Autoencoder) -> dict[str, Any]:

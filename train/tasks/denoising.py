@@ -137,7 +137,7 @@ class Denoising:
 def answer(network: UNet, rows: Rows) -> Tensor:
     """What a network says to rows, as it says it, with gradients."""
     told = network.arguments(rows.cond, torch.float32)
-    said: Tensor = network.model(rows.inputs, rows.level.t, **told, return_dict=False)[0]
+    said: Tensor = network.model(rows.inputs, rows.level.t, **told)
     return said
 
 

@@ -103,7 +103,7 @@ class DiffusionTask:
         _check_kind(settings)
         different = {k: v for k, v in wanted.items() if unet.config[k] != v}
         if different.keys() <= {"sample_size"}:
-            unet.register_to_config(**different)
+            unet.reconfigured(**different)
         else:
             unet = changed(unet, **different)
         return unet

@@ -191,7 +191,7 @@ class DistillTask:
         if self.lora is not None:
             return self.lora.call(args, weights)
         network: Any = self.student if weights is None else weights
-        said: Tensor = network(*args, timestep_cond=guidance_embedding(scale, _width(network)), return_dict=False)[0]
+        said: Tensor = network(*args, guidance=guidance_embedding(scale, _width(network)))
         return said
 
     @torch.no_grad()
@@ -199,13 +199,11 @@ class DistillTask:
         """The teacher's output at a scale: null + scale (cond - null); one that is told the scale says it by itself."""
         teacher: Any = self.parts.unet
         if _width(teacher) and self.lora is None:
-            said: Tensor = teacher(
-                x, level.t, states, timestep_cond=guidance_embedding(scale, _width(teacher)), return_dict=False
-            )[0]
+            said: Tensor = teacher(x, level.t, states, guidance=guidance_embedding(scale, _width(teacher)))
             return said
         both = torch.cat([states, self.captions.empty(len(states)).to(states)])
         args = (torch.cat([x, x]), level.t.repeat(2), both)
-        call = teacher(*args, return_dict=False)[0] if self.lora is None else self.lora.base(args)
+        call = teacher(*args) if self.lora is None else self.lora.base(args)
         cond, null = call.chunk(2)
         mixed: Tensor = null + scale.view(-1, 1, 1, 1) * (cond - null)
         return mixed

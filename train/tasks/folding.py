@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from ldm.errors import Code, LdmError
+from ldm.models.nets.coder import KLCoder, VQCoder
 
 UNIT = {"scaling_factor": 1.0}  # what the configuration of a folded autoencoder says
 _UNIT_KL = {**UNIT, "shift_factor": None, "latents_mean": None, "latents_std": None}
@@ -56,13 +56,13 @@ def measured(encode: Callable[[Tensor], tuple[Tensor, Tensor]], pictures: Iterab
     return Moments(mean, squares / count - mean[:, None] * mean[None, :], noise / count)
 
 
-def with_outer(vae: AutoencoderKL) -> AutoencoderKL:
+def with_outer(vae: KLCoder) -> KLCoder:
     """The same autoencoder with both outer 1x1 convolutions: where the architecture has none, they do nothing yet."""
     lacking = [name for name in ("quant_conv", "post_quant_conv") if getattr(vae, name) is None]
     if not lacking:
         return vae
     with torch.random.fork_rng(devices=[]):  # its new weights are all replaced, and the generator outside stays
-        wider = AutoencoderKL.from_config({**vae.config, **{f"use_{name}": True for name in lacking}})
+        wider = KLCoder.from_config({**vae.config, **{f"use_{name}": True for name in lacking}})
     state = dict(vae.state_dict())
     for name in lacking:
         layer = getattr(wider, name)
@@ -75,17 +75,17 @@ def with_outer(vae: AutoencoderKL) -> AutoencoderKL:
 def folded(vae: Any, moments: Moments) -> Any:
     """A copy on the CPU in fp32 whose latents have mean 0 and variance 1 in each channel; the pictures are the same."""
     unit = copy.deepcopy(vae).cpu().float().eval().requires_grad_(False)
-    if isinstance(unit, VQModel):
+    if isinstance(unit, VQCoder):
         _fold_codes(unit, moments)
-        unit.register_to_config(**UNIT)
+        unit.reconfigured(**UNIT)
     else:
         _fold_gaussian(unit, moments)
-        unit.register_to_config(**_UNIT_KL)
+        unit.reconfigured(**_UNIT_KL)
     return unit
 
 
 @torch.no_grad()
-def _fold_gaussian(vae: AutoencoderKL, moments: Moments) -> None:
+def _fold_gaussian(vae: Any, moments: Moments) -> None:
     """z' = (z - m) / s per channel: moments (mean, logvar) -> ((mean - m) / s, logvar - 2 log s)."""
     std = _safe(moments.std)
     first: nn.Conv2d = vae.quant_conv
@@ -96,7 +96,7 @@ def _fold_gaussian(vae: AutoencoderKL, moments: Moments) -> None:
 
 
 @torch.no_grad()
-def _fold_codes(vae: VQModel, moments: Moments) -> None:
+def _fold_codes(vae: VQCoder, moments: Moments) -> None:
     """h' = R (h - m) / s for the latents and for every code, R a rotation and s one number.
 
     The nearest code stays the nearest only if all distances change by one factor, so channels cannot be scaled each by

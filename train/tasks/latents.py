@@ -8,6 +8,7 @@ from torch import Tensor
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.nets.coder import Posterior
 from train.draws import Draws
 from train.task import Setting
 
@@ -21,9 +22,9 @@ def moments(vae: Autoencoder, picture: Tensor) -> tuple[Tensor, Tensor]:
     half = torch.is_autocast_enabled(picture.device.type) and not vae.config.get("force_upcast")
     with torch.autocast(picture.device.type, enabled=half):
         encoded = vae.model.encode(picture)
-    if not hasattr(encoded, "latent_dist"):
-        return encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
-    return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+    if isinstance(encoded, Posterior):
+        return encoded.mean.float(), encoded.std.float()
+    return encoded.float(), torch.zeros_like(encoded, dtype=torch.float32)
 
 
 def drawn(vae: Autoencoder, mean: Tensor, std: Tensor, draws: Draws, name: str = "posterior") -> Tensor:

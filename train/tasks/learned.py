@@ -25,8 +25,7 @@ class Learned(nn.Module):
 
     def recomputes(self, unet: Any) -> None:
         """`run.checkpointing` acts on the U-Net that these are learned through."""
-        self._supports_gradient_checkpointing = True
-        self.enable_gradient_checkpointing = unet.enable_gradient_checkpointing
+        self.recompute = unet.recompute
 
     @contextmanager
     def put_in(self, place: int, tower: Tower, texts: Sequence[str]) -> Iterator[Tensor]:
@@ -51,7 +50,7 @@ class Learned(nn.Module):
             embedded[list(rows), list(columns)] = vectors[list(which)].to(embedded)
             return embedded
 
-        handle = tower.model.get_input_embeddings().register_forward_hook(replace)
+        handle = tower.model.tokens().register_forward_hook(replace)
         try:
             yield torch.tensor(ids)
         finally:
@@ -75,5 +74,5 @@ def _first(tower: Tower, begin: str, count: int) -> Tensor:
             "A new word begins as a word that the model knows, and none of these is in its vocabulary.",
             "Name the kind of thing that is learned, such as task.begin=dog.",
         )
-    table: Tensor = tower.model.get_input_embeddings().weight
+    table: Tensor = tower.model.tokens().weight
     return table[[known[i % len(known)] for i in range(count)]].detach().float().clone()

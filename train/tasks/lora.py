@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm.models.adapters import convert, parse_adapter
+from ldm.models.nets.base import Net
 from ldm.store.find import LORA_WEIGHTS
 from ldm.store.parts import Parts
 from ldm.store.write import staged, write_weights
@@ -34,9 +35,8 @@ class Weights(nn.ParameterDict):
 
     def __init__(self, network: Any) -> None:
         super().__init__({name.replace(".", "/"): p for name, p in network.named_parameters() if _ROLE.search(name)})
-        self._supports_gradient_checkpointing = hasattr(network, "enable_gradient_checkpointing")
-        if self._supports_gradient_checkpointing:  # as diffusers names it
-            self.enable_gradient_checkpointing = network.enable_gradient_checkpointing
+        if isinstance(network, Net):
+            self.recompute = network.recompute
 
 
 def inject(network: nn.Module, config: PeftConfig, seed: int) -> Weights:
@@ -100,10 +100,10 @@ class Lora:
     def call(self, args: tuple[Tensor, ...], weights: nn.Module | None = None) -> Tensor:
         """The U-Net's output, with the weights of a copy of `self.weights` where one is given."""
         if weights is None:
-            said: Tensor = self.unet(*args, return_dict=False)[0]
+            said: Tensor = self.unet(*args)
             return said
         others: dict[str, Tensor] = {name.replace("/", "."): p for name, p in weights.named_parameters()}
-        with_others: Tensor = functional_call(self.unet, others, args, {"return_dict": False})[0]
+        with_others: Tensor = functional_call(self.unet, others, args)
         return with_others
 
     def base(self, args: tuple[Tensor, ...]) -> Tensor:

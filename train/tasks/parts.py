@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
-from ldm.store.build import NETWORKS, build, known_class
+from ldm.models.clip_tokenizer import ClipTokenizer
+from ldm.models.nets.known import NETWORKS
+from ldm.models.nets.text import TextTower
+from ldm.store.build import build, known_class
 from ldm.store.configs import config_path
 from ldm.store.find import find_model
 from ldm.store.folder import load_component
@@ -70,8 +72,8 @@ def _shipped(path: Path) -> Path:
 def new_network(name: str, config: Mapping[str, Any], where: str, seed: int) -> Any:
     """A network of the closed table with new weights, in training mode; its config is checked on the meta device."""
     shaped, _ = build(str(config.get("_class_name", name)), config, where)
-    found = type(shaped).__name__
-    if found != NETWORKS[name].__name__:
+    found = shaped.STOCK
+    if found != NETWORKS[name].STOCK:
         raise LdmError(
             Code.MODEL,
             f"{where} describes a {found}.",
@@ -106,7 +108,7 @@ def open_vae(path: Path) -> Autoencoder:
 
 def open_text(
     path: Path, tokenizer: Path | Literal["clip"] | None, captions: Iterable[str], vocabulary: int, seed: int
-) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+) -> list[tuple[ClipTokenizer, Any]]:
     """Tokenizers and text towers: those of a model folder (two of XL), or a new tower for a tokenizer that is given or
     made here."""
     if not is_new(path):
@@ -128,9 +130,9 @@ def open_text(
         "eos_token_id": words.eos_token_id,
         "pad_token_id": words.pad_token_id,
     }
-    build("CLIPTextModel", config, str(path))
+    shaped, _ = build("CLIPTextModel", config, str(path))
     with seeded(seed):
-        return [(words, CLIPTextModel(CLIPTextConfig(**config)).train())]
+        return [(words, TextTower.from_config(shaped.config).train())]
 
 
 def changed(network: Any, **config: Any) -> Any:
@@ -203,7 +205,7 @@ def save_network(network: Any, folder: Path, metadata: Mapping[str, str] | None 
     with staged(folder) as stage:
         stage.mkdir()
         write_weights(stage / "diffusion_pytorch_model.safetensors", network.state_dict(), metadata)
-        config = {**dict(network.config), "_class_name": type(network).__name__}
+        config = {**dict(network.config), "_class_name": network.STOCK}
         kept = {k: v for k, v in config.items() if not k.startswith(("_name_or_path", "_use_default_values"))}
         (stage / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder

@@ -43,7 +43,7 @@ class Delta(ABC):
 
     def shape(self) -> tuple[int, int]:
         """[out, in * kernel], found without computing; a RuntimeError says that the factors do not fit each other."""
-        rows, columns = self.matrix("meta").shape
+        rows, columns = self._matrix({role: tensor.to("meta") for role, tensor in self.factors.items()}).shape
         return rows, columns
 
     def norm(self) -> float:
@@ -65,6 +65,15 @@ class LowRank(Delta):
         if "mid" in f:
             return torch.einsum("oa,abk,bi->oik", up, f["mid"].flatten(2), down).flatten(1)
         return up @ down
+
+    def shape(self) -> tuple[int, int]:
+        """By itself where that is easy: shapes of products bring in torch's compiler, which takes seconds."""
+        if "mid" in self.factors:
+            return super().shape()
+        up, down = (self.factors[role].flatten(1) for role in ("up", "down"))
+        if up.shape[1] != down.shape[0]:
+            raise RuntimeError(f"up has {up.shape[1]} columns and down {down.shape[0]} rows")
+        return up.shape[0], down.shape[1]
 
     def norm(self) -> float:
         if "mid" in self.factors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.batch import Batch
+from tests.components import stock
 from train.draws import Draws
 from train.task import Setting, Turn
 from train.tasks.clip import ClipTask
@@ -76,5 +76,5 @@ def differs(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 def open_ids(task: ClipTask, texts: list[str]) -> Tensor:
     length = task.about.config["text_cfg"]["context_length"]
     padded = {"padding": "max_length", "max_length": length, "truncation": True}
-    ids: Tensor = copy.deepcopy(task.about.tokenizer)(texts, return_tensors="pt", **padded).input_ids
+    ids: Tensor = stock(task.about.tokenizer)(texts, return_tensors="pt", **padded).input_ids
     return ids

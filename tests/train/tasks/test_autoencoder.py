@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.data.batch import Batch
 from ldm.errors import Code, LdmError
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.nets.coder import VQCoder
 from ldm.store.parts import load_parts, load_vae
 from ldm.store.save import save_single
 from pipelines.pipeline import Pipeline
@@ -181,7 +182,7 @@ def test_a_vq_model_makes_pictures_in_a_pipeline_and_is_no_single_file(
     task = made(architectures["vq"])
     components.save(components.sd1(vae=folded_copy(task, tmp_path)), tmp_path / "model")
     pipeline = Pipeline.load(tmp_path / "model")
-    assert isinstance(pipeline.model.vae.model, VQModel)
+    assert isinstance(pipeline.model.vae.model, VQCoder)
     assert pipeline("a red circle", seed=1, steps=2, width=16, height=16)[0].size == (16, 16)
     with pytest.raises(LdmError, match="VQModel"):
         save_single(load_parts(tmp_path / "model"), tmp_path / "model.safetensors")

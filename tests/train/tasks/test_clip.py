@@ -268,7 +268,7 @@ def test_what_cannot_be_written_is_refused_at_the_start(tmp_path: Path, changes:
 
 def test_a_tokenizer_that_names_no_length_takes_that_of_the_architecture(tmp_path: Path) -> None:
     task = make(tmp_path)
-    task.about.tokenizer.save_pretrained(tmp_path / "words")
+    task.about.tokenizer.save(tmp_path / "words")
     told = json.loads((tmp_path / "words" / "tokenizer_config.json").read_text())
     for length, wanted in ((None, 12), (9, 9)):
         told["model_max_length"] = length

@@ -40,7 +40,7 @@ def test_at_first_the_model_is_unchanged(tiny_sd1: Path) -> None:
     task, whole = made(tiny_sd1), hinted()
     rows = task.denoising.rows(Draws(0, whole.places, 4), whole)
     with torch.no_grad():
-        plain = task.parts.unet(rows.x, rows.level.t, rows.states).sample
+        plain = task.parts.unet(rows.x, rows.level.t, rows.states)
         assert torch.equal(task.output(rows, whole.extra["hint"]), plain)
     known = task.parts.unet.state_dict()
     same = [torch.equal(t, known[n]) for n, t in task.control.state_dict().items() if n in known]
@@ -57,11 +57,10 @@ def test_learns_saves_and_gives_the_same_output(tiny_sd1: Path, tmp_path: Path) 
     rows = task.denoising.rows(Draws(0, whole.places, 4), whole)
     task.control.eval()
     with torch.no_grad():
-        hint = {"controlnet_cond": whole.extra["hint"], "return_dict": False}
-        wanted, mid = task.control(rows.x, rows.level.t, rows.states, **hint)
+        told = (rows.x, rows.level.t, rows.states, whole.extra["hint"])
+        wanted, mid = task.control(*told)
         assert float(mid.abs().max()) > 1e-3, "it has learned to say something"
-        for network in (stock, load_controlnet(tmp_path / "control")):
-            down, other = network(rows.x, rows.level.t, rows.states, **hint)
+        for down, other in (stock(*told, return_dict=False), load_controlnet(tmp_path / "control")(*told)):
             assert max(float((a - b).abs().max()) for a, b in zip([*down, other], [*wanted, mid], strict=True)) < 1e-5
 
 

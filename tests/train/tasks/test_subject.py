@@ -17,6 +17,7 @@ from ldm.data.batch import Batch
 from ldm.diffusion.training import scheduler_config
 from ldm.errors import LdmError
 from ldm.models.adapters import convert
+from ldm.models.nets.base import Part
 from ldm.store.parts import load_parts
 from pipelines.adapting import read_adapter
 from pipelines.pipeline import Pipeline
@@ -196,7 +197,7 @@ def test_a_word_alone_can_recompute_activations(tiny_sd1: Path, tmp_path: Path) 
     task = inversion(tiny_sd1)
     run = RunSettings(out=tmp_path / "run", steps=1, batch=4, preview=0, evaluate=0, device="cpu", checkpointing=True)
     Trainer(task, lambda step: iter([batch()]), run, OptimSettings(), tmp_path / "run")
-    assert any(getattr(m, "gradient_checkpointing", False) for m in task.unet.modules())
+    assert any(isinstance(m, Part) and m.recomputed for m in task.unet.modules())
 
 
 @pytest.mark.parametrize("kind", thinned(KINDS, 2))

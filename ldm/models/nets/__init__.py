@@ -1,0 +1,1 @@
+"""The networks themselves, in plain torch: every tensor has the name that diffusers and transformers give it."""
