@@ -143,6 +143,7 @@ def test_a_sound_installation_passes_offline_without_telling_secrets(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.torture
 def test_a_broken_torchvision_is_told_with_its_remedy_instead_of_a_traceback(tmp_path: Path) -> None:
     package = tmp_path / "broken" / "torchvision"
     package.mkdir(parents=True)

@@ -120,6 +120,7 @@ def test_the_same_seed_gives_the_same_adapter_and_a_run_that_was_cut_goes_on_to_
     assert files[0] == files[1]
 
 
+@pytest.mark.torture
 def test_a_word_is_learned_where_one_is_asked_for(ldm: Ldm, learn: Ldm) -> None:
     told = learn("--method", "inversion", "--prior", 0, "--out", "word", "--json")
     assert told.status == 0, told

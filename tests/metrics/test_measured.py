@@ -93,6 +93,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure(pictures(50, 3), reference)
 
 
+@pytest.mark.torture
 def test_inception_takes_safetensors_alone_and_gives_features_and_classes(tmp_path: Path) -> None:
     from torch_fidelity import feature_extractor_inceptionv3 as module
 

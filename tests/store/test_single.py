@@ -285,6 +285,7 @@ def _hollow(path: Path, shapes: dict[str, Any], told: dict[str, str] | None = No
         file.truncate(8 + len(text) + end)
 
 
+@pytest.mark.torture
 def test_real_size_file_loads_mapped(tmp_path: Path) -> None:
     """SD 1 at full size: mapped, so that it takes neither memory nor time; the tokenizer and configs are ours."""
     path = tmp_path / "v1-5.safetensors"

@@ -85,6 +85,7 @@ def codes(chain: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     return made | {part: trained(part, root, chain["clip"]) for part in ("diffusion", "decoder")}
 
 
+@pytest.mark.torture
 def test_the_variant_with_codes_makes_its_pictures_of_them(codes: dict[str, Path]) -> None:
     """The same as stock parts do (the stock pipeline itself cannot call a VQModel); and what is decoded are codes: near
     one of them nothing changes."""

@@ -37,6 +37,7 @@ def test_nothing_is_told_where_it_does_not_matter(busy: None, monkeypatch: pytes
     assert crowded(CPU) == ""
 
 
+@pytest.mark.torture
 def test_the_peak_of_memory_is_not_that_of_whoever_started_the_process() -> None:
     held = torch.ones(1_000_000_000, dtype=torch.uint8)
     ours, size = peak_memory(CPU), held.nbytes

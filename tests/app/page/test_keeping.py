@@ -60,6 +60,7 @@ def test_settings_are_compared_at_shared_noise_after_a_bill(page: Page, site: Si
     page.wait_for_function("document.querySelectorAll('#ldm-compare-grid img').length === 4")
 
 
+@pytest.mark.torture
 def test_a_comparison_of_nothing_says_so(page: Page) -> None:
     go(page, "compare")
     for side in ("Across", "Down"):

@@ -75,6 +75,7 @@ def test_what_was_set_and_made_is_there_after_a_reload(page: Page, site: Site) -
     assert last_job(site).id != before and last_job(site).asked == site.service.jobs.job(before).asked
 
 
+@pytest.mark.torture
 def test_a_reload_while_it_is_drawn_finds_it_again(page: Page, site: Site) -> None:
     set_form(page, **APPLE | {"steps": 150, "count": 2})
     page.keyboard.press("Control+Enter")
@@ -138,6 +139,7 @@ def test_only_what_is_painted_changes(page: Page, site: Site) -> None:
     assert "50%" in page.locator(".ldm-before").evaluate("one => one.style.clipPath")
 
 
+@pytest.mark.torture
 def test_strokes_survive_a_reload(page: Page, site: Site) -> None:
     set_form(page, **APPLE)
     made(page)
@@ -160,6 +162,7 @@ def test_strokes_survive_a_reload(page: Page, site: Site) -> None:
     assert page.evaluate(painted) == count
 
 
+@pytest.mark.torture
 def test_settings_of_an_edit_bring_its_picture_and_strokes_back(page: Page, site: Site) -> None:
     set_form(page, **APPLE)
     made(page)
@@ -185,6 +188,7 @@ def test_settings_of_an_edit_bring_its_picture_and_strokes_back(page: Page, site
     assert np.array_equal(pixels(site, first), pixels(site, again))
 
 
+@pytest.mark.torture
 def test_what_has_no_field_is_shown_and_kept(page: Page, site: Site) -> None:
     job = ended(site.service, site.service.submit({**APPLE, "solver": "ddim", "eta": 0.5}, "other"))
     go(page, "gallery")
@@ -198,6 +202,7 @@ def test_what_has_no_field_is_shown_and_kept(page: Page, site: Site) -> None:
     assert "eta" not in last_job(site).asked
 
 
+@pytest.mark.torture
 def test_an_edge_is_dragged_outwards(page: Page, site: Site) -> None:
     set_form(page, **APPLE)
     made(page)

@@ -392,6 +392,7 @@ def test_reading_that_is_slower_than_training_leaves_a_budget_right(
     assert 0.012 < pace.reading < 0.1 and 1e-4 < pace.step < 0.5 and 0.02 * 64 < pace.begin < 10
 
 
+@pytest.mark.torture
 def test_all_seeds_of_a_family_take_as_many_steps(tmp_path: Path) -> None:
     """They are to differ by chance alone; how long they take is told of those that were timed."""
     asked = wish(tmp_path / "out", budget="2s", families=("mixture",), seeds=2)

@@ -197,6 +197,7 @@ def test_what_cannot_be_compared_is_said(ldm: Ldm, word: tuple[object, ...], sai
     assert "autoencoder/" not in done.err and not Path("runs/compare").exists()
 
 
+@pytest.mark.torture
 def test_samples_that_show_their_classes_teach_a_classifier() -> None:
     """Bright against dark: from samples that show it everything is known, from samples that mix it up nothing."""
     draws = torch.Generator().manual_seed(0)
