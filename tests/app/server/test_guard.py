@@ -158,6 +158,7 @@ def test_who_is_slow_is_closed_and_others_are_served(open_service: Open) -> None
     limits = Limits(header_seconds=1.0, idle_seconds=1.0, body_seconds=1.0)
     with open_service(limits) as service, listened(service) as http, ExitStack() as stack:
         where = (http.base_url.host, http.base_url.port)
+        http.headers["connection"] = "close"  # this one asks at its leisure, and would be called slow as well
         raws = [stack.enter_context(socket.create_connection(where, timeout=60)) for _ in range(70)]
         dribbling, stalled = raws[:50], raws[60:]
         for raw in stalled:  # large ones, of which few are taken in at a time
