@@ -34,6 +34,7 @@ from ldm.baselines.score import levels
 from ldm.data.draws import Draws
 from ldm.errors import LdmError
 from tests.components import seeded
+from tests.thin import thinned
 
 SMALL: dict[str, dict[str, object]] = {
     "vae": {"latents": 8, "width": 8},
@@ -104,7 +105,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", [*families(), *VARIANTS])
-@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("classes", thinned([3, 0], 2))
 def test_a_family_learns_and_draws_and_tells_its_likelihood(name: str, classes: int) -> None:
     form = Form(8, classes)
     family, options = VARIANTS.get(name, (name, {}))

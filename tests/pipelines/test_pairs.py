@@ -143,7 +143,7 @@ def judged(picture: Picture, names: tuple[str, ...]) -> Found:
     return read(rgb)
 
 
-@pytest.mark.parametrize("names", thinned(((pair,) for pair in PAIRS), 5), ids=" + ".join)
+@pytest.mark.parametrize("names", thinned(((pair,) for pair in PAIRS), 9), ids=" + ".join)
 def test_pair(names: tuple[str, str], pipeline: Pipeline, files: Mapping[str, Path]) -> None:
     results = pipeline.results(request(names, files))
     found = [judged(r.picture, names) for r in results]
@@ -152,7 +152,7 @@ def test_pair(names: tuple[str, str], pipeline: Pipeline, files: Mapping[str, Pa
     assert sum(f.has("triangle", "green") for f in found) == 0
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", thinned(FEATURES, 2))
 def test_without_the_words_the_thing_is_not_there(name: str, pipeline: Pipeline, files: Mapping[str, Path]) -> None:
     """The control case: the same settings, and words for another thing (or none, and a negative against it)."""
     more: dict[str, Any] = {"prompt": "a green triangle on a white background"}

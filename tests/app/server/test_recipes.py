@@ -27,6 +27,7 @@ from pipelines.a1111 import Parameters, write
 from pipelines.pipeline import Pipeline
 from pipelines.recipe import ModelId, Recipe, chunks, read_recipe
 from tests.app.server.conftest import QUICK, Open, made
+from tests.thin import thinned
 
 ODD = (
     "<script>alert('x')</script> a red circle & \"quotes\" \u202e \U0001f600 e\u0301 \u4e2d\u6587 <b onclick=1> "
@@ -85,7 +86,7 @@ CASES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thinned(CASES, 3))
 def test_a_picture_of_this_server_is_made_again_to_the_byte(service: Service, case: str) -> None:
     given = asked(case, service)
     file, pixels = file_of(service, given)

@@ -32,7 +32,7 @@ def labelled(some, classes: int):  # type: ignore[no-untyped-def]
     return replace(some, label=some.places % classes)
 
 
-@pytest.mark.parametrize("name", [n for n in families() if model_of(n).exact])
+@pytest.mark.parametrize("name", thinned([n for n in families() if model_of(n).exact], 2))
 def test_micro_batches_are_exact(name: str) -> None:
     whole = batch(6, size=8)
     found = []
@@ -51,7 +51,7 @@ def test_micro_batches_are_exact(name: str) -> None:
     assert apart(found[1], found[0]) <= 1e-4
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", thinned(families(), 2))
 def test_what_is_saved_draws_the_same_pictures(name: str, tmp_path: Path) -> None:
     task = made(name, ("cat", "dog"))
     task.save(tmp_path / "model")
