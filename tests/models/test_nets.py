@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel, VQModel
 from torch import nn
 
+from ldm.models.nets.attention import Words
 from ldm.models.nets.base import Net, unfilled
 from ldm.models.nets.controlnet import ControlNet
 from ldm.models.nets.known import NETWORKS, ours
@@ -200,3 +201,18 @@ def test_without_storage_nothing_is_drawn() -> None:
         assert isinstance(made, Net)
         assert {p.device.type for p in made.parameters()} == {"meta"}
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_keys_and_values_of_a_prompt_are_computed_once_and_again_for_other_weights() -> None:
+    unet, x, states = ours(components.unet()), drawn(2, 4, 8, 8), drawn(2, 7, 32)
+    layer, words, computed = unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2, Words(states), []
+    layer.to_k.register_forward_hook(lambda *_: computed.append(1))
+    for _ in range(3):
+        assert torch.equal(unet(x, TIME, words), unet(x, TIME, states))
+    assert len(computed) == 4
+    layer.to_k.weight.mul_(1.5)  # in place, as an optimiser does
+    assert torch.equal(unet(x, TIME, words), unet(x, TIME, states))
+    layer.to_k.weight.data = layer.to_k.weight * 1.5  # as an adapter is put in
+    assert torch.equal(unet(x, TIME, words), unet(x, TIME, states))
+    with torch.enable_grad():  # there is nothing to keep where weights learn
+        assert torch.equal(unet(x, TIME, words), unet(x, TIME, states))

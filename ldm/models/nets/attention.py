@@ -9,9 +9,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.models.nets.base import Part
+from ldm.models.nets.kept import Kept
 
 Rows = Mapping[str, Tensor]  # prefix of layers -> which rows of the batch are perturbed, bool [B]
 FEW = 256  # tokens up to which attention is written out; its matrix would grow with their square
+
+
+class Words:
+    """A prompt that is read at every step: each layer computes its keys and values once."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+        self._known: dict[Attention, Kept[tuple[Tensor, Tensor]]] = {}
+
+    def keys_and_values(self, layer: Attention) -> tuple[Tensor, Tensor]:
+        kept = self._known.setdefault(layer, Kept())
+        return kept.get((layer.to_k.weight, layer.to_v.weight), lambda: layer.keys_and_values(self.states))
 
 
 class Attention(nn.Module):
@@ -25,10 +38,13 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(words or width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(0.0)])
 
-    def forward(self, x: Tensor, words: Tensor | None = None, perturb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, words: Tensor | Words | None = None, perturb: Tensor | None = None) -> Tensor:
         """`perturb`: rows in which each position sees its own value alone (perturbed attention, Ahn 2024)."""
-        seen = x if words is None else words
-        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(seen)), self._split(value := self.to_v(seen))
+        if isinstance(words, Words) and not torch.is_grad_enabled():
+            k, v = words.keys_and_values(self)
+        else:
+            k, v = self.keys_and_values(x if words is None else words.states if isinstance(words, Words) else words)
+        q = self._split(self.to_q(x))
         mixed = (
             _written_out(q, k, v)
             if better_written_out(x.shape[1], x.device)
@@ -36,9 +52,12 @@ class Attention(nn.Module):
         )
         mixed = mixed.transpose(1, 2).reshape(x.shape)
         if perturb is not None:
-            mixed = torch.where(perturb[:, None, None], value, mixed)
+            mixed = torch.where(perturb[:, None, None], v.transpose(1, 2).reshape(x.shape), mixed)
         out: Tensor = self.to_out[0](mixed)
         return out
+
+    def keys_and_values(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        return self._split(self.to_k(seen)), self._split(self.to_v(seen))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B,L,C] to [B,heads,L,C/heads]."""
@@ -90,7 +109,7 @@ class Block(nn.Module):
         self.ff = FeedForward(width)
         self.only_words = only_words
 
-    def forward(self, x: Tensor, words: Tensor | None, perturb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, words: Tensor | Words | None, perturb: Tensor | None = None) -> Tensor:
         x = self.attn1(self.norm1(x), words if self.only_words else None, None if self.only_words else perturb) + x
         x = self.attn2(self.norm2(x), words) + x
         return torch.as_tensor(self.ff(self.norm3(x)) + x)
@@ -111,7 +130,7 @@ class Transformer(Part):
         self.transformer_blocks = nn.ModuleList([Block(width, heads, words, only_words) for _ in range(layers)])
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, words: Tensor | None, perturb: Rows | None = None) -> Tensor:
+    def forward(self, x: Tensor, words: Tensor | Words | None, perturb: Rows | None = None) -> Tensor:
         h = self.norm(x)
         h = self.proj_in(pixels(h)) if self.linear else pixels(self.proj_in(h))
         for i, block in enumerate(self.transformer_blocks):

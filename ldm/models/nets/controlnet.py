@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.models.nets.attention import Words
 from ldm.models.nets.unet import SETTLED, SHAPE, Shape, Stem, UNet2D
 
 NOT_ITS_OWN = ("sample_size", "out_channels", "up_block_types", "dropout", "time_cond_proj_dim")
@@ -51,7 +52,7 @@ class ControlNet(Stem):
         self,
         x: Tensor,
         t: Tensor,
-        words: Tensor | None,
+        words: Tensor | Words | None,
         hint: Tensor,
         *,
         weight: float = 1.0,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.models.nets.attention import Rows, Transformer
+from ldm.models.nets.attention import Rows, Transformer, Words
 from ldm.models.nets.base import Net, each, only
 from ldm.models.nets.resnet import Downsample, Resnet, Upsample
 from ldm.models.nets.timing import TimeEmbedding, sinusoids
@@ -53,7 +53,7 @@ class Down(nn.Module):
         self.downsamplers = None if last else nn.ModuleList([Downsample(out, shape.padding)])
 
     def forward(
-        self, x: Tensor, time: Tensor, words: Tensor | None, perturb: Rows | None
+        self, x: Tensor, time: Tensor, words: Tensor | Words | None, perturb: Rows | None
     ) -> tuple[Tensor, list[Tensor]]:
         seen = []
         for i, resnet in enumerate(self.resnets):
@@ -76,7 +76,7 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList([shape.resnet(width, width) for _ in range(1 + attention)])
         self.attentions = shape.attentions(-1, 1, attention)
 
-    def forward(self, x: Tensor, time: Tensor, words: Tensor | None, perturb: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, words: Tensor | Words | None, perturb: Rows | None) -> Tensor:
         x = self.resnets[0](x, time)
         if self.attentions is not None:
             x = self.resnets[1](self.attentions[0](x, words, perturb), time)
@@ -99,7 +99,7 @@ class Up(nn.Module):
         self.upsamplers = None if place == 0 else nn.ModuleList([Upsample(out)])
 
     def forward(
-        self, x: Tensor, seen: list[Tensor], time: Tensor, words: Tensor | None, perturb: Rows | None
+        self, x: Tensor, seen: list[Tensor], time: Tensor, words: Tensor | Words | None, perturb: Rows | None
     ) -> Tensor:
         """Takes from the end of `seen` as many as it has residual blocks."""
         for i, resnet in enumerate(self.resnets):
@@ -200,7 +200,7 @@ class Stem(Net):
         return time
 
     def descend(
-        self, x: Tensor, time: Tensor, words: Tensor | None, perturb: Rows | None
+        self, x: Tensor, time: Tensor, words: Tensor | Words | None, perturb: Rows | None
     ) -> tuple[Tensor, list[Tensor]]:
         """What comes out at the bottom, and all that was seen on the way."""
         seen = [x]
@@ -231,7 +231,7 @@ class UNet2D(Stem):
         self,
         x: Tensor,
         t: Tensor,
-        words: Tensor | None = None,
+        words: Tensor | Words | None = None,
         *,
         guidance: Tensor | None = None,
         label: Tensor | None = None,
