@@ -64,7 +64,8 @@ STOCK = """
 import sys, torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 folder, prompt, steps, scale, out = sys.argv[1:]
-pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+told = {"safety_checker": None, "local_files_only": True, "torch_dtype": torch.float32}
+pipeline = StableDiffusionPipeline.from_pretrained(folder, **told)
 pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 pipeline.set_progress_bar_config(disable=True)
 draw = torch.Generator().manual_seed(1)
