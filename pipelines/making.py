@@ -314,11 +314,13 @@ class Making:
     def _release(self, *modules: nn.Module) -> None:
         """Make room on a small card: what is not computing waits in main memory."""
         if self.pipeline.offload == "model":
+            self.model.network.forget()
             for module in modules:
                 nn.Module.to(module, "cpu")
 
     def _finish(self, x: Tensor, partial: int | None = None) -> tuple[Result, ...]:
         """Decode, bring back to the canvas, and write down the recipe; `partial`: evaluations done, of more."""
+        self.model.network.forget()  # whoever else computes beside reads again
         vae = place(self.model.vae, self.device)
         vae.retried = False
         pictures = [

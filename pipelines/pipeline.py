@@ -72,7 +72,9 @@ class Model:
         towers = [Tower(model, tokenizer) for tokenizer, model in parts.towers]
         xl = getattr(parts.unet.config, "addition_embed_type", None) == "text_time"
         text = TextEncoder(towers, layer="penultimate" if xl else "last", final_norm=not xl)
-        return cls(parts, UNet(parts.unet, parts.prediction), Autoencoder(parts.vae), text, zeroes_null(parts))
+        return cls(
+            parts, UNet(parts.unet, parts.prediction, reads_once=True), Autoencoder(parts.vae), text, zeroes_null(parts)
+        )
 
 
 def zeroes_null(parts: Parts) -> bool:

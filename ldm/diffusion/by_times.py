@@ -3,6 +3,7 @@ they bear. To import that library takes seconds, which a first picture need not 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from ldm.diffusion.training import betas
 from ldm.fields import Fields
 
 
-class ByTimes:
+class ByTimes(ABC):
     """A solver over whole training times. It is handed v = alpha e - sigma c of a clean latent c."""
 
     order = 1
@@ -36,8 +37,8 @@ class ByTimes:
         self.last = torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
         self.timesteps = torch.empty(0, dtype=torch.int64)
 
-    def set_timesteps(self, steps: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set_timesteps(self, steps: int) -> None: ...
 
     def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         signal = self.alphas_cumprod[times.cpu()].to(clean).view(-1, *(1,) * (clean.dim() - 1))

@@ -25,6 +25,7 @@ class ClipTokenizer:
     ) -> None:  # fmt: skip
         self.special = {"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": pad}
         self.model_max_length = length
+        self.added: dict[str, int] = {}
         backend = Tokenizer(
             BPE(dict(vocab), list(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unknown)
         )
@@ -65,21 +66,46 @@ class ClipTokenizer:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """From vocab.json and merges.txt, or from tokenizer.json alone."""
-        said = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+        said, added = _json(folder / "tokenizer_config.json"), _added(folder)
+        if "added_tokens_decoder" not in said:  # of older age, in which the other file has the last word
+            said |= _json(folder / "special_tokens_map.json")
         vocab, merges = _entries(folder)
         names = {"pad_token": "pad", "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown"}
         fields: dict[str, Any] = {short: _text(said[name]) for name, short in names.items() if said.get(name)}
         length = said.get("model_max_length")
-        return cls(vocab, merges, length=WITHOUT_LIMIT if length is None else int(length), **fields)
+        made = cls(vocab, merges, length=WITHOUT_LIMIT if length is None else int(length), **fields)
+        made.add({number: entry for number, entry in added.items() if entry not in vocab})
+        return made
+
+    def add(self, entries: Mapping[int, str]) -> None:
+        """Words that stand for themselves, such as a new one that a model has learned, and their numbers."""
+        for number, entry in sorted(entries.items()):
+            if self.backend_tokenizer.token_to_id(entry) is None:
+                self.backend_tokenizer.add_tokens([AddedToken(entry, normalized=False)])
+            if self.backend_tokenizer.token_to_id(entry) != number:
+                raise ValueError(f"the added token {entry!r} cannot have the number {number}")
+        self.added.update({entry: number for number, entry in entries.items()})
 
     def save(self, folder: Path) -> None:
         """The files of both ages: tokenizer.json, and vocab.json with merges.txt."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backend_tokenizer.save(str(folder / "tokenizer.json"))
         self.backend_tokenizer.model.save(str(folder))
+        if self.added:
+            (folder / "added_tokens.json").write_text(json.dumps(self.added, indent=2) + "\n", encoding="utf-8")
         told = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.model_max_length, **self.special}
         text = json.dumps(told, indent=2, sort_keys=True) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _added(folder: Path) -> dict[int, str]:
+    """Entries beyond the vocabulary, in the three places where they may be written down."""
+    found = {int(number): str(entry) for entry, number in _json(folder / "added_tokens.json").items()}
+    for token in _json(folder / "tokenizer.json").get("added_tokens", ()):
+        found[int(token["id"])] = str(token["content"])
+    for number, token in _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
+        found[int(number)] = _text(token)
+    return found
 
 
 def _entries(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -27,8 +27,10 @@ class UNet:
     Latents and conversions are fp32; the network runs in its own type.
     """
 
-    def __init__(self, model: nn.Module, kind: Kind) -> None:
-        """`model`: a `UNet2D`, or one of diffusers."""
+    def __init__(self, model: nn.Module, kind: Kind, *, reads_once: bool = False) -> None:
+        """`model`: a `UNet2D`, or one of diffusers. `reads_once`: keys and values of a prompt are kept from call
+        to call, until `forget`; for weights that do not learn."""
+        self.reads_once = reads_once
         self.model, self.kind = ours(model), kind
         self._read = list[tuple[tuple[Tensor, ...], Words]]()  # prompts of the last calls, the latest one first
 
@@ -65,7 +67,7 @@ class UNet:
         dtype = next(self.model.parameters()).dtype
         inputs = stacked if told.channels is None else torch.cat([stacked, told.channels.to(stacked)], dim=1)
         call = self.arguments(told, dtype)
-        if told.text is not None:
+        if told.text is not None and self.reads_once:
             call["words"] = self._words(tuple(c.text for c in conds if c.text is not None), call["words"])
         output = self.model(
             inputs.to(dtype),
@@ -80,6 +82,10 @@ class UNet:
         clean = level.clean(output, stacked, self.kind)
         variances = [None] * count if variance is None else list(variance.chunk(count))
         return [Prediction(c, v) for c, v in zip(clean.chunk(count), variances, strict=True)]
+
+    def forget(self) -> None:
+        """What was kept of prompts, and of the weights that it was computed of, is let go."""
+        self._read = []
 
     def _words(self, texts: tuple[Tensor, ...], joined: Tensor) -> Words:
         """Those of an earlier call, if it was told the same: a run reads its prompt at every step."""

@@ -11,9 +11,11 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel, VQModel
 from torch import nn
 
 from ldm.models.nets.attention import Words
-from ldm.models.nets.base import Net, unfilled
+from ldm.models.nets.base import Net, Part, unfilled
+from ldm.models.nets.coder import KLCoder
 from ldm.models.nets.controlnet import ControlNet
 from ldm.models.nets.known import NETWORKS, ours
+from ldm.models.nets.tiny import TinyCoder
 from ldm.models.nets.unet import UNet2D
 from tests import components
 from tests.components import seeded
@@ -191,6 +193,23 @@ def test_recomputing_changes_no_gradient() -> None:
 def test_what_is_not_built_here_is_said(fields: dict[str, Any], said: str) -> None:
     with unfilled(), pytest.raises((TypeError, ValueError), match=said):
         UNet2D(**fields)
+
+
+def test_published_configurations_say_nothing_as_null() -> None:
+    """Those of XL say `"upcast_attention": null`, and the like."""
+    nothing = ("upcast_attention", "center_input_sample", "dual_cross_attention", "resnet_skip_time_act")
+    with unfilled():
+        assert UNet2D(**dict.fromkeys(nothing)).config.upcast_attention is None
+
+
+def test_the_tiny_autoencoder_recomputes_as_well_and_nothing_twice() -> None:
+    with unfilled():
+        tiny, vae = TinyCoder(), KLCoder(down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",))
+    for net in (tiny, vae):
+        net.recompute()
+        parts = {name for name, module in net.named_modules() if isinstance(module, Part) and module.recomputed}
+        assert parts
+        assert not any(one != other and one.startswith(f"{other}.") for one in parts for other in parts)
 
 
 def test_without_storage_nothing_is_drawn() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
+from ldm.models.clip_tokenizer import ClipTokenizer
 from ldm.models.tokenizer import Vocabulary, clip_tokenizer
 from tests import components
 
@@ -54,3 +56,37 @@ def test_a_folder_with_vocab_and_merges_is_enough(tmp_path: Path, pad: str) -> N
     assert ours.positions == 77  # the folder names no length
     assert ours.spots(["a red circle, zebra"]) == stock.spots(["a red circle, zebra"])
     assert ours.wrap([1, 2]) == stock.wrap([1, 2])
+
+
+def test_of_old_files_the_map_of_special_tokens_has_the_last_word(tmp_path: Path) -> None:
+    """As in folders of SD 2, whose texts are padded with "!"."""
+    components.tokenizer().backend_tokenizer.model.save(str(tmp_path))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    for more, pad in (({}, "!"), ({"added_tokens_decoder": {}}, "<|endoftext|>")):
+        told = {"pad_token": "<|endoftext|>", "model_max_length": 77, **more}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+        assert CLIPTokenizer.from_pretrained(tmp_path).pad_token == pad
+        assert ClipTokenizer.read(tmp_path).special["pad_token"] == pad
+
+
+@pytest.mark.parametrize("place", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_learned_word_of_a_saved_pipeline_stays_one(tmp_path: Path, place: str) -> None:
+    stock = components.tokenizer()
+    stock.add_tokens("<cat-toy>")
+    stock.save_pretrained(tmp_path)
+    stock.backend_tokenizer.model.save(str(tmp_path))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config.pop("added_tokens_decoder", None)
+    if place == "tokenizer_config.json":
+        config["added_tokens_decoder"] = {str(len(stock) - 1): {"content": "<cat-toy>", "special": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if place != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+    if place == "added_tokens.json":
+        (tmp_path / place).write_text(json.dumps({"<cat-toy>": len(stock) - 1}))
+    ours = ClipTokenizer.read(tmp_path)
+    ours.save(tmp_path / "again")
+    for each in (ours, ClipTokenizer.read(tmp_path / "again")):
+        assert len(each) == len(stock)
+        text = "a red <cat-toy> circle"
+        assert each.backend_tokenizer.encode(text).ids == stock(text).input_ids

@@ -29,7 +29,7 @@ def read(network: UNet) -> list[int]:
 
 
 def test_a_run_reads_its_prompt_once() -> None:
-    network, x = UNet(components.unet(), "epsilon"), torch.randn(1, 4, 8, 8)
+    network, x = UNet(components.unet(), "epsilon", reads_once=True), torch.randn(1, 4, 8, 8)
     seen, told, null = read(network), cond(1), cond(2)
     for i in range(4):  # with guidance in some steps, without it in others
         network(x, level(i), [told, null] if i % 2 else [told])
@@ -38,10 +38,21 @@ def test_a_run_reads_its_prompt_once() -> None:
     assert seen == [1, 2]
     network(x, level(), [cond(3)])
     assert seen == [1, 2, 1]
+    network.forget()
+    network(x, level(), [told])
+    assert seen == [1, 2, 1, 1]
+
+
+def test_where_weights_learn_nothing_is_kept() -> None:
+    network, x, told = UNet(components.unet(), "epsilon"), torch.randn(1, 4, 8, 8), cond(1)
+    seen = read(network)
+    for _ in range(3):
+        network(x, level(), [told])
+    assert seen == [1, 1, 1]
 
 
 def test_what_is_kept_is_bounded_and_gives_the_same_picture() -> None:
-    network, x = UNet(components.unet(), "epsilon"), torch.randn(READ, 4, 8, 8)
+    network, x = UNet(components.unet(), "epsilon", reads_once=True), torch.randn(READ, 4, 8, 8)
     for seed in range(6):
         told = cond(seed, READ)
         first = network(x, level(), [told])[0].clean

@@ -27,8 +27,9 @@ class Net(nn.Module):
         if unknown := sorted(set(fields) - set(self.DEFAULTS) - set(self.SETTLED)):
             raise TypeError(f"{self.STOCK} has no {', '.join(unknown)}")
         for name, value in fields.items():
-            if name in self.SETTLED and value not in self.SETTLED[name]:
-                raise ValueError(f"{name}={value!r} is not built here, only {self.SETTLED[name][0]!r}")
+            settled = self.SETTLED.get(name)
+            if settled is not None and value not in settled and not (value is None and not settled[0]):
+                raise ValueError(f"{name}={value!r} is not built here, only {settled[0]!r}")
         self.config = Fields({**self.DEFAULTS, **fields})
 
     @classmethod
@@ -49,9 +50,13 @@ class Net(nn.Module):
 
     def recompute(self, on: bool = True) -> None:
         """Activations of its larger parts are made again in the backward pass, which takes time and saves memory."""
-        for module in self.modules():
-            if isinstance(module, Part):
+        waiting: list[nn.Module] = [self]
+        while waiting:
+            module = waiting.pop()
+            if isinstance(module, Part):  # and those inside with it: twice would take time and save nothing
                 module.recomputed = on
+            else:
+                waiting += module.children()
 
 
 class _Unfilled(TorchFunctionMode):

@@ -11,21 +11,27 @@ T = TypeVar("T")
 
 
 class Kept(Generic[T]):
-    """One value of some weights. After an adapter was put in or taken out, after a step of training, in another type or
-    on another device they are others, and the value is computed anew."""
+    """One value of some weights. After an adapter was put in or out, in another type or on another device they are
+    others, and the value is computed anew. Not for weights that learn: fused optimisers tell nobody."""
 
     def __init__(self) -> None:
-        self._value: T | None = None
-        self._of: list[tuple[Tensor, int]] = []
+        self._kept: tuple[list[tuple[Tensor, int]], T] | None = None
 
     def get(self, weights: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-        if self._value is None or not self._same(weights):
-            self._of = [(weight.detach(), weight._version) for weight in weights]  # their memory cannot be used again
-            self._value = make()
-        return self._value
+        kept = self._kept
+        if kept is None or not _same(weights, kept[0]):
+            seen = [(weight.detach(), _version(weight)) for weight in weights]  # their memory cannot be used again
+            self._kept = kept = (seen, make())
+        return kept[1]
 
-    def _same(self, weights: tuple[Tensor, ...]) -> bool:
-        return len(weights) == len(self._of) and all(
-            weight.data_ptr() == held.data_ptr() and weight._version == version and weight.dtype == held.dtype
-            for weight, (held, version) in zip(weights, self._of, strict=True)
-        )
+
+def _same(weights: tuple[Tensor, ...], seen: list[tuple[Tensor, int]]) -> bool:
+    return len(weights) == len(seen) and all(
+        weight.data_ptr() == held.data_ptr() and _version(weight) == version and weight.dtype == held.dtype
+        for weight, (held, version) in zip(weights, seen, strict=True)
+    )
+
+
+def _version(weight: Tensor) -> int:
+    """How often it was changed in place; those that cannot learn do not count that."""
+    return 0 if weight.is_inference() else weight._version

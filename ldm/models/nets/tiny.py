@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.nets.base import Net
+from ldm.models.nets.base import Net, Part
 
 LAYERS = {"relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GELU, "mish": nn.Mish}
 
 
-class TinyBlock(nn.Module):
+class TinyBlock(Part):
     def __init__(self, width: int, act: str) -> None:
         super().__init__()
         convs = [nn.Conv2d(width, width, 3, padding=1) for _ in range(3)]
