@@ -226,6 +226,9 @@ def test_two_at_once_get_two_names_and_a_third_waits_for_its_turn(
     for thread in threads:
         thread.start()
     going.wait(30)
+    until = time.monotonic() + 30
+    while len(kept(own)) < 2 and time.monotonic() < until:  # what was sent has come
+        time.sleep(0.01)
     third = brought(http, lora, "third")
     assert (third.status_code, third.headers["retry-after"]) == (429, "5")
     assert made(service, QUICK).state == "done" and http.get("/healthz").status_code == 200  # others are served
