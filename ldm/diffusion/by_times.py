@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ldm.diffusion.sample import Generators
-from ldm.diffusion.training import betas
+from ldm.diffusion.training import betas, zero_terminal
 from ldm.fields import Fields
 
 
@@ -118,8 +118,6 @@ def normal_like(x: Tensor, generator: Generators) -> Tensor:
 
 
 def without_end(table: Tensor) -> Tensor:
-    """Betas of a schedule that ends without signal (Lin 2023, algorithm 1)."""
-    alpha = torch.cumprod(1.0 - table, dim=0).sqrt()
-    first, last = alpha[0].clone(), alpha[-1].clone()
-    signal = ((alpha - last) * (first / (first - last))) ** 2
+    """The betas of a schedule, so that it ends without signal."""
+    signal = zero_terminal(torch.cumprod(1.0 - table, dim=0))
     return 1 - torch.cat([signal[:1], signal[1:] / signal[:-1]])

@@ -135,7 +135,7 @@ def zero_terminal(signal: Tensor) -> Tensor:
     """alpha^2 [T] with no signal at the end: alpha_t' = a_0 (a_t - a_T) / (a_0 - a_T)  (Lin 2023, algorithm 1)."""
     alpha = signal.sqrt()
     first, last = alpha[0], alpha[-1]
-    return ((alpha - last) * first / (first - last)) ** 2
+    return ((alpha - last) * (first / (first - last))) ** 2
 
 
 def betas(config: Mapping[str, Any], steps: int, dtype: torch.dtype = torch.float64) -> Tensor:
