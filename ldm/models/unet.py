@@ -90,11 +90,9 @@ class UNet:
     def _words(self, texts: tuple[Tensor, ...], joined: Tensor) -> Words:
         """Those of an earlier call, if it was told the same: a run reads its prompt at every step."""
         for held, words in self._read:
-            if _alike(held, texts) and words.states.shape == joined.shape and words.states.dtype == joined.dtype:
-                return words
-            if joined.device.type == "cpu" and torch.equal(
-                words.states, joined
-            ):  # elsewhere that would wait for a card
+            fits = words.states.shape == joined.shape and words.states.dtype == joined.dtype
+            # Equal numbers are looked for on a processor alone: elsewhere that would wait for a card.
+            if fits and (_alike(held, texts) or (joined.device.type == "cpu" and torch.equal(words.states, joined))):
                 return words
         words, rows = Words(joined), len(joined)
         kept = [(texts, words)]
